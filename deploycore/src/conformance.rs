@@ -1,0 +1,1 @@
+//! The conformance kit: named cases per trait that any backend must pass.

@@ -1,0 +1,1 @@
+//! On the machine: the agent, its disk and the runner of processes.

@@ -1,0 +1,1 @@
+//! Memory backends: the reference that the conformance kit and the simulation hold every other backend against.

@@ -1,0 +1,29 @@
+//! The nouns of the design: plain values, validated where they are made, with no I/O.
+
+mod artifact;
+mod digest;
+mod goal;
+mod ids;
+mod job;
+mod machine;
+mod manifest;
+mod replication;
+mod time;
+
+pub use artifact::{ArtifactRef, LogName};
+pub use digest::{Digest, ParseDigestError};
+pub use goal::{Generation, Goal, GoalEpoch, GoalPosition, Origin, Port, Readiness, Revision, RunSpec, Selector};
+pub use ids::{
+    ArtifactName, ClaimId, CommitId, ConcurrencyKey, DedupKey, InvalidName, JobId, MachineName, PinHolder, RegionName,
+    ServiceName, WorkerName,
+};
+pub use job::{
+    Attempt, AttemptOutcome, Completion, Epoch, Failure, FailureKind, Job, JobStatus, Lease, NewJob, Retry,
+    RunningLease,
+};
+pub use machine::{KnownMachine, Labels, MachineReport, ServicePhase, ServiceReport};
+pub use manifest::{
+    InvalidManifest, MAX_ARTIFACT_SIZE, MAX_PIECE_SIZE, MIN_PIECE_SIZE, Manifest, ManifestHasher, piece_size_for,
+};
+pub use replication::{ArtifactStatus, CopyLease, CopyState, CopyStatus, CopyTask, NewArtifact};
+pub use time::{Timestamp, friendly, friendly_option};

@@ -1,0 +1,83 @@
+//! What a machine says of itself.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::friendly;
+use super::{ArtifactRef, GoalPosition, MachineName, RegionName, ServiceName};
+
+/// The labels of a machine, which selectors name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Labels(pub BTreeMap<String, String>);
+
+/// What a machine last said. It is soft state: sent again when it changes and from time to time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineReport {
+    /// The machine.
+    pub machine: MachineName,
+    /// Its region.
+    pub region: RegionName,
+    /// Its labels.
+    pub labels: Labels,
+    /// The agent's process.
+    pub agent_pid: u32,
+    /// Each service that it runs, stages or tries to.
+    pub services: Vec<ServiceReport>,
+}
+
+/// One service on one machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceReport {
+    /// The service.
+    pub service: ServiceName,
+    /// The newest goal that the machine has taken up.
+    pub goal: GoalPosition,
+    /// Where the machine is with that goal.
+    pub phase: ServicePhase,
+    /// What `current` names, with the goal it was switched for.
+    pub current: Option<(GoalPosition, ArtifactRef)>,
+    /// The running process, if there is one.
+    pub pid: Option<u32>,
+    /// The port it listens on, if it has one.
+    pub port: Option<u16>,
+    /// Bytes that were fetched for this goal, from peers and store together.
+    pub bytes_fetched: u64,
+    /// Why it was reverted, or what it waits for.
+    pub message: Option<String>,
+}
+
+/// Where a machine is with a goal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum ServicePhase {
+    /// Bytes are on their way.
+    Fetching,
+    /// The verified bytes are on disk; nothing changed yet.
+    Staged,
+    /// The old version stops, the new one starts.
+    Switching,
+    /// Started; not yet known to be ready.
+    Running,
+    /// Ready: the goal is met.
+    Good,
+    /// It did not become ready; the previous version runs. Not tried again for the same goal.
+    Reverted,
+    /// The goal does not select this machine any more and the service was stopped.
+    Retired,
+}
+
+/// A machine as its region knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownMachine {
+    /// What it last said.
+    pub report: MachineReport,
+    /// How long ago that was, by the region's clock.
+    #[serde(with = "friendly")]
+    pub silent_for: Duration,
+    /// Whether that is short enough to count it as there. A machine that is not live blocks nobody.
+    pub live: bool,
+}

@@ -1,0 +1,213 @@
+//! The ledger of copies: which region has which artifact.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use super::BackendError;
+use crate::model::{
+    ArtifactName, ArtifactStatus, ClaimId, CopyLease, CopyState, CopyTask, NewArtifact, PinHolder, RegionName,
+    ServiceName, Timestamp,
+};
+
+/// What can go wrong with a ledger.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No artifact has this name.
+    #[error("artifact {artifact} is not in the ledger: it is not built, or not registered yet")]
+    NotFound {
+        /// The name.
+        artifact: ArtifactName,
+    },
+    /// The name is registered with another digest, size, service, job or set of regions.
+    #[error("artifact {artifact} is registered with another body: a name stands for one artifact")]
+    Conflict {
+        /// The name.
+        artifact: ArtifactName,
+    },
+    /// The copy lease is not the current one.
+    #[error("the lease to copy {artifact} to {region} is lost: stop the copy")]
+    LeaseLost {
+        /// The artifact.
+        artifact: ArtifactName,
+        /// The region.
+        region: RegionName,
+    },
+    /// Some required region does not have the artifact.
+    #[error("artifact {artifact} is not deployable: {} still missing", regions(.missing))]
+    NotDeployable {
+        /// The artifact.
+        artifact: ArtifactName,
+        /// Each region that does not have it, with where it stands.
+        missing: BTreeMap<RegionName, CopyState>,
+    },
+    /// The request breaks a bound of the contract.
+    #[error("invalid request: {0}")]
+    Invalid(String),
+    /// Anything below the contract.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+}
+
+fn regions(missing: &BTreeMap<RegionName, CopyState>) -> String {
+    let names: Vec<_> = missing.iter().map(|(region, state)| format!("{region} ({state})")).collect();
+    names.join(", ")
+}
+
+impl Error {
+    /// Whether the same call may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Backend(error) if error.is_retryable())
+    }
+}
+
+/// The most items in one call and in one page.
+pub const MAX_BATCH: usize = 1_000;
+
+/// What a registration did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Registered {
+    /// Rows were added.
+    Created,
+    /// The same artifact was registered before.
+    Repeated,
+}
+
+/// A replicator's wish for copies to make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClaimRequest {
+    /// Chosen by the caller: a repeated call with the same id gives the same tasks and never further ones.
+    pub claim: ClaimId,
+    /// The region to copy to.
+    pub region: RegionName,
+    /// How long the lease holds without progress, by the ledger's clock.
+    pub lease: Duration,
+    /// At most this many, 1 to [`MAX_BATCH`].
+    pub limit: usize,
+}
+
+/// What follows a failed copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyRetry {
+    /// It stays pending and may be claimed after this delay.
+    After(Duration),
+    /// It is failed until someone reopens it.
+    GiveUp,
+}
+
+/// Which artifacts a list shows; an empty filter shows all.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LedgerFilter {
+    /// Of this service.
+    pub service: Option<ServiceName>,
+    /// With a copy in this state in this region.
+    pub copy: Option<(RegionName, CopyState)>,
+}
+
+/// A place in a list of artifacts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerCursor {
+    /// Of the last artifact shown.
+    pub registered_at: Timestamp,
+    /// Of the last artifact shown.
+    pub artifact: ArtifactName,
+}
+
+/// A page of artifacts, newest `registered_at` first, then greatest name first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerPage {
+    /// The artifacts.
+    pub artifacts: Vec<ArtifactStatus>,
+    /// Where the next page starts; `None` at the end.
+    pub next: Option<LedgerCursor>,
+}
+
+/// The ledger of copies. See the [module](crate::port) for clocks, repeating and cancel safety.
+#[async_trait]
+pub trait ReplicationLedger: Send + Sync + Debug + 'static {
+    /// Adds an artifact with a pending copy for each required region, durably. Idempotent.
+    ///
+    /// Errors: `Conflict` when the name is taken by another body; `Invalid` when no region is required.
+    async fn register(&self, artifact: &NewArtifact) -> Result<Registered, Error>;
+
+    /// Those of `names` (at most [`MAX_BATCH`]) that are not in the ledger.
+    async fn unregistered(&self, names: &[ArtifactName]) -> Result<BTreeSet<ArtifactName>, Error>;
+
+    /// Takes up to `limit` pending copies of a region whose delay has passed and that no live lease holds, oldest artifact
+    /// first, with an epoch one more than any before. Idempotent by claim id, as [`JobQueue::claim`](super::JobQueue::claim).
+    async fn claim(&self, request: &ClaimRequest) -> Result<Vec<CopyTask>, Error>;
+
+    /// Reports how many bytes are copied and renews the lease for `lease` from now.
+    ///
+    /// Errors: `LeaseLost`, `NotFound`.
+    async fn progress(&self, lease: &CopyLease, bytes: u64, extend: Duration) -> Result<(), Error>;
+
+    /// The copy is whole, verified and durable in the region's store. Repeating it under the same lease succeeds and changes
+    /// nothing.
+    ///
+    /// Errors: `LeaseLost`, `NotFound`.
+    async fn complete(&self, lease: &CopyLease) -> Result<(), Error>;
+
+    /// The attempt failed. Repeating it under the same lease succeeds and changes nothing.
+    ///
+    /// Errors: `LeaseLost`, `NotFound`.
+    async fn fail(&self, lease: &CopyLease, reason: &str, retry: CopyRetry) -> Result<(), Error>;
+
+    /// A complete copy has disappeared, or a failed one shall be tried again: it is pending again, claimable at once, its epoch one
+    /// more. `seen` is the epoch at which the caller saw it; if the copy has moved on, nothing changes and the answer is `false`.
+    /// A pending copy stays as it is.
+    ///
+    /// Errors: `NotFound`.
+    async fn reopen(
+        &self,
+        artifact: &ArtifactName,
+        region: &RegionName,
+        seen: crate::model::Epoch,
+        reason: &str,
+    ) -> Result<bool, Error>;
+
+    /// An artifact in all its regions, or `None`.
+    async fn status(&self, artifact: &ArtifactName) -> Result<Option<ArtifactStatus>, Error>;
+
+    /// A page of at most `limit` (1 to [`MAX_BATCH`]) artifacts after `after`.
+    async fn list(
+        &self,
+        filter: &LedgerFilter,
+        after: Option<&LedgerCursor>,
+        limit: usize,
+    ) -> Result<LedgerPage, Error>;
+
+    /// Pins an artifact if, in the same transaction, it is complete in each required region; else it changes nothing. A pinned
+    /// artifact is not collected. Idempotent.
+    ///
+    /// Errors: `NotDeployable` with the missing regions; `NotFound`.
+    async fn pin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), Error>;
+
+    /// Takes a holder's pin away. Idempotent; an unknown artifact has no pins.
+    async fn unpin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), Error>;
+}
+
+/// Convenience on any [`ReplicationLedger`].
+#[async_trait]
+pub trait ReplicationLedgerExt: ReplicationLedger {
+    /// The status of an artifact; `NotFound` instead of `None`.
+    async fn require(&self, artifact: &ArtifactName) -> Result<ArtifactStatus, Error> {
+        self.status(artifact).await?.ok_or_else(|| Error::NotFound { artifact: artifact.clone() })
+    }
+
+    /// Succeeds when the artifact is complete in each required region; otherwise the error names the missing ones.
+    async fn deployable(&self, artifact: &ArtifactName) -> Result<ArtifactStatus, Error> {
+        let status = self.require(artifact).await?;
+        if status.is_deployable() {
+            return Ok(status);
+        }
+        Err(Error::NotDeployable { artifact: artifact.clone(), missing: status.missing() })
+    }
+}
+
+impl<T: ReplicationLedger + ?Sized> ReplicationLedgerExt for T {}

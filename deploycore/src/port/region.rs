@@ -1,0 +1,40 @@
+//! What a machine and its region tell each other besides goals and bytes: three traits of one method, so that an agent in a
+//! test, in one process or across HTTP is wired alike.
+
+use std::fmt::Debug;
+
+use async_trait::async_trait;
+
+use super::{ArtifactStore, BackendError};
+use crate::model::{Digest, KnownMachine, MachineReport, Manifest};
+
+/// Where a machine gets manifests from. A manifest proves itself, so the source needs no trust.
+#[async_trait]
+pub trait ManifestSource: Send + Sync + Debug + 'static {
+    /// The manifest of an artifact in the machine's region, or `None` while the region does not have it.
+    async fn region_manifest(&self, digest: &Digest) -> Result<Option<Manifest>, BackendError>;
+}
+
+/// Where a machine sends its reports.
+#[async_trait]
+pub trait ReportSink: Send + Sync + Debug + 'static {
+    /// Takes the newest report of a machine; it replaces the one before. Idempotent.
+    async fn report(&self, report: &MachineReport) -> Result<(), BackendError>;
+}
+
+/// Where a deployer learns of machines.
+#[async_trait]
+pub trait MachineDirectory: Send + Sync + Debug + 'static {
+    /// Each machine that reported since the directory started, by region and name.
+    async fn machines(&self) -> Result<Vec<KnownMachine>, BackendError>;
+}
+
+#[async_trait]
+impl<T: ArtifactStore> ManifestSource for T {
+    async fn region_manifest(&self, digest: &Digest) -> Result<Option<Manifest>, BackendError> {
+        self.manifest(digest).await.map_err(|error| match error {
+            super::store::Error::Backend(error) => error,
+            other => BackendError::permanent("artifact store", other),
+        })
+    }
+}

@@ -1,0 +1,3 @@
+//! The reference cluster.
+
+fn main() {}
