@@ -20,6 +20,8 @@
 pub mod model;
 pub mod port;
 
+pub mod pace;
+
 pub mod build;
 pub mod store;
 

@@ -314,7 +314,7 @@ mod tests {
             let bytes = bytes(len, 1);
             let manifest = Manifest::of(&bytes);
             assert_eq!(manifest.digest(), Digest::of(&bytes), "{len} bytes");
-            assert_eq!(manifest.piece_count() as u64, (len as u64).div_ceil(MIN_PIECE_SIZE));
+            assert_eq!(u64::from(manifest.piece_count()), (len as u64).div_ceil(MIN_PIECE_SIZE));
         }
     }
 

@@ -1,0 +1,124 @@
+//! When a service looks again: a period with jitter, a hint that shortens it, a backoff after failures.
+//!
+//! Poll is the truth, hints are hints: every wait of a service goes through [`Pace::wait`], which has a timer in any case.
+
+use std::future::Future;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use crate::model::friendly;
+
+/// A delay that doubles with each failure in a row, between two bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Backoff {
+    /// After the first failure.
+    #[serde(with = "friendly")]
+    pub initial: Duration,
+    /// After many.
+    #[serde(with = "friendly")]
+    pub max: Duration,
+}
+
+impl Default for Backoff {
+    /// From 500 ms to 30 s.
+    fn default() -> Self {
+        Self { initial: Duration::from_millis(500), max: Duration::from_secs(30) }
+    }
+}
+
+impl Backoff {
+    /// The delay after `failures` (1 or more) failures in a row, without jitter.
+    pub fn delay(&self, failures: u32) -> Duration {
+        let doublings = failures.saturating_sub(1).min(30);
+        self.initial.saturating_mul(1 << doublings).min(self.max)
+    }
+}
+
+/// Why a wait ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wake {
+    /// The timer.
+    Due,
+    /// The hint.
+    Hint,
+    /// The service shall end.
+    Shutdown,
+}
+
+/// The rhythm of one service. It has a generator of its own, so that a seeded run repeats.
+#[derive(Debug, Clone)]
+pub struct Pace {
+    period: Duration,
+    backoff: Backoff,
+    failures: u32,
+    random: fastrand::Rng,
+}
+
+impl Pace {
+    /// A rhythm of one look each `period`.
+    pub fn new(period: Duration, backoff: Backoff) -> Self {
+        Self { period, backoff, failures: 0, random: fastrand::Rng::new() }
+    }
+
+    /// Seeds the jitter.
+    #[must_use]
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.random = fastrand::Rng::with_seed(seed);
+        self
+    }
+
+    /// Notes how the last look went; `true` for well.
+    pub fn note(&mut self, well: bool) {
+        self.failures = if well { 0 } else { self.failures.saturating_add(1) };
+    }
+
+    /// Looks that failed in a row.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// How long to wait now: the period, or the backoff after failures, less up to a tenth so that many do not march in step.
+    pub fn next(&mut self) -> Duration {
+        let full = if self.failures == 0 { self.period } else { self.backoff.delay(self.failures) };
+        full.mul_f64(1.0 - 0.1 * self.random.f64())
+    }
+
+    /// Waits until the next look is due, the hint resolves, or the service shall end. Cancel safe. After a failure the hint is not
+    /// heard: it would turn a backoff into a busy loop.
+    pub async fn wait(&mut self, hint: impl Future<Output = ()>, shutdown: &CancellationToken) -> Wake {
+        let (delay, deaf) = (self.next(), self.failures > 0);
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => Wake::Shutdown,
+            () = hint, if !deaf => Wake::Hint,
+            () = tokio::time::sleep(delay) => Wake::Due,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_backoff_doubles_up_to_its_bound() {
+        let backoff = Backoff { initial: Duration::from_secs(1), max: Duration::from_secs(5) };
+        let delays: Vec<_> = (1..6).map(|n| backoff.delay(n).as_secs()).collect();
+        assert_eq!(delays, [1, 2, 4, 5, 5]);
+        assert_eq!(backoff.delay(u32::MAX), Duration::from_secs(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hint_shortens_a_wait_but_not_a_backoff() {
+        let mut pace = Pace::new(Duration::from_hours(1), Backoff::default());
+        let shutdown = CancellationToken::new();
+        assert_eq!(pace.wait(async {}, &shutdown).await, Wake::Hint);
+        pace.note(false);
+        assert_eq!(pace.wait(async {}, &shutdown).await, Wake::Due);
+        shutdown.cancel();
+        assert_eq!(pace.wait(async {}, &shutdown).await, Wake::Shutdown);
+    }
+}
