@@ -81,7 +81,7 @@ impl Pace {
     }
 
     /// How long to wait now: the period, or the backoff after failures, less up to a tenth so that many do not march in step.
-    pub fn next(&mut self) -> Duration {
+    pub fn delay(&mut self) -> Duration {
         let full = if self.failures == 0 { self.period } else { self.backoff.delay(self.failures) };
         full.mul_f64(1.0 - 0.1 * self.random.f64())
     }
@@ -89,7 +89,7 @@ impl Pace {
     /// Waits until the next look is due, the hint resolves, or the service shall end. Cancel safe. After a failure the hint is not
     /// heard: it would turn a backoff into a busy loop.
     pub async fn wait(&mut self, hint: impl Future<Output = ()>, shutdown: &CancellationToken) -> Wake {
-        let (delay, deaf) = (self.next(), self.failures > 0);
+        let (delay, deaf) = (self.delay(), self.failures > 0);
         tokio::select! {
             biased;
             () = shutdown.cancelled() => Wake::Shutdown,
