@@ -279,6 +279,8 @@ pub enum Completion {
         artifact: ArtifactRef,
         /// The log of the attempt, if one was kept.
         log: Option<LogName>,
+        /// How long it took, by the worker's clock.
+        timings: Timings,
     },
     /// The build failed.
     Failed {
@@ -287,6 +289,15 @@ pub enum Completion {
     },
     /// The worker stopped because a cancel was requested.
     Cancelled,
+}
+
+/// Where the time of a successful attempt went, by the worker's clock: for people and reports, never for decisions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timings {
+    /// From the claim to the first byte of output, in milliseconds.
+    pub build_ms: u64,
+    /// From the first byte of output until the artifact was durable in the main store, in milliseconds.
+    pub store_ms: u64,
 }
 
 /// Why an attempt failed.
