@@ -26,4 +26,4 @@ pub use manifest::{
     InvalidManifest, MAX_ARTIFACT_SIZE, MAX_PIECE_SIZE, MIN_PIECE_SIZE, Manifest, ManifestHasher, piece_size_for,
 };
 pub use replication::{ArtifactStatus, CopyLease, CopyState, CopyStatus, CopyTask, NewArtifact};
-pub use time::{Timestamp, friendly, friendly_option};
+pub use time::{Timestamp, elapsed, friendly, friendly_option, later};

@@ -320,8 +320,13 @@ impl Failure {
     /// A failure that is not to be retried, with no log.
     pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
         let mut message = message.into();
-        message.truncate(message.floor_char_boundary(Self::MAX_MESSAGE));
+        message.truncate(Self::cut(&message).len());
         Self { kind, message, log: None, retry: Retry::Never }
+    }
+
+    /// The longest head of a text that fits a message.
+    pub fn cut(text: &str) -> &str {
+        &text[..text.floor_char_boundary(Self::MAX_MESSAGE)]
     }
 
     /// Names the log.

@@ -87,11 +87,11 @@ pub struct CopyStatus {
     pub epoch: Epoch,
     /// Attempts since it was registered or reopened.
     pub attempts: u32,
-    /// Bytes copied, as last reported.
+    /// Bytes copied, as last reported; the whole size once complete, 0 again after a reopening.
     pub bytes: u64,
     /// Not claimed before this instant.
     pub eligible_at: Timestamp,
-    /// When the running attempt's lease ends.
+    /// When the running attempt's lease ends; `None` when none runs.
     pub leased_until: Option<Timestamp>,
     /// The last change.
     pub updated_at: Timestamp,

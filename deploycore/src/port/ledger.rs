@@ -1,4 +1,9 @@
 //! The ledger of copies: which region has which artifact.
+//!
+//! What follows from each call is decided by pure functions that every backend shares: [`bounds`] and [`transition`].
+
+pub mod bounds;
+pub mod transition;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -84,7 +89,7 @@ pub struct ClaimRequest {
     pub claim: ClaimId,
     /// The region to copy to.
     pub region: RegionName,
-    /// How long the lease holds without progress, by the ledger's clock.
+    /// How long the lease holds without progress, by the ledger's clock; at most [`bounds::MAX_LEASE`].
     pub lease: Duration,
     /// At most this many, 1 to [`MAX_BATCH`].
     pub limit: usize,
@@ -132,35 +137,42 @@ pub struct LedgerPage {
 pub trait ReplicationLedger: Send + Sync + Debug + 'static {
     /// Adds an artifact with a pending copy for each required region, durably. Idempotent.
     ///
-    /// Errors: `Conflict` when the name is taken by another body; `Invalid` when no region is required.
+    /// Errors: `Conflict` when the name is taken by another body; `Invalid` when no region is required, or past the [`bounds`].
     async fn register(&self, artifact: &NewArtifact) -> Result<Registered, Error>;
 
     /// Those of `names` (at most [`MAX_BATCH`]) that are not in the ledger.
     async fn unregistered(&self, names: &[ArtifactName]) -> Result<BTreeSet<ArtifactName>, Error>;
 
     /// Takes up to `limit` pending copies of a region whose delay has passed and that no live lease holds, oldest artifact
-    /// first, with an epoch one more than any before. Idempotent by claim id, as [`JobQueue::claim`](super::JobQueue::claim).
+    /// first, with an epoch one more than any before.
+    ///
+    /// Idempotent by claim id: a repeated call gives those tasks of the first call whose lease still holds, and no others. A claim is
+    /// forgotten when other claims have taken over all its copies, or when it got none.
+    ///
+    /// A lease that ran out is still the current one until another claim or a reopening takes the copy: the work is not thrown away.
+    ///
+    /// Errors: `Invalid` past the [`bounds`].
     async fn claim(&self, request: &ClaimRequest) -> Result<Vec<CopyTask>, Error>;
 
-    /// Reports how many bytes are copied and renews the lease for `lease` from now.
+    /// Reports how many bytes are copied (more than the size counts as the size) and renews the lease for `extend` from now.
     ///
-    /// Errors: `LeaseLost`, `NotFound`.
+    /// Errors: `LeaseLost`, `NotFound`; `Invalid` past the [`bounds`].
     async fn progress(&self, lease: &CopyLease, bytes: u64, extend: Duration) -> Result<(), Error>;
 
     /// The copy is whole, verified and durable in the region's store. Repeating it under the same lease succeeds and changes
     /// nothing.
     ///
-    /// Errors: `LeaseLost`, `NotFound`.
+    /// Errors: `LeaseLost`, also when the attempt was reported as failed; `NotFound`.
     async fn complete(&self, lease: &CopyLease) -> Result<(), Error>;
 
-    /// The attempt failed. Repeating it under the same lease succeeds and changes nothing.
+    /// The attempt failed. Repeating it under the same lease succeeds and changes nothing. A reason or delay past the [`bounds`] is cut.
     ///
-    /// Errors: `LeaseLost`, `NotFound`.
+    /// Errors: `LeaseLost`, also when the attempt was reported as complete; `NotFound`.
     async fn fail(&self, lease: &CopyLease, reason: &str, retry: CopyRetry) -> Result<(), Error>;
 
     /// A complete copy has disappeared, or a failed one shall be tried again: it is pending again, claimable at once, its epoch one
-    /// more. `seen` is the epoch at which the caller saw it; if the copy has moved on, nothing changes and the answer is `false`.
-    /// A pending copy stays as it is.
+    /// more. `seen` is the epoch at which the caller saw it; if the copy has moved on, nothing changes and the answer is `false`, also
+    /// when this very call moved it and is repeated. A pending copy stays as it is, with `false`. Pins stay.
     ///
     /// Errors: `NotFound`.
     async fn reopen(
@@ -175,6 +187,8 @@ pub trait ReplicationLedger: Send + Sync + Debug + 'static {
     async fn status(&self, artifact: &ArtifactName) -> Result<Option<ArtifactStatus>, Error>;
 
     /// A page of at most `limit` (1 to [`MAX_BATCH`]) artifacts after `after`.
+    ///
+    /// Errors: `Invalid` past the [`bounds`].
     async fn list(
         &self,
         filter: &LedgerFilter,
@@ -183,7 +197,7 @@ pub trait ReplicationLedger: Send + Sync + Debug + 'static {
     ) -> Result<LedgerPage, Error>;
 
     /// Pins an artifact if, in the same transaction, it is complete in each required region; else it changes nothing. A pinned
-    /// artifact is not collected. Idempotent.
+    /// artifact is not collected. Idempotent, but checked anew each time: a holder whose pin stands is refused while a copy is missing.
     ///
     /// Errors: `NotDeployable` with the missing regions; `NotFound`.
     async fn pin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), Error>;

@@ -1,4 +1,9 @@
 //! The queue of build jobs.
+//!
+//! What follows from each call is decided by pure functions that every backend shares: [`bounds`] and [`transition`].
+
+pub mod bounds;
+pub mod transition;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -53,7 +58,7 @@ impl Error {
     }
 }
 
-/// The most jobs in one enqueue, and the most in one claim.
+/// The most items in one call: jobs to enqueue, claim, rescue or prune, leases to beat for.
 pub const MAX_BATCH: usize = 1_000;
 /// The most jobs in one page of a list.
 pub const MAX_PAGE: u32 = 1_000;
@@ -212,7 +217,8 @@ pub struct JobPage {
 pub struct QueueStats {
     /// Jobs in each status; a status without jobs is listed with 0.
     pub counts: BTreeMap<JobStatus, u64>,
-    /// How long the oldest job that could be claimed now has been claimable, in seconds.
+    /// How long the queued job that waits longest has been eligible, in seconds, whether a pause, a concurrency limit or a lack of
+    /// workers keeps it. `None` when no queued job is eligible.
     pub oldest_queued_seconds: Option<f64>,
     /// Whether claiming is paused.
     pub paused: bool,
@@ -237,32 +243,42 @@ pub trait JobQueue: Send + Sync + Debug + 'static {
     /// Adds jobs, all or none; the answers stand in the order of the jobs. At most [`MAX_BATCH`].
     ///
     /// Once it returned, the jobs survive the loss of any process and of power. Idempotent by job id. Two jobs of one call with
-    /// the same dedup key count as if enqueued one after the other.
+    /// the same dedup key, or the same id, count as if enqueued one after the other. A known id is looked at before the dedup key. A
+    /// deduplicated job leaves no trace: repeated after the other job has finished, it is created.
     ///
-    /// Errors: `Conflict` when an id is taken by another body; `Invalid` past the bounds.
+    /// Errors: `Conflict` when an id is taken by another body; `Invalid` past the [`bounds`].
     async fn enqueue(&self, jobs: &[NewJob]) -> Result<Vec<Enqueued>, Error>;
 
     /// Takes up to `limit` jobs in order, each with a lease whose epoch is one more than any before, in one transaction.
     ///
-    /// Idempotent by claim id: a repeated call gives those jobs of the first call whose lease still holds, and no others. No
-    /// two claims ever hold one job, and no concurrency limit is ever passed. Empty when nothing is claimable or claiming is paused.
+    /// Idempotent by claim id: a repeated call gives those jobs of the first call whose lease still holds, and no others, also while
+    /// claiming is paused. A call that got no job leaves no trace, and a claim is forgotten when its last job is pruned. No two claims
+    /// ever hold one job, and no concurrency limit is ever passed. Empty when nothing is claimable or claiming is paused.
+    ///
+    /// Errors: `Invalid` past the [`bounds`].
     async fn claim(&self, request: &ClaimRequest) -> Result<Vec<Job>, Error>;
 
     /// Shows that the builds under these leases live; the answers stand in the order of the leases. At most [`MAX_BATCH`].
     ///
-    /// A heartbeat does not move a build's deadline.
+    /// A heartbeat does not move a build's deadline; past it the lease holds, with no time left, until a rescue. A lease on a job that
+    /// does not exist is lost.
+    ///
+    /// Errors: `Invalid` past the [`bounds`].
     async fn heartbeat(&self, leases: &[Lease]) -> Result<Vec<Beat>, Error>;
 
     /// Ends an attempt. Repeating it with the same completion succeeds and changes nothing.
     ///
-    /// A failure with [`Retry::After`](crate::model::Retry) queues the job again while attempts are left and no cancel is requested. A
-    /// success is taken although a cancel was requested: the work is done.
+    /// A failure with [`Retry::After`](crate::model::Retry) queues the job again while attempts are left; a requested cancel makes the job
+    /// CANCELLED instead. A failure with `Retry::Never` makes it FAILED in any case, and a success is taken although a cancel was
+    /// requested: the work is done. Messages and delays past the [`bounds`] are cut.
     ///
-    /// Errors: `LeaseLost` when the lease is not the current one or ended with another completion; `NotFound`.
+    /// Errors: `LeaseLost` when the lease is not the current one or ended with another completion; `NotFound`; `Invalid` for
+    /// [`Completion::Cancelled`] where no cancel was requested.
     async fn complete(&self, lease: &Lease, completion: &Completion) -> Result<Job, Error>;
 
     /// Gives a job back without burning an attempt, claimable again after `delay`; past the job's bound of releases it fails.
-    /// A requested cancel takes effect. Repeating it with the same reason succeeds and changes nothing.
+    /// A requested cancel takes effect. Repeating it with the same reason succeeds, changes nothing, and tells where the job went or
+    /// has gone since. A reason or delay past the [`bounds`] is cut.
     ///
     /// Errors: `LeaseLost`, `NotFound`.
     async fn release(&self, lease: &Lease, reason: &str, delay: Duration) -> Result<Fate, Error>;
@@ -276,13 +292,17 @@ pub trait JobQueue: Send + Sync + Debug + 'static {
     /// Takes back jobs whose lease is lost or whose deadline passed, by the database's clock.
     ///
     /// Lost: to the queue while attempts are left, else FAILED. Past the deadline: FAILED, also when it still heartbeats. A
-    /// requested cancel makes either CANCELLED. Safe to run many times at once: each lease is rescued once.
+    /// requested cancel makes either CANCELLED. Safe to run many times at once: each lease is rescued once. The order is free.
+    ///
+    /// Errors: `Invalid` past the [`bounds`].
     async fn rescue(&self, request: &RescueRequest) -> Result<Vec<Rescued>, Error>;
 
     /// One job, or `None`.
     async fn get(&self, job: JobId) -> Result<Option<Job>, Error>;
 
     /// A page of at most `limit` (1 to [`MAX_PAGE`]) jobs after `after`. A job that exists during the whole walk is shown once.
+    ///
+    /// Errors: `Invalid` past the [`bounds`].
     async fn list(&self, filter: &JobFilter, after: Option<JobCursor>, limit: u32) -> Result<JobPage, Error>;
 
     /// Counts and age.
@@ -291,7 +311,10 @@ pub trait JobQueue: Send + Sync + Debug + 'static {
     /// The attempts at a job, oldest first. Empty when the job does not exist.
     async fn attempts(&self, job: JobId) -> Result<Vec<Attempt>, Error>;
 
-    /// Deletes at most `limit` jobs that finished at least `age` ago, with their attempts, oldest first; how many it deleted.
+    /// Deletes at most `limit` (1 to [`MAX_BATCH`]) jobs that finished at least `age` ago, with their attempts, first those that
+    /// finished first; how many it deleted.
+    ///
+    /// Errors: `Invalid` past the [`bounds`].
     async fn prune(&self, age: Duration, limit: usize) -> Result<usize, Error>;
 
     /// Pauses or resumes claiming, durably and for every worker. Idempotent.

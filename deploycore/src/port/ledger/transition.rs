@@ -1,0 +1,143 @@
+//! What becomes of a copy: the decisions that every backend must make alike, as pure functions on one copy.
+//!
+//! A backend finds the copy, calls one of these under its lock or in its transaction, and writes what came out. `now` is the backend's
+//! clock.
+
+use std::time::Duration;
+
+use super::{ClaimRequest, CopyRetry, Error, bounds};
+use crate::model::{ClaimId, CopyLease, CopyState, CopyStatus, Epoch, Timestamp, later};
+
+/// A copy as a backend keeps it: what everyone sees, and the newest claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CopyRow {
+    /// What everyone sees.
+    pub status: CopyStatus,
+    /// The claim that took the copy last. It stays when the attempt ends, so that a repeated call is known as one.
+    pub claim: Option<ClaimId>,
+}
+
+/// The copy of an artifact that was registered just now.
+pub fn register(now: Timestamp) -> CopyRow {
+    let status = CopyStatus {
+        state: CopyState::Pending,
+        epoch: Epoch::ZERO,
+        attempts: 0,
+        bytes: 0,
+        eligible_at: now,
+        leased_until: None,
+        updated_at: now,
+        completed_at: None,
+        last_error: None,
+    };
+    CopyRow { status, claim: None }
+}
+
+/// Whether a claim may take the copy: pending, its delay passed, no live lease on it.
+pub fn is_claimable(copy: &CopyRow, now: Timestamp) -> bool {
+    copy.status.state == CopyState::Pending && copy.status.eligible_at <= now && !is_leased(copy, now)
+}
+
+/// Whether the lease of the newest claim is live.
+pub fn is_leased(copy: &CopyRow, now: Timestamp) -> bool {
+    copy.status.leased_until.is_some_and(|until| until > now)
+}
+
+/// Starts the next attempt at a claimable copy.
+pub fn claim(copy: &mut CopyRow, request: &ClaimRequest, now: Timestamp) {
+    debug_assert!(is_claimable(copy, now), "the backend picks among the claimable");
+    copy.claim = Some(request.claim);
+    copy.status.epoch = copy.status.epoch.next();
+    copy.status.attempts = copy.status.attempts.saturating_add(1);
+    copy.status.leased_until = Some(later(now, request.lease));
+    copy.status.updated_at = now;
+}
+
+/// Takes a report of `bytes` out of `size`.
+///
+/// Errors: `LeaseLost`.
+pub fn progress(
+    copy: &mut CopyRow,
+    lease: &CopyLease,
+    bytes: u64,
+    size: u64,
+    extend: Duration,
+    now: Timestamp,
+) -> Result<(), Error> {
+    if !is_running_under(copy, lease) {
+        return Err(lost(lease));
+    }
+    copy.status.bytes = bytes.min(size);
+    copy.status.leased_until = Some(later(now, extend));
+    copy.status.updated_at = now;
+    Ok(())
+}
+
+/// Ends the attempt well. A repeated call leaves the copy unchanged.
+///
+/// Errors: `LeaseLost`.
+pub fn complete(copy: &mut CopyRow, lease: &CopyLease, size: u64, now: Timestamp) -> Result<(), Error> {
+    if is_newest(copy, lease) && copy.status.state == CopyState::Complete {
+        return Ok(());
+    }
+    if !is_running_under(copy, lease) {
+        return Err(lost(lease));
+    }
+    copy.status.state = CopyState::Complete;
+    copy.status.bytes = size;
+    copy.status.leased_until = None;
+    copy.status.updated_at = now;
+    copy.status.completed_at = Some(now);
+    Ok(())
+}
+
+/// Ends the attempt badly. A repeated call leaves the copy unchanged.
+///
+/// Errors: `LeaseLost`.
+pub fn fail(
+    copy: &mut CopyRow,
+    lease: &CopyLease,
+    reason: &str,
+    retry: CopyRetry,
+    now: Timestamp,
+) -> Result<(), Error> {
+    if is_newest(copy, lease) && copy.status.state != CopyState::Complete && copy.status.leased_until.is_none() {
+        return Ok(());
+    }
+    if !is_running_under(copy, lease) {
+        return Err(lost(lease));
+    }
+    match retry {
+        CopyRetry::After(delay) => copy.status.eligible_at = later(now, delay.min(bounds::MAX_LEASE)),
+        CopyRetry::GiveUp => copy.status.state = CopyState::Failed,
+    }
+    copy.status.leased_until = None;
+    copy.status.updated_at = now;
+    copy.status.last_error = Some(bounds::cut_reason(reason).to_owned());
+    Ok(())
+}
+
+/// Makes a complete or failed copy pending again if it is still as it was `seen`; whether it did.
+pub fn reopen(copy: &mut CopyRow, seen: Epoch, reason: &str, now: Timestamp) -> bool {
+    if copy.status.state == CopyState::Pending || copy.status.epoch != seen {
+        return false;
+    }
+    copy.status = CopyStatus {
+        epoch: seen.next(),
+        last_error: Some(bounds::cut_reason(reason).to_owned()),
+        ..register(now).status
+    };
+    true
+}
+
+fn is_newest(copy: &CopyRow, lease: &CopyLease) -> bool {
+    copy.claim == Some(lease.claim) && copy.status.epoch == lease.epoch
+}
+
+fn is_running_under(copy: &CopyRow, lease: &CopyLease) -> bool {
+    is_newest(copy, lease) && copy.status.state == CopyState::Pending && copy.status.leased_until.is_some()
+}
+
+fn lost(lease: &CopyLease) -> Error {
+    Error::LeaseLost { artifact: lease.artifact.clone(), region: lease.region.clone() }
+}
