@@ -1,5 +1,8 @@
 //! The store of goals: what should run.
 
+mod admission;
+mod index;
+
 use std::fmt::Debug;
 
 use async_trait::async_trait;
@@ -8,6 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use super::BackendError;
 use crate::model::{Goal, GoalPosition, Revision, ServiceName};
+
+pub use admission::{Admission, admit};
+pub use index::Index;
 
 /// What can go wrong with a goal-state store.
 #[derive(Debug, thiserror::Error)]
@@ -41,8 +47,9 @@ pub enum Error {
         /// The position with two contents.
         position: GoalPosition,
     },
-    /// The changes since this revision are gone: list everything and go on from the list's revision.
-    #[error("the changes since revision {since} are compacted; the oldest kept is {oldest}")]
+    /// The changes since this revision are gone, or the store never was at it (it was restored, or it is another store): list
+    /// everything and go on from the list's revision.
+    #[error("the changes since revision {since} are not kept; the oldest that may be asked for is {oldest}")]
     Compacted {
         /// What was asked for.
         since: Revision,
@@ -66,6 +73,8 @@ impl Error {
 
 /// The most goals in one history or page of changes.
 pub const MAX_BATCH: usize = 1_000;
+/// The largest goal, 64 KiB as JSON: goals travel to every machine.
+pub const MAX_GOAL: usize = 64 << 10;
 /// How many goals of a service a store keeps at least, the current one included.
 pub const HISTORY: usize = 100;
 
@@ -122,15 +131,16 @@ pub trait GoalStateStore: Send + Sync + Debug + 'static {
     ///
     /// Repeating it with the goal that is stored now succeeds and gives its revision, whatever `expect` says: the reply was lost.
     ///
-    /// Errors, looked for in this order: `Equivocation`, `Stale`, `Conflict`.
+    /// Errors, looked for in this order (see [`admit`]): `Invalid` past [`MAX_GOAL`], `Equivocation`, `Stale`, `Conflict`.
     async fn put(&self, goal: &Goal, expect: Expect) -> Result<Revision, Error>;
 
-    /// The goals of a service, the current one included, greatest position first, at most `limit`; at least [`HISTORY`] are kept.
+    /// The goals of a service, the current one included, greatest position first, at most `limit` and at most
+    /// [`MAX_BATCH`]; at least [`HISTORY`] are kept.
     async fn history(&self, service: &ServiceName, limit: usize) -> Result<Vec<Stored>, Error>;
 
     /// What changed after `since`, at most [`MAX_BATCH`] goals.
     ///
-    /// Errors: `Compacted`.
+    /// Errors: `Compacted`, also for a revision greater than the store's.
     async fn changes(&self, since: Revision) -> Result<Changes, Error>;
 
     /// Changes after `since` as they come: a hint, to be backed by a poll. The stream ends with an error when the source fails; a
@@ -139,7 +149,8 @@ pub trait GoalStateStore: Send + Sync + Debug + 'static {
     /// Errors, in the stream: `Compacted`.
     fn watch(&self, since: Revision) -> BoxStream<'static, Result<Changes, Error>>;
 
-    /// Forgets which goals changed before or at `through`; goals and history stay. Idempotent.
+    /// Forgets which goals changed before or at `through`, or all that changed so far where `through` lies ahead; goals and
+    /// history stay. Idempotent.
     async fn compact(&self, through: Revision) -> Result<(), Error>;
 }
 
