@@ -1,0 +1,161 @@
+//! Where a [`BlobStore`](super::BlobStore) keeps what, and what a manifest object looks like.
+
+use bytes::Bytes;
+use object_store::path::Path;
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::model::{Digest, LogName, Manifest};
+
+/// The first line of a manifest object is shorter than this.
+pub(super) const MAX_HEADER: u64 = 256;
+
+/// The version of the layout that this code writes, and the only one that it reads.
+const FORMAT: u32 = 1;
+
+/// The key of a blob; each put takes a fresh one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct BlobKey(Uuid);
+
+impl BlobKey {
+    pub(super) fn fresh() -> Self {
+        Self(Uuid::now_v7())
+    }
+}
+
+/// The paths of a store.
+#[derive(Debug, Clone)]
+pub(super) struct Layout {
+    prefix: Path,
+}
+
+impl Layout {
+    pub(super) const BLOBS: &'static str = "blobs";
+    pub(super) const MANIFESTS: &'static str = "manifests";
+    pub(super) const LOGS: &'static str = "logs";
+
+    pub(super) fn new(prefix: Path) -> Self {
+        Self { prefix }
+    }
+
+    pub(super) fn blobs(&self) -> Path {
+        self.prefix.clone().join(Self::BLOBS)
+    }
+
+    pub(super) fn manifests(&self) -> Path {
+        self.prefix.clone().join(Self::MANIFESTS)
+    }
+
+    pub(super) fn blob(&self, key: BlobKey) -> Path {
+        self.blobs().join(key.0.to_string())
+    }
+
+    pub(super) fn manifest(&self, digest: &Digest) -> Path {
+        self.manifests().join(digest.to_string())
+    }
+
+    pub(super) fn log(&self, log: &LogName) -> Path {
+        self.prefix.clone().join(Self::LOGS).join(log.job.to_string()).join(log.epoch.to_string())
+    }
+
+    /// The key in a blob's path; `None` for what is not a blob of this layout.
+    pub(super) fn key_of(path: &Path) -> Option<BlobKey> {
+        path.filename()?.parse().ok().map(BlobKey)
+    }
+
+    /// The digest in a manifest's path; `None` for what is not a manifest of this layout.
+    pub(super) fn digest_of(path: &Path) -> Option<Digest> {
+        path.filename()?.parse().ok()
+    }
+}
+
+/// The first line of a manifest object: what a reader of bytes and a sweep need, at the cost of one short read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Header {
+    format: u32,
+    /// The blob that holds the bytes.
+    pub(super) blob: BlobKey,
+    /// Its size.
+    pub(super) size: u64,
+}
+
+impl Header {
+    /// Reads the first line of a manifest object, or says what is wrong with it.
+    pub(super) fn decode(start: &[u8]) -> Result<Self, String> {
+        let line = start.split(|&byte| byte == b'\n').next().unwrap_or_default();
+        let header: Self =
+            serde_json::from_slice(line).map_err(|error| format!("its manifest's first line: {error}"))?;
+        if header.format != FORMAT {
+            return Err(format!("its manifest has format {}, this program reads {FORMAT}", header.format));
+        }
+        Ok(header)
+    }
+}
+
+/// A manifest object: a line of header, a line of manifest, both JSON.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Record {
+    pub(super) header: Header,
+    pub(super) manifest: Manifest,
+}
+
+impl Record {
+    pub(super) fn new(blob: BlobKey, manifest: Manifest) -> Self {
+        Self { header: Header { format: FORMAT, blob, size: manifest.size() }, manifest }
+    }
+
+    pub(super) fn encode(&self) -> Result<Bytes, serde_json::Error> {
+        let mut bytes = serde_json::to_vec(&self.header)?;
+        bytes.push(b'\n');
+        serde_json::to_writer(&mut bytes, &self.manifest)?;
+        bytes.push(b'\n');
+        Ok(bytes.into())
+    }
+
+    /// Reads the manifest object of `digest`, or says what is wrong with it.
+    pub(super) fn decode(bytes: &[u8], digest: &Digest) -> Result<Self, String> {
+        let header = Header::decode(bytes)?;
+        let rest = bytes.splitn(2, |&byte| byte == b'\n').nth(1).unwrap_or_default();
+        let manifest: Manifest = serde_json::from_slice(rest).map_err(|error| format!("its manifest: {error}"))?;
+        if manifest.digest() != *digest {
+            return Err(format!("its manifest is of {}", manifest.digest()));
+        }
+        if manifest.size() != header.size {
+            return Err(format!("its manifest tells of {} bytes and of {}", header.size, manifest.size()));
+        }
+        Ok(Self { header, manifest })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_reads_back_and_each_kind_of_damage_is_named() {
+        let record = Record::new(BlobKey::fresh(), Manifest::of(b"some bytes"));
+        let (bytes, digest) = (record.encode().unwrap(), Digest::of(b"some bytes"));
+        assert_eq!(Record::decode(&bytes, &digest).unwrap(), record);
+        assert_eq!(Header::decode(&bytes[..bytes.len().min(MAX_HEADER as usize)]).unwrap(), record.header);
+
+        let text = std::str::from_utf8(&bytes).unwrap();
+        let damaged = |from: &str, to: &str| {
+            let other = text.replacen(from, to, 1);
+            assert_ne!(other, text);
+            Record::decode(other.as_bytes(), &digest).unwrap_err()
+        };
+        assert!(damaged("\"format\":1", "\"format\":7").contains("format 7"));
+        assert!(damaged("\"size\":10", "\"size\":11").contains("11"));
+        assert!(damaged("\n{", "\n").contains("its manifest"));
+        assert!(Record::decode(&bytes, &Digest::of(b"other bytes")).unwrap_err().contains("is of"));
+        assert!(Record::decode(&bytes[..bytes.len() / 2], &digest).is_err());
+        assert!(Record::decode(b"", &digest).is_err());
+    }
+
+    #[test]
+    fn the_longest_header_fits_the_short_read() {
+        let header = Header { format: u32::MAX, blob: BlobKey::fresh(), size: u64::MAX };
+        assert!((serde_json::to_vec(&header).unwrap().len() as u64) < MAX_HEADER);
+    }
+}

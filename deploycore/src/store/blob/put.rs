@@ -1,0 +1,193 @@
+//! Storing: bytes to a blob under a fresh key, then the manifest that makes them an artifact.
+
+use bytes::BytesMut;
+use futures::stream::StreamExt;
+use object_store::path::Path;
+use object_store::{Error as ObjectError, ObjectStoreExt, PutMode, PutPayload, WriteMultipart};
+use tracing::{debug, warn};
+
+use super::BlobStore;
+use super::fault::{fault, permanent, retryable};
+use super::layout::{BlobKey, Record};
+use crate::model::{MAX_ARTIFACT_SIZE, Manifest, ManifestHasher};
+use crate::port::store::{Error, MAX_CHUNK, Source};
+
+pub(super) async fn put(store: &BlobStore, source: Source) -> Result<Manifest, Error> {
+    let blob = BlobKey::fresh();
+    let path = store.layout.blob(blob);
+    let manifest = match upload(store, &path, source).await {
+        Ok(manifest) => manifest,
+        Err(error) => {
+            // Nothing names the blob yet, so nothing is lost if a write whose reply was lost left one.
+            discard(store, &path).await;
+            return Err(error);
+        }
+    };
+    publish(store, Record::new(blob, manifest)).await
+}
+
+/// Writes the blob, durably, and hashes it on the way. On an error nothing of it stays but what the store below could not take back.
+async fn upload(store: &BlobStore, path: &Path, source: Source) -> Result<Manifest, Error> {
+    let mut upload = Upload::new(store, path);
+    match feed(&mut upload, source).await {
+        Ok(manifest) => upload.finish().await.map(|()| manifest),
+        Err(error) => {
+            upload.abort().await;
+            Err(error)
+        }
+    }
+}
+
+async fn feed(upload: &mut Upload<'_>, mut source: Source) -> Result<Manifest, Error> {
+    let mut hasher = ManifestHasher::new();
+    while let Some(chunk) = source.next().await {
+        // A chunk may have any size; hashing a bounded span at a time keeps the reactor's other tasks alive.
+        for span in chunk.map_err(Error::Source)?.chunks(MAX_CHUNK) {
+            if hasher.size() + span.len() as u64 > MAX_ARTIFACT_SIZE {
+                return Err(Error::Invalid(format!(
+                    "the artifact is larger than the limit of {MAX_ARTIFACT_SIZE} bytes"
+                )));
+            }
+            hasher.update(span);
+            upload.write(span).await?;
+            tokio::task::yield_now().await;
+        }
+    }
+    Ok(hasher.finish())
+}
+
+/// One object while its parts are gathered and sent.
+struct Upload<'a> {
+    store: &'a BlobStore,
+    path: &'a Path,
+    part_size: usize,
+    /// The part under way.
+    part: BytesMut,
+    /// Set once there is more than one part.
+    parts: Option<WriteMultipart>,
+}
+
+impl<'a> Upload<'a> {
+    fn new(store: &'a BlobStore, path: &'a Path) -> Self {
+        let part_size = usize::try_from(store.settings.part_size.as_u64()).unwrap_or(usize::MAX).max(1);
+        Self { store, path, part_size, part: BytesMut::new(), parts: None }
+    }
+
+    async fn write(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
+        while !bytes.is_empty() {
+            // The part is sent only when a further byte comes: the last one may be the only one.
+            if self.part.len() == self.part_size {
+                self.send_part().await?;
+            }
+            let room = (self.part_size - self.part.len()).min(bytes.len());
+            self.part.extend_from_slice(&bytes[..room]);
+            bytes = &bytes[room..];
+        }
+        Ok(())
+    }
+
+    async fn send_part(&mut self) -> Result<(), Error> {
+        let parts = match &mut self.parts {
+            Some(parts) => parts,
+            none => {
+                let upload = self.store.objects.put_multipart(self.path).await.map_err(fault)?;
+                none.insert(WriteMultipart::new_with_chunk_size(upload, self.part_size))
+            }
+        };
+        parts.wait_for_capacity(self.store.settings.parts_in_flight.max(1)).await.map_err(fault)?;
+        let next = BytesMut::with_capacity(self.part_size);
+        parts.put(std::mem::replace(&mut self.part, next).freeze());
+        Ok(())
+    }
+
+    async fn finish(mut self) -> Result<(), Error> {
+        let last = self.part.freeze();
+        match self.parts.take() {
+            Some(mut parts) => {
+                parts.put(last);
+                parts.finish().await.map_err(fault)?;
+            }
+            None => {
+                self.store.objects.put(self.path, PutPayload::from(last)).await.map_err(fault)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn abort(self) {
+        if let Some(parts) = self.parts
+            && let Err(error) = parts.abort().await
+        {
+            debug!(path = %self.path, %error, "an unfinished upload is left to the sweep");
+        }
+    }
+}
+
+/// Writes the manifest, create-only, and gives it back once the artifact is there, whoever stored it.
+async fn publish(store: &BlobStore, record: Record) -> Result<Manifest, Error> {
+    let path = store.layout.manifest(&record.manifest.digest());
+    let bytes = record.encode().map_err(permanent)?;
+    match store.objects.put_opts(&path, bytes.into(), PutMode::Create.into()).await {
+        Ok(_) => confirm(store, record).await,
+        Err(ObjectError::AlreadyExists { .. } | ObjectError::Precondition { .. }) => settle(store, record).await,
+        Err(error) => {
+            // The write may have taken place although its reply was lost. The blob stays unless another's manifest is seen: ours may
+            // yet appear and name it.
+            let error = fault(error);
+            match store.record(&record.manifest.digest()).await {
+                Ok(Some(_)) => settle(store, record).await,
+                _ => Err(error),
+            }
+        }
+    }
+}
+
+/// Our manifest is there. A put that stalled for longer than the age of a sweep may have lost its blob before it got here.
+async fn confirm(store: &BlobStore, record: Record) -> Result<Manifest, Error> {
+    if store.blob_size(record.header.blob).await? == Some(record.header.size) {
+        store.remember(&record.manifest.digest(), record.header);
+        return Ok(record.manifest);
+    }
+    store.remove(&store.layout.manifest(&record.manifest.digest())).await?;
+    Err(retryable("the blob was swept before its manifest was written: the put stalled for too long"))
+}
+
+/// A manifest is there already: ours after a lost reply, another put's, or a broken one.
+async fn settle(store: &BlobStore, record: Record) -> Result<Manifest, Error> {
+    let digest = record.manifest.digest();
+    let found = match store.record(&digest).await {
+        Ok(Some(found)) => Some(found),
+        Ok(None) => {
+            discard(store, &store.layout.blob(record.header.blob)).await;
+            return Err(retryable("the artifact was deleted while it was stored"));
+        }
+        Err(Error::Corrupt { detail, .. }) => {
+            warn!(%digest, detail, "a damaged manifest is replaced");
+            None
+        }
+        Err(error) => return Err(error),
+    };
+    if let Some(found) = found {
+        if found.header.blob == record.header.blob {
+            return confirm(store, record).await;
+        }
+        if store.blob_size(found.header.blob).await? == Some(found.header.size) {
+            // Whoever wrote it may not have come to sync it yet.
+            store.sync_manifests().await?;
+            discard(store, &store.layout.blob(record.header.blob)).await;
+            return Ok(found.manifest);
+        }
+        warn!(%digest, "a manifest whose blob is gone or cut is replaced");
+    }
+    // Nobody can read the artifact as it is, so nobody loses by this; of two that replace it at once the last stays, both are whole.
+    let bytes = record.encode().map_err(permanent)?;
+    store.objects.put(&store.layout.manifest(&digest), bytes.into()).await.map_err(fault)?;
+    confirm(store, record).await
+}
+
+/// Removes a blob that nothing names; if that fails, the sweep will.
+async fn discard(store: &BlobStore, path: &Path) {
+    if let Err(error) = store.remove(path).await {
+        debug!(%path, error = %crate::port::chain(&error), "a blob without manifest is left to the sweep");
+    }
+}

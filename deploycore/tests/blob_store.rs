@@ -1,0 +1,148 @@
+//! The store on `object_store`: what only it promises, below the port.
+#![cfg(feature = "object-store")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use bytesize::ByteSize;
+use deploycore::model::Digest;
+use deploycore::port::store::{ArtifactStore, ArtifactStoreExt, Error};
+use deploycore::store::{BlobStore, BlobStoreSettings};
+use futures::TryStreamExt;
+use futures::stream::StreamExt;
+use url::Url;
+
+fn bytes(len: usize) -> Bytes {
+    (0..len).map(|at| (at * 31 % 251) as u8).collect::<Vec<_>>().into()
+}
+
+fn files(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut paths: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    paths
+}
+
+fn local() -> (tempfile::TempDir, BlobStore) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = BlobStore::open(&Url::from_directory_path(folder.path()).unwrap()).unwrap();
+    // Parts so small that an artifact of a few MiB goes up in several.
+    (folder, store.with_settings(BlobStoreSettings::default().with_part_size(ByteSize::mib(1))))
+}
+
+#[tokio::test]
+async fn a_url_of_an_unknown_kind_is_refused_with_a_hint() {
+    let open = |url: &str| BlobStore::open(&Url::parse(url).unwrap()).unwrap_err().to_string();
+    assert!(open("s3://bucket/x").contains("object_store"), "{}", open("s3://bucket/x"));
+    assert!(open("redb:///x").contains("file:///"), "{}", open("redb:///x"));
+    assert!(open("file://host/x").contains("absolute"), "{}", open("file://host/x"));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let inside = format!("file://{}/store", file.path().display());
+    assert!(open(&inside).contains("backend failed"));
+    BlobStore::open(&Url::parse("memory://").unwrap()).unwrap();
+}
+
+#[tokio::test]
+async fn another_handle_on_the_same_folder_reads_what_was_put_in_parts() {
+    let (folder, store) = local();
+    let data = bytes((3 << 20) + 17);
+    let manifest = store.put_bytes(data.clone()).await.unwrap();
+    let other = BlobStore::open(&Url::from_directory_path(folder.path()).unwrap()).unwrap();
+    assert_eq!(other.verify(&Digest::of(&data)).await.unwrap(), manifest);
+    let listed: Vec<_> = other.list().try_collect().await.unwrap();
+    assert_eq!(listed, [manifest.digest()]);
+}
+
+#[tokio::test]
+async fn the_second_put_of_the_same_bytes_drops_its_blob() {
+    let (folder, store) = local();
+    for _ in 0..3 {
+        store.put_bytes(bytes(2 << 20)).await.unwrap();
+    }
+    assert_eq!(files(&folder.path().join("blobs")).len(), 1);
+    assert_eq!(files(&folder.path().join("manifests")).len(), 1);
+}
+
+#[tokio::test]
+async fn a_failed_put_takes_its_parts_back() {
+    let (folder, store) = local();
+    let chunks = vec![Ok(bytes(3 << 20)), Err(std::io::Error::other("the build's disk is gone"))];
+    let error = store.put(futures::stream::iter(chunks).boxed()).await.unwrap_err();
+    assert!(matches!(error, Error::Source(_)), "{error:?}");
+    assert_eq!(files(&folder.path().join("blobs")), Vec::<std::path::PathBuf>::new());
+}
+
+#[tokio::test]
+async fn a_put_mends_an_artifact_whose_blob_is_gone_or_cut_or_whose_manifest_is_damaged() {
+    let (folder, store) = local();
+    let data = bytes(1 << 20);
+    let digest = Digest::of(&data);
+    store.put_bytes(data.clone()).await.unwrap();
+    for damage in ["blob gone", "blob cut", "manifest damaged", "manifest empty"] {
+        let blob = files(&folder.path().join("blobs")).pop().unwrap();
+        let manifest = folder.path().join("manifests").join(digest.to_string());
+        match damage {
+            "blob gone" => std::fs::remove_file(&blob).unwrap(),
+            "blob cut" => std::fs::write(&blob, b"short").unwrap(),
+            "manifest damaged" => std::fs::write(&manifest, b"{\"format\":1}").unwrap(),
+            _ => std::fs::write(&manifest, b"").unwrap(),
+        }
+        assert!(!store.exists(&digest).await.unwrap(), "{damage}");
+        let fresh = BlobStore::open(&Url::from_directory_path(folder.path()).unwrap()).unwrap();
+        let Err(error) = fresh.read(&digest, 900_000..1_000_000).await else { panic!("{damage}: read") };
+        assert!(matches!(error, Error::Corrupt { .. }), "{damage}: {error:?}");
+        assert_eq!(store.put_bytes(data.clone()).await.unwrap().digest(), digest, "{damage}");
+        assert!(store.exists(&digest).await.unwrap(), "{damage}");
+        assert_eq!(store.verify(&digest).await.unwrap().digest(), digest, "{damage}");
+    }
+}
+
+#[tokio::test]
+async fn a_reader_follows_an_artifact_that_was_deleted_and_stored_again() {
+    let (folder, store) = local();
+    let data = bytes(1000);
+    let digest = store.put_bytes(data.clone()).await.unwrap().digest();
+    assert_eq!(store.read_all(&digest, 0..10).await.unwrap(), &data[..10]);
+    let other = BlobStore::open(&Url::from_directory_path(folder.path()).unwrap()).unwrap();
+    other.delete(&digest).await.unwrap();
+    assert!(matches!(store.read(&digest, 0..10).await, Err(Error::NotFound { .. })));
+    other.put_bytes(data.clone()).await.unwrap();
+    assert_eq!(store.read_all(&digest, 990..1000).await.unwrap(), &data[990..]);
+}
+
+#[tokio::test]
+async fn a_sweep_takes_old_leftovers_and_nothing_that_is_named() {
+    let (folder, store) = local();
+    let data = bytes(3 << 20);
+    let digest = store.put_bytes(data.clone()).await.unwrap().digest();
+    let blobs = folder.path().join("blobs");
+    std::fs::write(blobs.join(uuid::Uuid::now_v7().to_string()), b"left by a put that died").unwrap();
+    std::fs::write(blobs.join("0199a3c0-0000-7000-8000-000000000000#1"), b"an upload that died").unwrap();
+    std::fs::write(blobs.join("note"), b"not ours").unwrap();
+
+    assert_eq!(store.sweep(Duration::from_hours(1)).await.unwrap().objects, 0);
+    assert_eq!(store.sweep(Duration::ZERO).await.unwrap().objects, 2);
+    assert_eq!(store.sweep(Duration::ZERO).await.unwrap().objects, 0);
+    store.verify(&digest).await.unwrap();
+    assert!(blobs.join("note").exists());
+}
+
+#[tokio::test]
+async fn a_sweep_removes_nothing_while_a_manifest_does_not_say_what_it_names() {
+    let (folder, store) = local();
+    let digest = store.put_bytes(bytes(100)).await.unwrap().digest();
+    std::fs::write(folder.path().join("manifests").join(digest.to_string()), b"?").unwrap();
+    assert!(matches!(store.sweep(Duration::ZERO).await, Err(Error::Corrupt { .. })));
+    assert_eq!(files(&folder.path().join("blobs")).len(), 1);
+}
+
+#[tokio::test]
+async fn two_stores_below_two_prefixes_of_one_object_store_are_apart() {
+    let objects = Arc::new(object_store::memory::InMemory::new());
+    let (a, b) = (BlobStore::new(objects.clone(), "a".into()), BlobStore::new(objects, "b/c".into()));
+    let digest = a.put_bytes(bytes(10)).await.unwrap().digest();
+    assert!(a.exists(&digest).await.unwrap() && !b.exists(&digest).await.unwrap());
+    assert_eq!(b.list().count().await, 0);
+    assert_eq!(b.sweep(Duration::ZERO).await.unwrap().objects, 0);
+    a.verify(&digest).await.unwrap();
+}
