@@ -1,7 +1,11 @@
 //! Memory backends: the reference that the conformance kit and the simulation hold every other backend against.
 
+mod clock;
 mod goals;
-mod store;
+mod ledger;
+mod queue;
 
+pub use clock::Clock;
 pub use goals::Goals;
-pub use store::Store;
+pub use ledger::Ledger;
+pub use queue::{Queue, QueueSnapshot};
