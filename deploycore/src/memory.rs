@@ -4,8 +4,10 @@ mod clock;
 mod goals;
 mod ledger;
 mod queue;
+mod store;
 
 pub use clock::Clock;
 pub use goals::Goals;
 pub use ledger::Ledger;
 pub use queue::{Queue, QueueSnapshot};
+pub use store::Store;
