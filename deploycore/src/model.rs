@@ -23,7 +23,8 @@ pub use job::{
 };
 pub use machine::{KnownMachine, Labels, MachineReport, ServicePhase, ServiceReport};
 pub use manifest::{
-    InvalidManifest, MAX_ARTIFACT_SIZE, MAX_PIECE_SIZE, MIN_PIECE_SIZE, Manifest, ManifestHasher, piece_size_for,
+    InvalidManifest, MAX_ARTIFACT_SIZE, MAX_PIECE_SIZE, MIN_PIECE_SIZE, Manifest, ManifestHasher, PieceCheck,
+    piece_size_for,
 };
 pub use replication::{ArtifactStatus, CopyLease, CopyState, CopyStatus, CopyTask, NewArtifact};
 pub use time::{Timestamp, elapsed, friendly, friendly_option, later};

@@ -3,9 +3,11 @@
 //! Poll is the truth, hints are hints: every wait of a service goes through [`Pace::wait`], which has a timer in any case.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::model::friendly;
@@ -99,6 +101,25 @@ impl Pace {
     }
 }
 
+/// A hint from one service of a process to another that there is something to look at. Clones are one nudge; many before the
+/// service listens count once, none is lost. One service listens.
+#[derive(Debug, Clone, Default)]
+pub struct Nudge {
+    notify: Arc<Notify>,
+}
+
+impl Nudge {
+    /// Gives the hint.
+    pub fn nudge(&self) {
+        self.notify.notify_one();
+    }
+
+    /// Resolves at the next hint, or at once when one was given since the last. Cancel safe. Made for [`Pace::wait`].
+    pub async fn given(&self) {
+        self.notify.notified().await;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -116,6 +137,10 @@ mod tests {
         let mut pace = Pace::new(Duration::from_hours(1), Backoff::default());
         let shutdown = CancellationToken::new();
         assert_eq!(pace.wait(async {}, &shutdown).await, Wake::Hint);
+        let nudge = Nudge::default();
+        nudge.nudge();
+        assert_eq!(pace.wait(nudge.given(), &shutdown).await, Wake::Hint);
+        assert_eq!(pace.wait(nudge.given(), &shutdown).await, Wake::Due);
         pace.note(false);
         assert_eq!(pace.wait(async {}, &shutdown).await, Wake::Due);
         shutdown.cancel();

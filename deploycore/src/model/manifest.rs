@@ -125,19 +125,50 @@ impl Manifest {
 
     /// Whether `bytes` are exactly piece `index`.
     pub fn verify_piece(&self, index: u32, bytes: &[u8]) -> bool {
-        let Some(range) = self.piece_range(index) else {
-            return false;
-        };
-        if bytes.len() as u64 != range.end - range.start {
-            return false;
+        self.check_piece(index).is_some_and(|mut check| {
+            check.update(bytes);
+            check.holds()
+        })
+    }
+
+    /// Starts to check piece `index`, whose bytes come in spans; `None` past the end.
+    pub fn check_piece(&self, index: u32) -> Option<PieceCheck> {
+        let range = self.piece_range(index)?;
+        let (mut hasher, is_root) = (Hasher::new(), self.pieces.len() == 1);
+        if !is_root {
+            hasher.set_input_offset(range.start);
         }
-        let mut hasher = Hasher::new();
-        let value = if self.pieces.len() == 1 {
-            *hasher.update(bytes).finalize().as_bytes()
-        } else {
-            hasher.set_input_offset(range.start).update(bytes).finalize_non_root()
+        let expected = self.pieces[index as usize];
+        Some(PieceCheck { hasher, expected, is_root, left: Some(range.end - range.start) })
+    }
+}
+
+/// Compares one piece with its manifest while the bytes come.
+#[derive(Debug, Clone)]
+pub struct PieceCheck {
+    hasher: Hasher,
+    expected: ChainingValue,
+    /// The only piece of an artifact is the root of the tree.
+    is_root: bool,
+    /// Bytes still to come; `None` after too many.
+    left: Option<u64>,
+}
+
+impl PieceCheck {
+    /// Takes the next bytes, at memory speed and without suspending, as [`ManifestHasher::update`] does.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.left = self.left.and_then(|left| left.checked_sub(bytes.len() as u64));
+        if self.left.is_some() {
+            self.hasher.update(bytes);
+        }
+    }
+
+    /// Whether the bytes taken are exactly the piece.
+    pub fn holds(self) -> bool {
+        let value = || {
+            if self.is_root { *self.hasher.finalize().as_bytes() } else { self.hasher.finalize_non_root() }
         };
-        value == self.pieces[index as usize]
+        self.left == Some(0) && value() == self.expected
     }
 }
 
@@ -353,7 +384,14 @@ mod tests {
             prop_assert_eq!(&serde_json::from_str::<Manifest>(&json).unwrap(), &manifest);
             for index in 0..manifest.piece_count() {
                 let range = manifest.piece_range(index).unwrap();
-                prop_assert!(manifest.verify_piece(index, &bytes[range.start as usize..range.end as usize]));
+                let piece = &bytes[range.start as usize..range.end as usize];
+                prop_assert!(manifest.verify_piece(index, piece));
+                let mut check = manifest.check_piece(index).unwrap();
+                piece.chunks(cut).for_each(|span| check.update(span));
+                let mut longer = check.clone();
+                longer.update(b"x");
+                prop_assert!(check.holds() && !longer.holds());
+                prop_assert!(!manifest.verify_piece(index, &piece[1..]));
             }
             prop_assert_eq!(manifest.piece_range(manifest.piece_count()), None);
         }
