@@ -1,1 +1,11 @@
 //! From a commit to stored bytes: the worker with its builder, and the reaper.
+
+mod builder;
+mod log;
+mod reaper;
+mod worker;
+
+pub use builder::{BuildContext, BuildError, BuildOutput, Builder};
+pub use log::BuildLog;
+pub use reaper::{Reaped, Reaper, ReaperSettings};
+pub use worker::{RunningBuild, Worker, WorkerSettings};

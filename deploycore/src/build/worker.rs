@@ -1,0 +1,301 @@
+//! The worker: claims jobs, builds them, stores the bytes, completes the jobs.
+//!
+//! ```text
+//! claim ─► build ─► put into the main store ─► complete (fenced by the lease)
+//!            ▲
+//!            └ stopped by: cancel, deadline, lost lease, shutdown
+//! ```
+//!
+//! A job is completed only after the store's put returned: SUCCEEDED implies stored. A worker that dies at any instruction leaves a
+//! lease that goes silent; the reaper takes the job back. What it stored meanwhile is content-addressed and harms nobody.
+
+mod attempt;
+mod leases;
+mod settings;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::FutureExt;
+use tokio::sync::Notify;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+pub use self::settings::WorkerSettings;
+
+use self::attempt::Attempt;
+use self::leases::{Held, Leases, Verdict, keep_leases};
+use super::Builder;
+use crate::model::{ClaimId, CommitId, Job, Lease, ServiceName};
+use crate::pace::{Pace, Wake};
+use crate::port::queue::{ClaimRequest, MAX_BATCH};
+use crate::port::{ArtifactStore, JobQueue, chain};
+
+/// Claims jobs and builds them in its slots.
+///
+/// Heartbeats come from a task of their own. Run the worker on a runtime with several threads, so that a builder that holds a thread
+/// for long does not hold the heartbeats.
+#[derive(Debug)]
+pub struct Worker {
+    shared: Arc<Shared>,
+    /// A claim whose reply may be lost: it is repeated before any other is made.
+    unanswered: Mutex<Option<ClaimRequest>>,
+    random: Mutex<Option<fastrand::Rng>>,
+}
+
+/// What the worker's tasks share.
+#[derive(Debug)]
+struct Shared {
+    settings: WorkerSettings,
+    queue: Arc<dyn JobQueue>,
+    store: Arc<dyn ArtifactStore>,
+    builder: Arc<dyn Builder>,
+    leases: Leases,
+    /// Asks for a heartbeat now.
+    beat_now: Notify,
+}
+
+/// A build that a worker has under way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunningBuild {
+    /// The right under which it runs.
+    pub lease: Lease,
+    /// What is built.
+    pub service: ServiceName,
+    /// From which commit.
+    pub commit: CommitId,
+}
+
+impl Worker {
+    /// A worker that takes jobs from `queue`, builds them with `builder` and stores the bytes in `store`, the main store.
+    pub fn new(
+        settings: WorkerSettings,
+        queue: Arc<dyn JobQueue>,
+        store: Arc<dyn ArtifactStore>,
+        builder: Arc<dyn Builder>,
+    ) -> Self {
+        let (leases, beat_now) = (Leases::default(), Notify::new());
+        let shared = Arc::new(Shared { settings, queue, store, builder, leases, beat_now });
+        Self { shared, unanswered: Mutex::default(), random: Mutex::default() }
+    }
+
+    /// Seeds the claim ids and the jitter, so that a simulated run repeats. Never use one seed for two workers on one queue.
+    #[must_use]
+    pub fn with_seed(self, seed: u64) -> Self {
+        *lock(&self.random) = Some(fastrand::Rng::with_seed(seed));
+        self
+    }
+
+    /// The builds under way.
+    pub fn builds(&self) -> Vec<RunningBuild> {
+        let describe = |held: Arc<Held>| RunningBuild {
+            lease: held.lease,
+            service: held.job.spec.service.clone(),
+            commit: held.job.spec.commit.clone(),
+        };
+        self.shared.leases.all().into_iter().map(describe).collect()
+    }
+
+    /// Works until `shutdown`, then drains: it claims nothing more, lets builds end for [`WorkerSettings::drain`], then stops those
+    /// that are left and gives their jobs back. One run at a time.
+    ///
+    /// Dropping the future ends every build at once without a word to the queue, as a kill would.
+    pub async fn run(&self, shutdown: CancellationToken) {
+        let mut session = Session::new(&self.shared, self.pace());
+        while !shutdown.is_cancelled() {
+            session.refill(self).await;
+            if session.rest(&shutdown).await == Wake::Shutdown {
+                break;
+            }
+        }
+        session.drain(self).await;
+    }
+
+    /// Claims once, up to all slots, and works until each of these jobs has ended; how many there were.
+    pub async fn tick(&self) -> usize {
+        let mut session = Session::new(&self.shared, self.pace());
+        session.refill(self).await;
+        let jobs = session.builds.len();
+        session.wait_all().await;
+        jobs
+    }
+
+    fn pace(&self) -> Pace {
+        let settings = &self.shared.settings;
+        let pace = Pace::new(settings.poll, settings.backoff);
+        match &mut *lock(&self.random) {
+            Some(random) => pace.with_seed(random.u64(..)),
+            None => pace,
+        }
+    }
+
+    /// The claim to make: the unanswered one, or a fresh one for `free` slots.
+    fn next_claim(&self, free: usize) -> (ClaimRequest, Try) {
+        if let Some(request) = lock(&self.unanswered).clone() {
+            return (request, Try::Again);
+        }
+        let claim = match &mut *lock(&self.random) {
+            Some(random) => uuid::Builder::from_random_bytes(random.u128(..).to_be_bytes()).into_uuid().into(),
+            None => ClaimId::new(),
+        };
+        let request = ClaimRequest { claim, worker: self.shared.settings.name.clone(), limit: free.min(MAX_BATCH) };
+        *lock(&self.unanswered) = Some(request.clone());
+        (request, Try::First)
+    }
+
+    /// Claims once. An error leaves the claim unanswered.
+    async fn claim(&self, free: usize) -> Result<Vec<Arc<Held>>, ()> {
+        let (request, attempt) = self.next_claim(free);
+        let shared = &self.shared;
+        // The times of the leases count from before the call, so that this worker errs to the early side.
+        let asked_at = Instant::now();
+        let answer = timeout(shared.settings.call_limit, shared.queue.claim(&request)).await;
+        let jobs = match answer {
+            Ok(Ok(jobs)) => jobs,
+            Ok(Err(error)) => {
+                tracing::warn!(error = chain(&error), "claiming failed; the same claim is repeated");
+                return Err(());
+            }
+            Err(_) => {
+                tracing::warn!(limit = ?shared.settings.call_limit, "a claim took too long; it is repeated");
+                return Err(());
+            }
+        };
+        *lock(&self.unanswered) = None;
+        if attempt == Try::Again && !jobs.is_empty() {
+            // The first call may be long ago: learn what is left of these leases.
+            shared.beat_now.notify_one();
+        }
+        Ok(jobs.into_iter().filter_map(|job| shared.hold(job, asked_at)).collect())
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Try {
+    First,
+    Again,
+}
+
+impl Shared {
+    fn hold(&self, job: Job, asked_at: Instant) -> Option<Arc<Held>> {
+        let Some(running) = &job.running else {
+            tracing::error!(job = %job.spec.id, "the queue handed out a job without a lease; it is left alone");
+            return None;
+        };
+        let build_time = running.deadline.duration_since(running.claimed_at).unsigned_abs();
+        Some(Held::new(job.clone(), running.lease, asked_at + build_time, asked_at + self.settings.lost_after))
+    }
+}
+
+/// One run: the tasks, which end when it is dropped.
+struct Session {
+    shared: Arc<Shared>,
+    builds: JoinSet<()>,
+    keeper: JoinSet<()>,
+    pace: Pace,
+}
+
+impl Session {
+    fn new(shared: &Arc<Shared>, pace: Pace) -> Self {
+        let mut session = Self { shared: Arc::clone(shared), builds: JoinSet::new(), keeper: JoinSet::new(), pace };
+        session.start_keeper();
+        session
+    }
+
+    fn start_keeper(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        self.keeper.spawn(async move { keep_leases(&shared).await }.in_current_span());
+    }
+
+    /// Claims for the free slots and starts what it got.
+    async fn refill(&mut self, worker: &Worker) {
+        let free = self.shared.settings.slots.get().saturating_sub(self.builds.len());
+        if free == 0 {
+            return;
+        }
+        let answer = worker.claim(free).await;
+        self.pace.note(answer.is_ok());
+        for held in answer.unwrap_or_default() {
+            self.start(held);
+        }
+    }
+
+    fn start(&mut self, held: Arc<Held>) {
+        let (lease, spec) = (held.lease, &held.job.spec);
+        let span = tracing::info_span!("build", job = %lease.job, epoch = %lease.epoch, service = %spec.service, commit = %spec.commit);
+        let attempt = Attempt::new(Arc::clone(&self.shared), held);
+        self.builds.spawn(attempt.run().instrument(span));
+    }
+
+    /// Waits for the next claim: the period, or sooner when a slot becomes free.
+    async fn rest(&mut self, shutdown: &CancellationToken) -> Wake {
+        let Self { builds, keeper, pace, .. } = self;
+        let slot_free = async {
+            match builds.join_next().await {
+                Some(end) => note_end("build", end),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            wake = pace.wait(slot_free, shutdown) => {
+                while let Some(end) = builds.join_next().now_or_never().flatten() {
+                    note_end("build", end);
+                }
+                wake
+            }
+            end = keeper.join_next() => {
+                note_end("heartbeat", end.unwrap_or(Ok(())));
+                self.start_keeper();
+                Wake::Hint
+            }
+        }
+    }
+
+    async fn drain(&mut self, worker: &Worker) {
+        let settings = &self.shared.settings.clone();
+        if timeout(settings.drain, self.wait_all()).await.is_ok() && lock(&worker.unanswered).is_none() {
+            return;
+        }
+        // A claim whose reply was lost may hold jobs: ask once more, to give them back.
+        let unanswered = lock(&worker.unanswered).is_some();
+        if unanswered {
+            for held in worker.claim(1).await.unwrap_or_default() {
+                held.judge(Verdict::Drained);
+                self.start(held);
+            }
+            *lock(&worker.unanswered) = None;
+        }
+        for held in self.shared.leases.all() {
+            held.judge(Verdict::Drained);
+        }
+        if timeout(settings.end_limit(), self.wait_all()).await.is_err() {
+            tracing::error!(builds = self.builds.len(), "builds did not end in time; their leases go silent");
+            self.builds.shutdown().await;
+        }
+    }
+
+    async fn wait_all(&mut self) {
+        while !self.builds.is_empty() {
+            tokio::select! {
+                Some(end) = self.builds.join_next() => note_end("build", end),
+                Some(end) = self.keeper.join_next() => {
+                    note_end("heartbeat", end);
+                    self.start_keeper();
+                }
+            }
+        }
+    }
+}
+
+/// A task must not die in silence.
+fn note_end(what: &'static str, end: Result<(), JoinError>) {
+    if let Err(error) = end {
+        tracing::error!(error = chain(&error), what, "a task of the worker died");
+        metrics::counter!("deploycore_worker_task_deaths_total", "task" => what).increment(1);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
