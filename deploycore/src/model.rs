@@ -19,7 +19,7 @@ pub use ids::{
 };
 pub use job::{
     Attempt, AttemptOutcome, Completion, Epoch, Failure, FailureKind, Job, JobStatus, Lease, NewJob, Retry,
-    RunningLease,
+    RunningLease, Timings,
 };
 pub use machine::{KnownMachine, Labels, MachineReport, ServicePhase, ServiceReport};
 pub use manifest::{

@@ -27,7 +27,7 @@ pub use self::settings::WorkerSettings;
 use self::attempt::Attempt;
 use self::leases::{Held, Leases, Verdict, keep_leases};
 use super::Builder;
-use crate::model::{ClaimId, CommitId, Job, Lease, ServiceName};
+use crate::model::{ClaimId, CommitId, Job, Lease, ServiceName, elapsed};
 use crate::pace::{Pace, Wake};
 use crate::port::queue::{ClaimRequest, MAX_BATCH};
 use crate::port::{ArtifactStore, JobQueue, chain};
@@ -183,8 +183,9 @@ impl Shared {
             tracing::error!(job = %job.spec.id, "the queue handed out a job without a lease; it is left alone");
             return None;
         };
-        let build_time = running.deadline.duration_since(running.claimed_at).unsigned_abs();
-        Some(Held::new(job.clone(), running.lease, asked_at + build_time, asked_at + self.settings.lost_after))
+        let lease = running.lease;
+        let deadline = asked_at + elapsed(running.claimed_at, running.deadline);
+        Some(Held::new(job, lease, deadline, asked_at + self.settings.lost_after))
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::Shared;
 use super::leases::{Held, Verdict};
 use crate::build::{BuildContext, BuildError, BuildLog, BuildOutput};
-use crate::model::{ArtifactName, ArtifactRef, Completion, Failure, FailureKind, LogName, Manifest, Retry};
+use crate::model::{ArtifactName, ArtifactRef, Completion, Failure, FailureKind, LogName, Manifest, Retry, Timings};
 use crate::pace::Backoff;
 use crate::port::{chain, queue, store};
 
@@ -31,7 +31,7 @@ impl Drop for Attempt {
 
 /// How the work ended.
 enum End {
-    Stored(ArtifactRef),
+    Stored(ArtifactRef, Timings),
     Failed(Failure),
     Stopped(Verdict),
 }
@@ -48,9 +48,9 @@ impl Attempt {
         tracing::info!(attempt = self.held.job.attempts, "build starts");
         let end = self.work().await;
         let outcome = match end {
-            End::Stored(artifact) => {
+            End::Stored(artifact, timings) => {
                 let log = self.store_log().await;
-                self.complete(Completion::Succeeded { artifact, log }).await
+                self.complete(Completion::Succeeded { artifact, log, timings }).await
             }
             End::Failed(mut failure) => {
                 failure.log = self.store_log().await;
@@ -95,6 +95,7 @@ impl Attempt {
     }
 
     async fn produce(&self) -> End {
+        let started = Instant::now();
         let context = BuildContext::new(self.held.lease, self.held.stop.clone(), self.log.clone());
         if context.stop.is_cancelled() {
             return End::Stopped(self.held.verdict().unwrap_or(Verdict::Lost));
@@ -108,9 +109,13 @@ impl Attempt {
                 return End::Failed(self.around("the builder panicked".to_owned()));
             }
         };
+        let stored_from = Instant::now();
         // A put has no ear for the stop: it is dropped, which leaves nothing that a reader could see.
         match self.held.stop.run_until_cancelled(self.put(&mut output)).await {
-            Some(Ok(manifest)) => End::Stored(self.artifact(&manifest)),
+            Some(Ok(manifest)) => {
+                let (build_ms, store_ms) = (millis(stored_from - started), millis(stored_from.elapsed()));
+                End::Stored(self.artifact(&manifest), Timings { build_ms, store_ms })
+            }
             Some(Err(failure)) => {
                 self.log.line(&failure.message);
                 End::Failed(failure)
@@ -248,4 +253,8 @@ impl Attempt {
         tracing::error!(call, "the result is dropped; the job is left to the reaper");
         None
     }
+}
+
+fn millis(span: Duration) -> u64 {
+    span.as_millis().try_into().unwrap_or(u64::MAX)
 }
