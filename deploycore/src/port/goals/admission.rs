@@ -116,10 +116,9 @@ mod tests {
                 let before = index.get(&offered.service).cloned();
                 let outcome = index.put(offered.clone(), expect);
                 let now = index.get(&offered.service).cloned();
-                if outcome.is_ok() {
-                    prop_assert_eq!(&now.as_ref().unwrap().goal, &offered);
-                } else {
-                    prop_assert_eq!(&now, &before);
+                match outcome {
+                    Ok(_) => prop_assert_eq!(&now.as_ref().unwrap().goal, &offered),
+                    Err(_) => prop_assert_eq!(&now, &before),
                 }
                 if let (Some((position, content)), Some(now)) = (&last, &now) {
                     prop_assert!(now.goal.position >= *position);

@@ -1,0 +1,142 @@
+//! Artifacts and copies as rows.
+
+use std::collections::BTreeSet;
+
+use deploycore::model::{ArtifactName, ArtifactRef, CopyState, CopyStatus, Epoch, NewArtifact, RegionName};
+use deploycore::port::BackendError;
+use deploycore::port::ledger::transition::{self, CopyRow};
+use deploycore::port::ledger::{Error, Registered};
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
+
+use super::{Found, read};
+use crate::sqlite::database::{Moment, NAME, failed};
+use crate::sqlite::row::Columns;
+use crate::stored;
+
+pub(super) async fn register(moment: &mut Moment, artifact: &NewArtifact) -> Result<Registered, Error> {
+    const ARTIFACT: &str = "
+        INSERT INTO artifacts (name, digest, size, service, job, registered_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+        ON CONFLICT DO NOTHING";
+    const COPY: &str = "
+        INSERT INTO copies (artifact, region, state, registered_at, eligible_at, updated_at)
+        VALUES (?1, ?2, ?3, ?4, ?4, ?4)";
+    let now = stored::micros(moment.now);
+    let inserted = sqlx::query(ARTIFACT)
+        .bind(artifact.artifact.name.as_str())
+        .bind(artifact.artifact.digest.to_string())
+        .bind(artifact.artifact.size as i64)
+        .bind(artifact.service.as_str())
+        .bind(artifact.job.to_string())
+        .bind(now)
+        .execute(moment.connection())
+        .await
+        .map_err(failed)?;
+    if inserted.rows_affected() == 0 {
+        let known = read::status(moment.connection(), &artifact.artifact.name).await?;
+        return match known {
+            Some(known) if known.registered == *artifact => Ok(Registered::Repeated),
+            _ => Err(Error::Conflict { artifact: artifact.artifact.name.clone() }),
+        };
+    }
+    for region in &artifact.required {
+        sqlx::query(COPY)
+            .bind(artifact.artifact.name.as_str())
+            .bind(region.as_str())
+            .bind(transition::register(moment.now).status.state.as_str())
+            .bind(now)
+            .execute(moment.connection())
+            .await
+            .map_err(failed)?;
+    }
+    Ok(Registered::Created)
+}
+
+/// Reads a row of `artifacts`.
+pub(super) fn artifact(row: &SqliteRow, required: BTreeSet<RegionName>) -> Result<NewArtifact, BackendError> {
+    let columns = Columns(row);
+    Ok(NewArtifact {
+        artifact: ArtifactRef {
+            name: columns.parse("name")?,
+            digest: columns.parse("digest")?,
+            size: columns.number("size")?,
+        },
+        service: columns.parse("service")?,
+        job: columns.parse("job")?,
+        required,
+    })
+}
+
+/// Reads a row of `copies`.
+pub(super) fn copy(row: &SqliteRow) -> Result<CopyRow, BackendError> {
+    let columns = Columns(row);
+    let status = CopyStatus {
+        state: columns.word("state", CopyState::parse)?,
+        epoch: Epoch::new(columns.number("epoch")?),
+        attempts: columns.number("attempts")?,
+        bytes: columns.number("bytes")?,
+        eligible_at: columns.time("eligible_at")?,
+        leased_until: columns.optional_time("leased_until")?,
+        updated_at: columns.time("updated_at")?,
+        completed_at: columns.optional_time("completed_at")?,
+        last_error: columns.optional_text("last_error")?,
+    };
+    Ok(CopyRow { status, claim: columns.optional_parse("claim_id")? })
+}
+
+pub(super) async fn find(
+    connection: &mut SqliteConnection,
+    artifact: &ArtifactName,
+    region: &RegionName,
+) -> Result<Option<Found>, BackendError> {
+    const FIND: &str = "
+        SELECT c.*, a.size FROM copies c JOIN artifacts a ON a.name = c.artifact
+        WHERE c.artifact = ?1 AND c.region = ?2";
+    let query = sqlx::query(FIND).bind(artifact.as_str()).bind(region.as_str());
+    let Some(row) = query.fetch_optional(connection).await.map_err(failed)? else {
+        return Ok(None);
+    };
+    Ok(Some(Found { copy: copy(&row)?, size: Columns(&row).number("size")? }))
+}
+
+/// Writes what a transition made of a copy, guarded by the state, epoch and claim that it had when it was read in this transaction.
+pub(super) async fn update(
+    connection: &mut SqliteConnection,
+    artifact: &ArtifactName,
+    region: &RegionName,
+    before: &CopyRow,
+    after: &CopyRow,
+) -> Result<(), BackendError> {
+    const UPDATE: &str = "
+        UPDATE copies SET
+            state = ?1, epoch = ?2, attempts = ?3, bytes = ?4, eligible_at = ?5, claim_id = ?6, leased_until = ?7,
+            updated_at = ?8, completed_at = ?9, last_error = ?10
+        WHERE artifact = ?11 AND region = ?12 AND state = ?13 AND epoch = ?14 AND claim_id IS ?15";
+    let status = &after.status;
+    if after == before {
+        return Ok(());
+    }
+    let updated = sqlx::query(UPDATE)
+        .bind(status.state.as_str())
+        .bind(status.epoch.get() as i64)
+        .bind(i64::from(status.attempts))
+        .bind(status.bytes as i64)
+        .bind(stored::micros(status.eligible_at))
+        .bind(after.claim.map(|claim| claim.to_string()))
+        .bind(status.leased_until.map(stored::micros))
+        .bind(stored::micros(status.updated_at))
+        .bind(status.completed_at.map(stored::micros))
+        .bind(status.last_error.as_deref())
+        .bind(artifact.as_str())
+        .bind(region.as_str())
+        .bind(before.status.state.as_str())
+        .bind(before.status.epoch.get() as i64)
+        .bind(before.claim.map(|claim| claim.to_string()))
+        .execute(connection)
+        .await
+        .map_err(failed)?;
+    if updated.rows_affected() != 1 {
+        let what = format!("the copy of {artifact} in {region} changed under the write lock");
+        return Err(BackendError::permanent(NAME, what));
+    }
+    Ok(())
+}

@@ -1,0 +1,122 @@
+//! Handing out jobs.
+
+use deploycore::model::{ClaimId, Job};
+use deploycore::port::BackendError;
+use deploycore::port::queue::{ClaimRequest, transition};
+use sqlx::sqlite::SqliteConnection;
+
+use super::row::{self, job_columns};
+use crate::sqlite::database::{Moment, failed};
+use crate::stored;
+
+/// What a claim gives.
+pub(super) struct Claimed {
+    pub(super) jobs: Vec<Job>,
+    /// False for a repeated call.
+    pub(super) is_new: bool,
+}
+
+pub(super) async fn claim(moment: &mut Moment, request: &ClaimRequest) -> Result<Claimed, BackendError> {
+    if is_known(moment.connection(), request.claim).await? {
+        let jobs = held(moment.connection(), request.claim).await?;
+        return Ok(Claimed { jobs, is_new: false });
+    }
+    if is_paused(moment.connection()).await? {
+        return Ok(Claimed { jobs: Vec::new(), is_new: true });
+    }
+    let now = moment.now;
+    end_delays(moment).await?;
+    let mut jobs = claimable(moment.connection(), request.limit).await?;
+    for job in &mut jobs {
+        let before = job.clone();
+        let attempt = transition::claim(job, request, now);
+        row::update(moment.connection(), &before, job, now).await?;
+        row::start_attempt(moment.connection(), &attempt).await?;
+    }
+    Ok(Claimed { jobs, is_new: true })
+}
+
+async fn is_known(connection: &mut SqliteConnection, claim: ClaimId) -> Result<bool, BackendError> {
+    const KNOWN: &str = "SELECT 1 FROM attempts WHERE claim_id = ?1 LIMIT 1";
+    let row = sqlx::query(KNOWN).bind(claim.to_string()).fetch_optional(connection).await.map_err(failed)?;
+    Ok(row.is_some())
+}
+
+/// The jobs whose current lease is of this claim, in the order of claims.
+async fn held(connection: &mut SqliteConnection, claim: ClaimId) -> Result<Vec<Job>, BackendError> {
+    const HELD: &str = concat!(
+        "SELECT ",
+        job_columns!(),
+        " FROM attempts a CROSS JOIN jobs j ON j.id = a.job AND j.epoch = a.epoch
+          WHERE a.claim_id = ?1 AND j.claim_id = ?1 AND j.status = 'RUNNING'
+          ORDER BY j.priority DESC, j.created_at, j.id"
+    );
+    let rows = sqlx::query(HELD).bind(claim.to_string()).fetch_all(connection).await.map_err(failed)?;
+    rows.iter().map(row::job).collect()
+}
+
+async fn is_paused(connection: &mut SqliteConnection) -> Result<bool, BackendError> {
+    const PAUSED: &str = "SELECT 1 FROM queue_settings WHERE one = 1 AND paused = 1";
+    Ok(sqlx::query(PAUSED).fetch_optional(connection).await.map_err(failed)?.is_some())
+}
+
+/// Makes jobs ready whose time has come. Each job passes here at most once a delay, so the price is one look at an index.
+async fn end_delays(moment: &mut Moment) -> Result<(), BackendError> {
+    const END: &str = "UPDATE jobs SET delayed = 0 WHERE status = 'QUEUED' AND delayed = 1 AND eligible_at <= ?1";
+    let now = stored::micros(moment.now);
+    sqlx::query(END).bind(now).execute(moment.connection()).await.map_err(failed)?;
+    Ok(())
+}
+
+/// The first `limit` ready jobs in the order of claims whose keys have room for them.
+///
+/// It looks at `limit` jobs without a key, steps through the distinct keys that wait by index seeks, and looks at `limit` jobs of each
+/// key that has room: what waits behind a full key is never walked over.
+pub(super) const CLAIMABLE: &str = concat!(
+    "
+    WITH RECURSIVE
+    waiting (name) AS (
+        SELECT (SELECT concurrency_key FROM jobs
+                WHERE status = 'QUEUED' AND delayed = 0 AND concurrency_key IS NOT NULL
+                ORDER BY concurrency_key LIMIT 1)
+        UNION ALL
+        SELECT (SELECT concurrency_key FROM jobs
+                WHERE status = 'QUEUED' AND delayed = 0 AND concurrency_key > waiting.name
+                ORDER BY concurrency_key LIMIT 1)
+        FROM waiting WHERE waiting.name IS NOT NULL
+    ),
+    counted (name, room) AS MATERIALIZED (
+        SELECT name,
+               coalesce((SELECT max_running FROM concurrency_limits WHERE concurrency_key = name), 1)
+               - (SELECT count(*) FROM jobs WHERE status = 'RUNNING' AND concurrency_key = name)
+        FROM waiting WHERE name IS NOT NULL
+    ),
+    candidate (place_in_file) AS (
+        SELECT * FROM (
+            SELECT rowid FROM jobs
+            WHERE status = 'QUEUED' AND delayed = 0 AND concurrency_key IS NULL
+            ORDER BY priority DESC, created_at, id LIMIT ?1
+        )
+        UNION ALL
+        SELECT place_in_file FROM (
+            SELECT k.rowid AS place_in_file, counted.room,
+                   row_number() OVER (PARTITION BY counted.name ORDER BY k.priority DESC, k.created_at, k.id) AS place
+            FROM counted CROSS JOIN jobs k ON k.rowid IN (
+                SELECT h.rowid FROM jobs h
+                WHERE h.status = 'QUEUED' AND h.delayed = 0 AND h.concurrency_key = counted.name
+                ORDER BY h.priority DESC, h.created_at, h.id LIMIT ?1
+            )
+            WHERE counted.room > 0
+        )
+        WHERE place <= room
+    )
+    SELECT ",
+    job_columns!(),
+    " FROM candidate CROSS JOIN jobs j ON j.rowid = candidate.place_in_file
+      ORDER BY j.priority DESC, j.created_at, j.id LIMIT ?1"
+);
+
+async fn claimable(connection: &mut SqliteConnection, limit: usize) -> Result<Vec<Job>, BackendError> {
+    let rows = sqlx::query(CLAIMABLE).bind(limit as i64).fetch_all(connection).await.map_err(failed)?;
+    rows.iter().map(row::job).collect()
+}
