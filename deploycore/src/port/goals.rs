@@ -131,7 +131,8 @@ pub trait GoalStateStore: Send + Sync + Debug + 'static {
     ///
     /// Repeating it with the goal that is stored now succeeds and gives its revision, whatever `expect` says: the reply was lost.
     ///
-    /// Errors, looked for in this order (see [`admit`]): `Invalid` past [`MAX_GOAL`], `Equivocation`, `Stale`, `Conflict`.
+    /// Errors, looked for in this order (see [`admit`]): `Invalid` past [`MAX_GOAL`], `Stale`, `Conflict`, `Equivocation`. So of two
+    /// that race for one generation the slower has a conflict, and only who writes over what it has read equivocates.
     async fn put(&self, goal: &Goal, expect: Expect) -> Result<Revision, Error>;
 
     /// The goals of a service, the current one included, greatest position first, at most `limit` and at most
