@@ -1,0 +1,328 @@
+//! The routes: what each request asks of the store, and how the answer is told.
+
+use std::future::Future;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post, put};
+use bytes::Bytes;
+use deploycore::model::{Digest, MachineReport, Revision, ServiceName, friendly_option};
+use deploycore::port::goals::{Changes, Error, GoalStateStore, MAX_BATCH};
+use deploycore::port::{MachineDirectory, ManifestSource, ReportSink};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::Instant;
+
+use super::source::{Closed, Prepared, Source, View};
+use super::wire::{Compact, Problem, Put, Report, Written};
+use super::{Access, GatewaySettings};
+
+/// Machines ask each time; what they hold is checked by its tag.
+const REVALIDATE: HeaderValue = HeaderValue::from_static("no-cache");
+/// A manifest never changes: its address is the digest that it proves.
+const IMMUTABLE: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
+
+type Outcome = Result<Response, Report>;
+type Shared = State<Arc<Inner>>;
+
+pub(super) struct Inner {
+    pub(super) settings: GatewaySettings,
+    pub(super) source: Source,
+    manifests: Option<(Arc<dyn ManifestSource>, ManifestCache)>,
+    reports: Option<Arc<dyn ReportSink>>,
+    machines: Option<Arc<dyn MachineDirectory>>,
+    waiters: Semaphore,
+}
+
+type ManifestCache = quick_cache::sync::Cache<Digest, Bytes, ByLength>;
+
+#[derive(Debug, Clone, Copy)]
+struct ByLength;
+
+impl quick_cache::Weighter<Digest, Bytes> for ByLength {
+    fn weight(&self, _: &Digest, body: &Bytes) -> u64 {
+        body.len().max(1) as u64
+    }
+}
+
+impl Inner {
+    pub(super) fn new(
+        settings: GatewaySettings,
+        goals: Arc<dyn GoalStateStore>,
+        manifests: Option<Arc<dyn ManifestSource>>,
+        reports: Option<Arc<dyn ReportSink>>,
+        machines: Option<Arc<dyn MachineDirectory>>,
+    ) -> Self {
+        let cache = || ManifestCache::with_weighter(1_000, settings.manifest_cache.as_u64(), ByLength);
+        Self {
+            source: Source::new(goals, settings.request_timeout),
+            manifests: manifests.map(|manifests| (manifests, cache())),
+            reports,
+            machines,
+            waiters: Semaphore::new(settings.max_waiters.min(Semaphore::MAX_PERMITS)),
+            settings,
+        }
+    }
+
+    async fn within<T, E: Into<Report>>(&self, work: impl Future<Output = Result<T, E>>) -> Result<T, Report> {
+        match tokio::time::timeout(self.settings.request_timeout, work).await {
+            Ok(outcome) => outcome.map_err(Into::into),
+            Err(_) => Err(Problem::Unavailable.says("the store took too long")),
+        }
+    }
+
+    /// What a wait gave. The watch is a hint: before it is said that nothing changed, the store is read.
+    async fn or_read(&self, waited: Option<Arc<View>>) -> Result<Arc<View>, Report> {
+        match waited {
+            Some(view) => Ok(view),
+            None => self.within(self.source.current()).await,
+        }
+    }
+
+    fn writable(&self) -> Result<(), Report> {
+        match self.settings.access {
+            Access::Writable => Ok(()),
+            Access::ReadOnly => Err(Problem::ReadOnly.says("goals are not written through this gateway")),
+        }
+    }
+
+    fn place_to_wait(&self) -> Result<SemaphorePermit<'_>, Report> {
+        self.waiters.try_acquire().map_err(|_| {
+            metrics::counter!("deploycore_gateway_waiters_refused_total").increment(1);
+            Problem::TooManyWaiters.says(format!("{} requests wait here already", self.settings.max_waiters))
+        })
+    }
+
+    fn deadline(&self, wait: Option<Duration>) -> Option<Instant> {
+        wait.filter(|wait| !wait.is_zero()).map(|wait| Instant::now() + wait.min(self.settings.max_wait))
+    }
+}
+
+pub(super) fn router(inner: Arc<Inner>) -> Router {
+    let limit = usize::try_from(inner.settings.max_body.as_u64()).unwrap_or(usize::MAX);
+    Router::new()
+        .route("/v1/goals", get(list))
+        .route("/v1/goals/{service}", get(one).put(write))
+        .route("/v1/goals/{service}/history", get(history))
+        .route("/v1/changes", get(changes))
+        .route("/v1/compact", post(compact))
+        .route("/v1/manifests/{digest}", get(manifest))
+        .route("/v1/machines", get(machines))
+        .route("/v1/machines/{name}", put(report))
+        .layer(DefaultBodyLimit::max(limit))
+        .with_state(inner)
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListQuery {
+    #[serde(default)]
+    prefix: String,
+    #[serde(default, with = "friendly_option")]
+    wait: Option<Duration>,
+}
+
+async fn list(State(inner): Shared, query: Result<Query<ListQuery>, QueryRejection>, headers: HeaderMap) -> Outcome {
+    let Query(ListQuery { prefix, wait }) = query.map_err(refused)?;
+    let mut view = inner.within(inner.source.current()).await?;
+    let mut list = view.list(&prefix);
+    if let Some(deadline) = inner.deadline(wait).filter(|_| holds(&headers, &list.tag)) {
+        let _place = inner.place_to_wait()?;
+        while holds(&headers, &list.tag) {
+            let next = inner.source.beyond(view.revision(), deadline).await?;
+            let over = next.is_none();
+            view = inner.or_read(next).await?;
+            list = view.list(&prefix);
+            if over {
+                break;
+            }
+        }
+    }
+    Ok(tagged(&headers, list, REVALIDATE))
+}
+
+async fn one(State(inner): Shared, service: Result<Path<String>, PathRejection>, headers: HeaderMap) -> Outcome {
+    let service: ServiceName = named(service)?;
+    let view = inner.within(inner.source.current()).await?;
+    let stored = view.get(&service).ok_or_else(|| Problem::NoGoal.says(format!("{service} has no goal")))?;
+    let tag = format!("\"{}.{}\"", stored.goal.position, stored.revision);
+    let tag = HeaderValue::from_str(&tag).expect("numbers are plain text");
+    if holds(&headers, &tag) {
+        return Ok(not_modified(tag, REVALIDATE));
+    }
+    Ok(whole(Prepared { tag, body: encode(stored) }, REVALIDATE))
+}
+
+async fn write(
+    State(inner): Shared,
+    service: Result<Path<String>, PathRejection>,
+    body: Result<Bytes, BytesRejection>,
+) -> Outcome {
+    inner.writable()?;
+    let service: ServiceName = named(service)?;
+    let Put { goal, expect } = decode(body)?;
+    if goal.service != service {
+        return Err(invalid(format!("the goal is of {}, the address of {service}", goal.service)));
+    }
+    let revision = inner.within(inner.source.goals.put(&goal, expect)).await?;
+    Ok(json(&Written { revision }))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HistoryQuery {
+    #[serde(default = "most")]
+    limit: usize,
+}
+
+fn most() -> usize {
+    MAX_BATCH
+}
+
+async fn history(
+    State(inner): Shared,
+    service: Result<Path<String>, PathRejection>,
+    query: Result<Query<HistoryQuery>, QueryRejection>,
+) -> Outcome {
+    let service: ServiceName = named(service)?;
+    let Query(HistoryQuery { limit }) = query.map_err(refused)?;
+    Ok(json(&inner.within(inner.source.goals.history(&service, limit.min(MAX_BATCH))).await?))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ChangesQuery {
+    #[serde(default)]
+    since: Revision,
+    #[serde(default, with = "friendly_option")]
+    wait: Option<Duration>,
+}
+
+async fn changes(State(inner): Shared, query: Result<Query<ChangesQuery>, QueryRejection>) -> Outcome {
+    let Query(ChangesQuery { since, wait }) = query.map_err(refused)?;
+    let mut view = inner.within(inner.source.current()).await?;
+    if let Some(deadline) = inner.deadline(wait).filter(|_| since == view.revision()) {
+        let _place = inner.place_to_wait()?;
+        view = inner.or_read(inner.source.beyond(since, deadline).await?).await?;
+    }
+    if since == view.revision() {
+        return Ok(json(&Changes { revision: since, goals: Vec::new() }));
+    }
+    Ok(answer(inner.within(inner.source.changes(&view, since)).await?))
+}
+
+async fn compact(State(inner): Shared, body: Result<Bytes, BytesRejection>) -> Outcome {
+    inner.writable()?;
+    let Compact { through } = decode(body)?;
+    inner.within(inner.source.goals.compact(through)).await?;
+    inner.source.forget_pages();
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+async fn manifest(State(inner): Shared, digest: Result<Path<String>, PathRejection>, headers: HeaderMap) -> Outcome {
+    let (source, cache) = inner.manifests.as_ref().ok_or_else(|| not_offered("manifests"))?;
+    let digest: Digest = named(digest)?;
+    let tag = HeaderValue::from_str(&format!("\"{digest}\"")).expect("a digest is plain text");
+    // Those who come for a new manifest together share one read of the store; that there is none is not kept.
+    let read = cache.get_or_insert_async(&digest, async {
+        let manifest = source.region_manifest(&digest).await.map_err(Report::from)?;
+        let manifest = manifest.ok_or_else(|| Problem::NoManifest.says(format!("{digest} is not in this region")))?;
+        Ok::<_, Report>(encode(&manifest))
+    });
+    let body = inner.within(read).await?;
+    Ok(tagged(&headers, Prepared { tag, body }, IMMUTABLE))
+}
+
+async fn report(
+    State(inner): Shared,
+    name: Result<Path<String>, PathRejection>,
+    body: Result<Bytes, BytesRejection>,
+) -> Outcome {
+    let reports = inner.reports.as_ref().ok_or_else(|| not_offered("reports"))?;
+    let Path(name) = name.map_err(refused)?;
+    let report: MachineReport = decode(body)?;
+    if report.machine.as_str() != name {
+        return Err(invalid(format!("the report is of {}, the address of {name}", report.machine)));
+    }
+    inner.within(reports.report(&report)).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+async fn machines(State(inner): Shared) -> Outcome {
+    let machines = inner.machines.as_ref().ok_or_else(|| not_offered("machines"))?;
+    Ok(json(&inner.within(machines.machines()).await?))
+}
+
+impl From<Closed> for Report {
+    fn from(Closed: Closed) -> Self {
+        Problem::Unavailable.says("the gateway is shutting down")
+    }
+}
+
+fn named<T: FromStr<Err: std::fmt::Display>>(path: Result<Path<String>, PathRejection>) -> Result<T, Report> {
+    let Path(text) = path.map_err(refused)?;
+    text.parse().map_err(|error: T::Err| invalid(error.to_string()))
+}
+
+fn decode<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, Report> {
+    let body = body.map_err(|error| match error.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => Problem::TooLarge.says("the request is larger than this gateway takes"),
+        _ => invalid(error.body_text()),
+    })?;
+    serde_json::from_slice(&body).map_err(|error| invalid(format!("the body cannot be read: {error}")))
+}
+
+fn invalid(reason: String) -> Report {
+    Error::Invalid(reason).into()
+}
+
+fn refused(rejection: impl std::fmt::Display) -> Report {
+    invalid(rejection.to_string())
+}
+
+fn not_offered(what: &str) -> Report {
+    Problem::NotOffered.says(format!("{what} are not offered by this gateway"))
+}
+
+/// Whether the caller holds what `tag` stands for.
+fn holds(headers: &HeaderMap, tag: &HeaderValue) -> bool {
+    let tags = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+    tags.flat_map(|value| value.split(','))
+        .map(|held| held.trim().trim_start_matches("W/"))
+        .any(|held| held == "*" || held.as_bytes() == tag.as_bytes())
+}
+
+fn tagged(headers: &HeaderMap, prepared: Prepared, caching: HeaderValue) -> Response {
+    if holds(headers, &prepared.tag) { not_modified(prepared.tag, caching) } else { whole(prepared, caching) }
+}
+
+fn not_modified(tag: HeaderValue, caching: HeaderValue) -> Response {
+    (StatusCode::NOT_MODIFIED, [(header::ETAG, tag), (header::CACHE_CONTROL, caching)]).into_response()
+}
+
+fn whole(prepared: Prepared, caching: HeaderValue) -> Response {
+    let mut response = answer(prepared.body);
+    response.headers_mut().insert(header::ETAG, prepared.tag);
+    response.headers_mut().insert(header::CACHE_CONTROL, caching);
+    response
+}
+
+fn answer(body: Bytes) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], Body::from(body)).into_response()
+}
+
+fn json(value: &impl Serialize) -> Response {
+    answer(encode(value))
+}
+
+fn encode(value: &impl Serialize) -> Bytes {
+    serde_json::to_vec(value).expect("what is answered is plain data").into()
+}
