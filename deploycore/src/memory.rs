@@ -5,9 +5,11 @@ mod goals;
 mod ledger;
 mod queue;
 mod store;
+mod swarm;
 
 pub use clock::Clock;
 pub use goals::Goals;
 pub use ledger::Ledger;
 pub use queue::{Queue, QueueSnapshot};
 pub use store::Store;
+pub use swarm::{Files, HostFiles, Swarm, SwarmRegion};
