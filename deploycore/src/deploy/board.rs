@@ -1,0 +1,189 @@
+//! The board of a region: what its machines last said.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use crate::model::{KnownMachine, MachineName, MachineReport, RegionName, friendly};
+use crate::port::{BackendError, MachineDirectory, ReportSink};
+
+/// How long a [`ReportBoard`] remembers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ReportBoardSettings {
+    /// A machine that is silent for longer is not live; 30 s by default, three times what agents let pass between reports.
+    #[serde(with = "friendly")]
+    pub live_for: Duration,
+    /// A machine that is silent for longer is forgotten; 1 h by default.
+    #[serde(with = "friendly")]
+    pub forget_after: Duration,
+    /// The most machines; 200,000 by default. A full board makes room by forgetting the machine that is silent for longest, if it is
+    /// not live, and otherwise refuses new machines.
+    pub max_machines: usize,
+    /// The most services in one report; 1,000 by default. A report with more is refused.
+    pub max_services: usize,
+}
+
+impl Default for ReportBoardSettings {
+    fn default() -> Self {
+        Self {
+            live_for: Duration::from_secs(30),
+            forget_after: Duration::from_hours(1),
+            max_machines: 200_000,
+            max_services: 1_000,
+        }
+    }
+}
+
+impl ReportBoardSettings {
+    /// Sets how long a silent machine counts as live.
+    #[must_use]
+    pub fn with_live_for(mut self, span: Duration) -> Self {
+        self.live_for = span;
+        self
+    }
+
+    /// Sets how long a silent machine is remembered.
+    #[must_use]
+    pub fn with_forget_after(mut self, span: Duration) -> Self {
+        self.forget_after = span;
+        self
+    }
+
+    /// Sets the most machines.
+    #[must_use]
+    pub fn with_max_machines(mut self, machines: usize) -> Self {
+        self.max_machines = machines;
+        self
+    }
+}
+
+/// Machine reports in memory. It is soft state: after a restart it is empty until the machines report again.
+#[derive(Debug, Default)]
+pub struct ReportBoard {
+    settings: ReportBoardSettings,
+    machines: Mutex<BTreeMap<(RegionName, MachineName), Heard>>,
+}
+
+#[derive(Debug)]
+struct Heard {
+    report: MachineReport,
+    at: Instant,
+}
+
+impl ReportBoard {
+    /// An empty board.
+    pub fn new(settings: ReportBoardSettings) -> Self {
+        Self { settings, machines: Mutex::default() }
+    }
+
+    fn take(&self, report: &MachineReport, now: Instant) -> Result<(), BackendError> {
+        let services = report.services.len();
+        if services > self.settings.max_services {
+            let text = format!("a report of {services} services; at most {} are taken", self.settings.max_services);
+            return Err(BackendError::permanent("report board", text));
+        }
+        let mut machines = self.heard();
+        let key = (report.region.clone(), report.machine.clone());
+        if !machines.contains_key(&key) && machines.len() >= self.settings.max_machines {
+            self.make_room(&mut machines, now)?;
+        }
+        machines.insert(key, Heard { report: report.clone(), at: now });
+        Ok(())
+    }
+
+    fn make_room(
+        &self,
+        machines: &mut BTreeMap<(RegionName, MachineName), Heard>,
+        now: Instant,
+    ) -> Result<(), BackendError> {
+        let quietest = machines.iter().min_by_key(|(_, heard)| heard.at);
+        match quietest.map(|(key, heard)| (key.clone(), now - heard.at)) {
+            Some((key, silent_for)) if silent_for > self.settings.live_for => {
+                machines.remove(&key);
+                Ok(())
+            }
+            _ => {
+                let text = format!("the board is full: {} machines are live", machines.len());
+                Err(BackendError::retryable("report board", text))
+            }
+        }
+    }
+
+    fn show(&self, now: Instant) -> Vec<KnownMachine> {
+        let mut machines = self.heard();
+        machines.retain(|_, heard| now - heard.at <= self.settings.forget_after);
+        let known = |heard: &Heard| {
+            let silent_for = now - heard.at;
+            KnownMachine { report: heard.report.clone(), silent_for, live: silent_for <= self.settings.live_for }
+        };
+        machines.values().map(known).collect()
+    }
+
+    fn heard(&self) -> MutexGuard<'_, BTreeMap<(RegionName, MachineName), Heard>> {
+        self.machines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl ReportSink for ReportBoard {
+    async fn report(&self, report: &MachineReport) -> Result<(), BackendError> {
+        self.take(report, Instant::now())
+    }
+}
+
+#[async_trait]
+impl MachineDirectory for ReportBoard {
+    async fn machines(&self) -> Result<Vec<KnownMachine>, BackendError> {
+        Ok(self.show(Instant::now()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Labels;
+
+    fn report(machine: &str, pid: u32) -> MachineReport {
+        MachineReport {
+            machine: MachineName::new(machine).unwrap(),
+            region: RegionName::new("r1").unwrap(),
+            labels: Labels::default(),
+            agent_pid: pid,
+            services: Vec::new(),
+        }
+    }
+
+    async fn shown(board: &ReportBoard) -> Vec<(String, u32, bool)> {
+        let known = board.machines().await.unwrap();
+        known.iter().map(|one| (one.report.machine.to_string(), one.report.agent_pid, one.live)).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_machine_is_absent_first_and_forgotten_later() {
+        let board = ReportBoard::default();
+        board.report(&report("a", 1)).await.unwrap();
+        tokio::time::advance(Duration::from_secs(20)).await;
+        board.report(&report("b", 1)).await.unwrap();
+        board.report(&report("b", 2)).await.unwrap();
+        tokio::time::advance(Duration::from_secs(11)).await;
+        assert_eq!(shown(&board).await, [("a".to_owned(), 1, false), ("b".to_owned(), 2, true)]);
+        tokio::time::advance(Duration::from_secs(3590)).await;
+        assert_eq!(shown(&board).await, [("b".to_owned(), 2, false)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_board_forgets_the_silent_and_never_the_live() {
+        let board = ReportBoard::new(ReportBoardSettings::default().with_max_machines(1));
+        board.report(&report("a", 1)).await.unwrap();
+        assert!(board.report(&report("b", 1)).await.unwrap_err().is_retryable());
+        board.report(&report("a", 2)).await.unwrap();
+        tokio::time::advance(Duration::from_secs(31)).await;
+        board.report(&report("b", 1)).await.unwrap();
+        assert_eq!(shown(&board).await, [("b".to_owned(), 1, true)]);
+    }
+}

@@ -1,0 +1,209 @@
+//! Which machines run a goal.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{
+    ArtifactRef, Goal, GoalPosition, KnownMachine, MachineName, MachineReport, RegionName, ServicePhase, ServiceReport,
+};
+
+/// A machine, by its region and its name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct MachineKey {
+    /// The region.
+    pub region: RegionName,
+    /// The name, unique in the region.
+    pub machine: MachineName,
+}
+
+/// A machine that is on its way to a goal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BehindMachine {
+    /// The machine.
+    #[serde(flatten)]
+    pub key: MachineKey,
+    /// The newest goal of the service that it took up, and where it is with that; `None` when it has not heard of any.
+    pub at: Option<(GoalPosition, ServicePhase)>,
+    /// What it waits for, in its own words.
+    pub message: Option<String>,
+}
+
+/// Where the machines are with a goal. Every list stands by region and name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Convergence {
+    /// The goal's place.
+    pub position: GoalPosition,
+    /// What should run.
+    pub artifact: ArtifactRef,
+    /// Live and selected machines that run the goal.
+    pub converged: Vec<MachineKey>,
+    /// Live and selected machines on their way.
+    pub behind: Vec<BehindMachine>,
+    /// Live and selected machines that tried the goal and went back, with their reasons.
+    pub reverted: Vec<(MachineKey, String)>,
+    /// Selected machines that are silent for too long. They block nobody.
+    pub absent: Vec<MachineKey>,
+    /// Regions whose directory did not answer, with the reason: nothing is known of their machines.
+    pub unknown: BTreeMap<RegionName, String>,
+}
+
+impl Convergence {
+    /// How many live machines the selector names.
+    pub fn live(&self) -> usize {
+        self.converged.len() + self.behind.len() + self.reverted.len()
+    }
+
+    /// Whether every live machine that the selector names runs the goal. It holds for no machines too: who knows how many there
+    /// must be asks for that many, see [`Deployer::wait_converged`](super::Deployer::wait_converged).
+    pub fn is_converged(&self) -> bool {
+        self.is_settled() && self.reverted.is_empty()
+    }
+
+    /// Whether no machine is on its way any more: each runs the goal or has reverted it.
+    pub fn is_settled(&self) -> bool {
+        self.behind.is_empty() && self.unknown.is_empty()
+    }
+}
+
+/// What each region's directory answered.
+pub(super) type Directories = BTreeMap<RegionName, Result<Vec<KnownMachine>, String>>;
+
+/// Compares machines with a goal.
+pub(super) fn convergence(goal: &Goal, directories: Directories) -> Convergence {
+    let mut found = Convergence {
+        position: goal.position,
+        artifact: goal.artifact.clone(),
+        converged: Vec::new(),
+        behind: Vec::new(),
+        reverted: Vec::new(),
+        absent: Vec::new(),
+        unknown: BTreeMap::new(),
+    };
+    for (region, answer) in directories {
+        match answer {
+            Ok(machines) => machines.iter().for_each(|machine| add(&mut found, goal, &region, machine)),
+            Err(reason) => {
+                found.unknown.insert(region, reason);
+            }
+        }
+    }
+    found.converged.sort();
+    found.behind.sort_by(|a, b| a.key.cmp(&b.key));
+    found.reverted.sort();
+    found.absent.sort();
+    found
+}
+
+fn add(found: &mut Convergence, goal: &Goal, region: &RegionName, machine: &KnownMachine) {
+    let report = &machine.report;
+    if !goal.selector.matches(&report.labels) {
+        return;
+    }
+    // The directory that was asked decides the region: two regions may have machines of one name.
+    let key = MachineKey { region: region.clone(), machine: report.machine.clone() };
+    if !machine.live {
+        found.absent.push(key);
+        return;
+    }
+    match service_of(report, goal) {
+        Some(service) if service.goal == goal.position && service.phase == ServicePhase::Good => {
+            found.converged.push(key);
+        }
+        Some(service) if service.goal == goal.position && service.phase == ServicePhase::Reverted => {
+            found.reverted.push((key, service.message.clone().unwrap_or_else(|| "no reason given".to_owned())));
+        }
+        service => {
+            let at = service.map(|service| (service.goal, service.phase));
+            let message = service.and_then(|service| service.message.clone());
+            found.behind.push(BehindMachine { key, at, message });
+        }
+    }
+}
+
+fn service_of<'a>(report: &'a MachineReport, goal: &Goal) -> Option<&'a ServiceReport> {
+    report.services.iter().find(|service| service.service == goal.service)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ArtifactName, Digest, Generation, Labels, Origin, RunSpec, Selector, ServiceName, Timestamp};
+    use std::time::Duration;
+
+    fn goal(generation: u64) -> Goal {
+        Goal {
+            service: ServiceName::new("web").unwrap(),
+            position: GoalPosition { generation: Generation(generation), ..GoalPosition::default() },
+            artifact: ArtifactRef { name: ArtifactName::new("web-1").unwrap(), digest: Digest::of(b"x"), size: 1 },
+            run: RunSpec::default(),
+            selector: Selector([("role".to_owned(), "front".to_owned())].into()),
+            origin: Origin::Deploy,
+            created_at: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    fn machine(name: &str, role: &str, live: bool, at: Option<(u64, ServicePhase)>) -> KnownMachine {
+        let services = at.map(|(generation, phase)| ServiceReport {
+            service: ServiceName::new("web").unwrap(),
+            goal: goal(generation).position,
+            phase,
+            current: None,
+            pid: None,
+            port: None,
+            bytes_fetched: 0,
+            message: Some("why".to_owned()),
+        });
+        let report = MachineReport {
+            machine: MachineName::new(name).unwrap(),
+            region: RegionName::new("r1").unwrap(),
+            labels: Labels([("role".to_owned(), role.to_owned())].into()),
+            agent_pid: 1,
+            services: services.into_iter().collect(),
+        };
+        KnownMachine { report, silent_for: Duration::ZERO, live }
+    }
+
+    fn names(keys: &[MachineKey]) -> Vec<&str> {
+        keys.iter().map(|key| key.machine.as_str()).collect()
+    }
+
+    #[test]
+    fn each_machine_is_counted_where_it_belongs() {
+        use ServicePhase::{Fetching, Good, Reverted};
+        let machines = vec![
+            machine("good", "front", true, Some((2, Good))),
+            machine("good-at-old", "front", true, Some((1, Good))),
+            machine("good-at-newer", "front", true, Some((3, Good))),
+            machine("fetching", "front", true, Some((2, Fetching))),
+            machine("new", "front", true, None),
+            machine("reverted", "front", true, Some((2, Reverted))),
+            machine("reverted-old", "front", true, Some((1, Reverted))),
+            machine("dead", "front", false, Some((2, Good))),
+            machine("other", "back", true, None),
+        ];
+        let (r1, r2) = (RegionName::new("r1").unwrap(), RegionName::new("r2").unwrap());
+        let answers = Directories::from([(r1, Ok(machines)), (r2.clone(), Err("timeout".to_owned()))]);
+        let found = convergence(&goal(2), answers);
+        assert_eq!(names(&found.converged), ["good"]);
+        assert_eq!(names(&found.absent), ["dead"]);
+        assert_eq!(found.reverted.len(), 1);
+        assert_eq!(found.reverted[0].1, "why");
+        let behind: Vec<_> = found.behind.iter().map(|machine| machine.key.machine.as_str()).collect();
+        assert_eq!(behind, ["fetching", "good-at-newer", "good-at-old", "new", "reverted-old"]);
+        assert_eq!(found.live(), 7);
+        assert!(found.unknown.contains_key(&r2) && !found.is_converged() && !found.is_settled());
+    }
+
+    #[test]
+    fn the_absent_block_nobody_and_the_reverted_do_not_count_as_converged() {
+        use ServicePhase::{Good, Reverted};
+        let region = RegionName::new("r1").unwrap();
+        let mut machines = vec![machine("a", "front", true, Some((2, Good))), machine("b", "front", false, None)];
+        let found = convergence(&goal(2), [(region.clone(), Ok(machines.clone()))].into());
+        assert!(found.is_converged());
+        machines.push(machine("c", "front", true, Some((2, Reverted))));
+        let found = convergence(&goal(2), [(region, Ok(machines))].into());
+        assert!(found.is_settled() && !found.is_converged());
+    }
+}

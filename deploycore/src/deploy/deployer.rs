@@ -1,0 +1,491 @@
+//! The deployer: from a request to the next generation of a goal.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::future::join_all;
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::Error;
+use super::convergence::{Convergence, Directories, convergence};
+use super::planner::{self, Content, Write};
+use crate::model::{
+    ArtifactName, Generation, Goal, GoalEpoch, GoalPosition, Origin, PinHolder, RegionName, RunSpec, Selector,
+    ServiceName, Timestamp, friendly,
+};
+use crate::pace::{Backoff, Pace, Wake};
+use crate::port::goals::{HISTORY, Stored};
+use crate::port::ledger::LedgerFilter;
+use crate::port::{GoalStateStore, MachineDirectory, ReplicationLedger, ReplicationLedgerExt, chain, goals, ledger};
+
+/// How a [`Deployer`] works.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DeployerSettings {
+    /// The least epoch of new goals; 0 by default. Raise it after the global store was restored from a backup, so that new goals
+    /// outrank those that the regions still have.
+    pub epoch: GoalEpoch,
+    /// How often a write is tried when others write too or a backend fails in passing; 8 by default.
+    pub tries: u32,
+    /// Between tries.
+    pub backoff: Backoff,
+    /// How long one call to a store, the ledger or a directory may take; 10 s by default.
+    #[serde(with = "friendly")]
+    pub call_limit: Duration,
+    /// A pin that no goal needs is taken away when it has been seen so for this long: a deploy between its pin and its goal is not
+    /// robbed. 10 min by default.
+    #[serde(with = "friendly")]
+    pub pin_grace: Duration,
+    /// Between looks for pins that no goal needs; 5 min by default.
+    #[serde(with = "friendly")]
+    pub period: Duration,
+    /// Between looks at the machines while waiting for them; 1 s by default.
+    #[serde(with = "friendly")]
+    pub look: Duration,
+}
+
+impl Default for DeployerSettings {
+    fn default() -> Self {
+        Self {
+            epoch: GoalEpoch(0),
+            tries: 8,
+            backoff: Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) },
+            call_limit: Duration::from_secs(10),
+            pin_grace: Duration::from_mins(10),
+            period: Duration::from_mins(5),
+            look: Duration::from_secs(1),
+        }
+    }
+}
+
+impl DeployerSettings {
+    /// Sets the least epoch of new goals.
+    #[must_use]
+    pub fn with_epoch(mut self, epoch: GoalEpoch) -> Self {
+        self.epoch = epoch;
+        self
+    }
+
+    /// Sets how long a pin that no goal needs is left alone.
+    #[must_use]
+    pub fn with_pin_grace(mut self, grace: Duration) -> Self {
+        self.pin_grace = grace;
+        self
+    }
+
+    /// Sets the time between looks at the machines.
+    #[must_use]
+    pub fn with_look(mut self, look: Duration) -> Self {
+        self.look = look;
+        self
+    }
+}
+
+/// What to deploy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeployRequest {
+    /// The service.
+    pub service: ServiceName,
+    /// Which of its artifacts.
+    pub artifact: ArtifactName,
+    /// How to run it.
+    #[serde(default)]
+    pub run: RunSpec,
+    /// Which machines run it; every one by default.
+    #[serde(default)]
+    pub selector: Selector,
+    /// What to do when the goal says this already.
+    #[serde(default)]
+    pub redeploy: Redeploy,
+}
+
+/// What a deploy does when the current goal has the same content.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Redeploy {
+    /// Nothing: the answer is the current goal. So a request whose reply was lost may be repeated.
+    #[default]
+    IfChanged,
+    /// A new generation, which machines that reverted the current one try again. Repeating it writes another.
+    Always,
+}
+
+impl DeployRequest {
+    /// Deploys `artifact` on every machine with nothing started: see [`RunSpec::default`].
+    pub fn new(service: ServiceName, artifact: ArtifactName) -> Self {
+        let (run, selector) = (RunSpec::default(), Selector::all());
+        Self { service, artifact, run, selector, redeploy: Redeploy::IfChanged }
+    }
+
+    /// Sets how it is run.
+    #[must_use]
+    pub fn with_run(mut self, run: RunSpec) -> Self {
+        self.run = run;
+        self
+    }
+
+    /// Sets which machines run it.
+    #[must_use]
+    pub fn with_selector(mut self, selector: Selector) -> Self {
+        self.selector = selector;
+        self
+    }
+
+    /// Sets what to do when the goal says this already.
+    #[must_use]
+    pub fn with_redeploy(mut self, redeploy: Redeploy) -> Self {
+        self.redeploy = redeploy;
+        self
+    }
+}
+
+type ClockFn = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+/// Writes goals. Any number may work at once: each goal is a conditional write on the one before.
+///
+/// An artifact is pinned in the ledger before its goal is written, which succeeds only while it is complete in each required region.
+/// A crash between the two leaves a pin that no goal needs; [`Deployer::reconcile`] takes it away later.
+pub struct Deployer {
+    settings: DeployerSettings,
+    goals: Arc<dyn GoalStateStore>,
+    ledger: Arc<dyn ReplicationLedger>,
+    directories: BTreeMap<RegionName, Arc<dyn MachineDirectory>>,
+    clock: ClockFn,
+    seed: Option<u64>,
+    /// Pins that no goal needed, since when.
+    spare: Mutex<BTreeMap<(ServiceName, ArtifactName), Instant>>,
+}
+
+impl fmt::Debug for Deployer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let regions: Vec<_> = self.directories.keys().collect();
+        f.debug_struct("Deployer").field("settings", &self.settings).field("regions", &regions).finish_non_exhaustive()
+    }
+}
+
+impl Deployer {
+    /// A deployer that writes to `goals`, the global store, what `ledger` says is deployable.
+    pub fn new(settings: DeployerSettings, goals: Arc<dyn GoalStateStore>, ledger: Arc<dyn ReplicationLedger>) -> Self {
+        Self {
+            settings,
+            goals,
+            ledger,
+            directories: BTreeMap::new(),
+            clock: Arc::new(Timestamp::now),
+            seed: None,
+            spare: Mutex::default(),
+        }
+    }
+
+    /// Adds a region's directory of machines, for [`Deployer::convergence`].
+    #[must_use]
+    pub fn with_directory(mut self, region: RegionName, directory: Arc<dyn MachineDirectory>) -> Self {
+        self.directories.insert(region, directory);
+        self
+    }
+
+    /// Sets the clock that dates goals, for people; the system's by default.
+    #[must_use]
+    pub fn with_clock(mut self, clock: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
+        self.clock = Arc::new(clock);
+        self
+    }
+
+    /// Seeds the jitter.
+    #[must_use]
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// Writes the next generation of the service's goal, and gives it; or gives the current goal when it says the same and the
+    /// request does not ask for [`Redeploy::Always`].
+    ///
+    /// Errors: `Ledger` with `NotDeployable`, which names the missing regions, or `NotFound`; `OtherService`.
+    pub async fn deploy(&self, request: &DeployRequest) -> Result<Goal, Error> {
+        let status = self.retry(|| async { Ok(self.ledger.require(&request.artifact).await?) }).await?;
+        let DeployRequest { service, run, selector, .. } = request.clone();
+        let registered = status.registered;
+        if registered.service != service {
+            return Err(Error::OtherService { artifact: request.artifact.clone(), service, owner: registered.service });
+        }
+        let content = Content { service, artifact: registered.artifact, run, selector };
+        for tries in 1..=self.settings.tries {
+            self.pin(&content).await?;
+            let current = self.current(&request.service).await?;
+            if let Some(Stored { goal, .. }) = &current
+                && request.redeploy == Redeploy::IfChanged
+                && Content::of(goal) == content
+            {
+                return Ok(goal.clone());
+            }
+            let write = self.next_goal(current.as_ref(), content.clone(), Origin::Deploy);
+            if self.put(&write).await? == Put::Written {
+                return Ok(self.written(write.goal).await);
+            }
+            tokio::time::sleep(self.settings.backoff.delay(tries)).await;
+        }
+        Err(Error::Contended { service: request.service.clone(), tries: self.settings.tries })
+    }
+
+    /// Writes the next generation with the content of an earlier deploy, and gives it: of the one that ran before the current content,
+    /// so that a second rollback goes further back, or of the generation `to`.
+    ///
+    /// With a name it may be repeated: a goal that restores the named deploy already is the answer. Without one each call goes one
+    /// deploy back; when another goal is written between its look and its write it stops, because it would undo something else.
+    ///
+    /// Errors: `NothingToRollBackTo`, `UnknownGeneration`, `NeverDeployed`, `Superseded`; `Ledger` with `NotDeployable` when the
+    /// earlier artifact is no longer complete in each required region.
+    pub async fn rollback(&self, service: &ServiceName, to: Option<Generation>) -> Result<Goal, Error> {
+        for tries in 1..=self.settings.tries {
+            let history = self.history(service).await?;
+            let (target, restores) = planner::rollback_target(service, &history, to)?;
+            let (content, current) = (Content::of(target), &history[0]);
+            if planner::root(&current.goal) == restores && Content::of(&current.goal) == content {
+                return Ok(current.goal.clone());
+            }
+            self.pin(&content).await?;
+            let write = self.next_goal(Some(current), content, Origin::Rollback { restores });
+            match self.put(&write).await? {
+                Put::Written => return Ok(self.written(write.goal).await),
+                Put::Raced if to.is_none() => {
+                    let found = self.current(service).await?.map_or(write.goal.position, |stored| stored.goal.position);
+                    return Err(Error::Superseded { service: service.clone(), seen: current.goal.position, found });
+                }
+                Put::Raced => tokio::time::sleep(self.settings.backoff.delay(tries)).await,
+            }
+        }
+        Err(Error::Contended { service: service.clone(), tries: self.settings.tries })
+    }
+
+    /// The goals of a service, the current one first, at least the last [`HISTORY`].
+    pub async fn history(&self, service: &ServiceName) -> Result<Vec<Stored>, Error> {
+        self.retry(|| async { Ok(self.goals.history(service, HISTORY).await?) }).await
+    }
+
+    /// The current goal of a service, or `None`.
+    pub async fn current(&self, service: &ServiceName) -> Result<Option<Stored>, Error> {
+        self.retry(|| async { Ok(self.goals.get(service).await?) }).await
+    }
+
+    /// Where the machines of all regions are with the current goal of a service.
+    ///
+    /// Errors: `NeverDeployed`. A region that does not answer is in [`Convergence::unknown`].
+    pub async fn convergence(&self, service: &ServiceName) -> Result<Convergence, Error> {
+        let current = self.current(service).await?;
+        let goal = current.ok_or_else(|| Error::NeverDeployed { service: service.clone() })?.goal;
+        Ok(convergence(&goal, self.ask_directories().await))
+    }
+
+    /// Waits until every live machine that the selector names runs the goal at `position`, and at least `at_least` of them do.
+    /// `progress` sees each look.
+    ///
+    /// Errors: `Reverted` as soon as no machine is on its way and some have reverted; `Superseded` when a newer goal is there;
+    /// `NotConverged` after `limit`, with the last look.
+    pub async fn wait_converged(
+        &self,
+        service: &ServiceName,
+        position: GoalPosition,
+        at_least: usize,
+        limit: Duration,
+        mut progress: impl FnMut(&Convergence) + Send,
+    ) -> Result<Convergence, Error> {
+        let (end, mut pace) = (Instant::now() + limit, self.pace(self.settings.look));
+        loop {
+            let last = self.convergence(service).await?;
+            if last.position != position {
+                return Err(Error::Superseded { service: service.clone(), seen: position, found: last.position });
+            }
+            progress(&last);
+            if last.is_settled() && last.live() >= at_least {
+                return if last.is_converged() { Ok(last) } else { Err(Error::Reverted(Box::new(last))) };
+            }
+            if Instant::now() >= end {
+                return Err(Error::NotConverged { limit, last: Box::new(last) });
+            }
+            pace.wait(tokio::time::sleep_until(end), &CancellationToken::new()).await;
+        }
+    }
+
+    /// Takes away pins of a service that no goal in its history has needed for [`DeployerSettings::pin_grace`]; how many. Each deploy
+    /// and rollback does it once.
+    pub async fn reconcile(&self, service: &ServiceName) -> Result<usize, Error> {
+        let holder = PinHolder::goal(service);
+        let pinned = self.pinned(service, &holder).await?;
+        let spare = planner::spare_pins(&self.history(service).await?, pinned);
+        let mut freed = 0;
+        for artifact in self.long_spare(service, spare) {
+            self.retry(|| async { Ok(self.ledger.unpin(&artifact, &holder).await?) }).await?;
+            freed += 1;
+            tracing::info!(%service, %artifact, "a pin that no goal needs was taken away");
+        }
+        Ok(freed)
+    }
+
+    /// Reconciles each service once; how many pins it took away. A service that fails does not hold the others back; the first
+    /// failure is the answer.
+    pub async fn tick(&self) -> Result<usize, Error> {
+        let snapshot = self.retry(|| async { Ok(self.goals.list("").await?) }).await?;
+        let (mut freed, mut failure) = (0, None);
+        for stored in snapshot.goals {
+            match self.reconcile(&stored.goal.service).await {
+                Ok(count) => freed += count,
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
+        failure.map_or(Ok(freed), Err)
+    }
+
+    /// Reconciles from time to time until `shutdown`.
+    pub async fn run(&self, shutdown: CancellationToken) {
+        let mut pace = self.pace(self.settings.period);
+        loop {
+            match shutdown.run_until_cancelled(self.tick()).await {
+                None => return,
+                Some(Ok(_)) => pace.note(true),
+                Some(Err(error)) => {
+                    tracing::warn!(error = chain(&error), "pins could not be reconciled");
+                    pace.note(false);
+                }
+            }
+            if pace.wait(std::future::pending(), &shutdown).await == Wake::Shutdown {
+                return;
+            }
+        }
+    }
+
+    fn pace(&self, period: Duration) -> Pace {
+        let pace = Pace::new(period, self.settings.backoff);
+        match self.seed {
+            Some(seed) => pace.with_seed(seed),
+            None => pace,
+        }
+    }
+
+    fn next_goal(&self, current: Option<&Stored>, content: Content, origin: Origin) -> Write {
+        planner::next_goal(current, content, origin, self.settings.epoch, (self.clock)())
+    }
+
+    async fn pin(&self, content: &Content) -> Result<(), Error> {
+        let holder = PinHolder::goal(&content.service);
+        // From now on it is needed.
+        self.spare().remove(&(content.service.clone(), content.artifact.name.clone()));
+        self.retry(|| async { Ok(self.ledger.pin(&content.artifact.name, &holder).await?) }).await
+    }
+
+    /// Writes a goal, again after a passing failure.
+    async fn put(&self, write: &Write) -> Result<Put, Error> {
+        let mut doubtful = false;
+        for tries in 1.. {
+            let answer = self.call(async { Ok(self.goals.put(&write.goal, write.expect).await?) }).await;
+            match answer {
+                Ok(_) => return Ok(Put::Written),
+                // Two writers took the same generation, and this one was slower.
+                Err(Error::Goals(
+                    goals::Error::Conflict { .. } | goals::Error::Stale { .. } | goals::Error::Equivocation { .. },
+                )) => {
+                    // A write whose reply was lost may have been there, and be history by now.
+                    let history = if doubtful { self.history(&write.goal.service).await? } else { Vec::new() };
+                    let was_written = history.iter().any(|stored| stored.goal == write.goal);
+                    return Ok(if was_written { Put::Written } else { Put::Raced });
+                }
+                Err(error) if error.is_retryable() && tries < self.settings.tries => doubtful = true,
+                Err(error) => return Err(error),
+            }
+            tokio::time::sleep(self.settings.backoff.delay(tries)).await;
+        }
+        unreachable!("the loop ends by a return")
+    }
+
+    async fn written(&self, goal: Goal) -> Goal {
+        let kind = if goal.origin == Origin::Deploy { "deploy" } else { "rollback" };
+        tracing::info!(service = %goal.service, position = %goal.position, artifact = %goal.artifact.name, kind, "goal written");
+        metrics::counter!("deploycore_deployer_goals_total", "kind" => kind).increment(1);
+        // The goal stands whatever becomes of old pins.
+        if let Err(error) = self.reconcile(&goal.service).await {
+            tracing::warn!(service = %goal.service, error = chain(&error), "old pins could not be reconciled");
+        }
+        goal
+    }
+
+    /// The artifacts of a service that `holder` pins. Pinned ones are among the newest, so that the walk ends at the first page without any.
+    async fn pinned(&self, service: &ServiceName, holder: &PinHolder) -> Result<BTreeSet<ArtifactName>, Error> {
+        let filter = LedgerFilter { service: Some(service.clone()), copy: None };
+        let (mut pinned, mut after) = (BTreeSet::new(), None);
+        loop {
+            let cursor = after.clone();
+            let list = || async { Ok(self.ledger.list(&filter, cursor.as_ref(), ledger::MAX_BATCH).await?) };
+            let page = self.retry(list).await?;
+            let held = page.artifacts.into_iter().filter(|status| status.pins.contains(holder));
+            let names: Vec<_> = held.map(|status| status.registered.artifact.name).collect();
+            after = page.next;
+            if names.is_empty() || after.is_none() {
+                pinned.extend(names);
+                return Ok(pinned);
+            }
+            pinned.extend(names);
+        }
+    }
+
+    /// Which of the spare pins have been spare for the grace. Remembers the others, and forgets what is needed again.
+    fn long_spare(&self, service: &ServiceName, spare: BTreeSet<ArtifactName>) -> Vec<ArtifactName> {
+        let (now, mut since) = (Instant::now(), self.spare());
+        since.retain(|(of, artifact), _| of != service || spare.contains(artifact));
+        let is_long = |artifact: &ArtifactName| {
+            let seen = *since.entry((service.clone(), artifact.clone())).or_insert(now);
+            now.duration_since(seen) >= self.settings.pin_grace
+        };
+        spare.into_iter().filter(is_long).collect()
+    }
+
+    async fn ask_directories(&self) -> Directories {
+        let ask = |(region, directory): (&RegionName, &Arc<dyn MachineDirectory>)| {
+            let (region, directory) = (region.clone(), Arc::clone(directory));
+            async move {
+                let answer = self.call(async { Ok(directory.machines().await?) }).await;
+                (region, answer.map_err(|error| chain(&error)))
+            }
+        };
+        join_all(self.directories.iter().map(ask)).await.into_iter().collect()
+    }
+
+    /// Repeats a call after passing failures. The call must be harmless to repeat.
+    async fn retry<T, F>(&self, mut call: impl FnMut() -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Error>>,
+    {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let not_deployable = |error: &Error| matches!(error, Error::Ledger(ledger::Error::NotDeployable { .. }));
+            match self.call(call()).await {
+                Err(error) if error.is_retryable() && !not_deployable(&error) && tries < self.settings.tries => {
+                    tracing::warn!(error = chain(&error), tries, "a call of the deployer failed");
+                    tokio::time::sleep(self.settings.backoff.delay(tries)).await;
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    async fn call<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let limit = self.settings.call_limit;
+        timeout(limit, call).await.map_err(|_| Error::Late(limit))?
+    }
+
+    fn spare(&self) -> std::sync::MutexGuard<'_, BTreeMap<(ServiceName, ArtifactName), Instant>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Put {
+    Written,
+    /// Someone else wrote first.
+    Raced,
+}
