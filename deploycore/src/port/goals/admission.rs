@@ -1,7 +1,5 @@
 //! Which goal a store takes: one rule for every backend.
 
-use std::cmp::Ordering;
-
 use super::{Error, Expect, MAX_GOAL, Stored};
 use crate::model::{Goal, Revision};
 
@@ -35,20 +33,16 @@ pub enum Admission {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// Errors, looked for in this order: `Invalid`, `Equivocation`, `Stale`, `Conflict`.
+/// Errors, looked for in this order: `Invalid`, `Stale`, `Conflict`, `Equivocation`.
 pub fn admit(stored: Option<&Stored>, goal: &Goal, expect: Expect) -> Result<Admission, Error> {
     check_size(goal)?;
     if let Some(stored) = stored {
-        match goal.position.cmp(&stored.goal.position) {
-            Ordering::Equal if *goal == stored.goal => return Ok(Admission::Repeat(stored.revision)),
-            Ordering::Equal => {
-                return Err(Error::Equivocation { service: goal.service.clone(), position: goal.position });
-            }
-            Ordering::Less => {
-                let (stored, offered) = (stored.goal.position, goal.position);
-                return Err(Error::Stale { service: goal.service.clone(), stored, offered });
-            }
-            Ordering::Greater => {}
+        if *goal == stored.goal {
+            return Ok(Admission::Repeat(stored.revision));
+        }
+        if goal.position < stored.goal.position {
+            let (stored, offered) = (stored.goal.position, goal.position);
+            return Err(Error::Stale { service: goal.service.clone(), stored, offered });
         }
     }
     let found = stored.map(|stored| stored.revision);
@@ -56,11 +50,13 @@ pub fn admit(stored: Option<&Stored>, goal: &Goal, expect: Expect) -> Result<Adm
         Expect::Absent => None,
         Expect::At(revision) => Some(revision),
     };
-    if expected == found {
-        Ok(Admission::Write)
-    } else {
-        Err(Error::Conflict { service: goal.service.clone(), expected, found })
+    if expected != found {
+        return Err(Error::Conflict { service: goal.service.clone(), expected, found });
     }
+    if stored.is_some_and(|stored| stored.goal.position == goal.position) {
+        return Err(Error::Equivocation { service: goal.service.clone(), position: goal.position });
+    }
+    Ok(Admission::Write)
 }
 
 fn check_size(goal: &Goal) -> Result<(), Error> {
@@ -116,10 +112,9 @@ mod tests {
                 let before = index.get(&offered.service).cloned();
                 let outcome = index.put(offered.clone(), expect);
                 let now = index.get(&offered.service).cloned();
-                if outcome.is_ok() {
-                    prop_assert_eq!(&now.as_ref().unwrap().goal, &offered);
-                } else {
-                    prop_assert_eq!(&now, &before);
+                match outcome {
+                    Ok(_) => prop_assert_eq!(&now.as_ref().unwrap().goal, &offered),
+                    Err(_) => prop_assert_eq!(&now, &before),
                 }
                 if let (Some((position, content)), Some(now)) = (&last, &now) {
                     prop_assert!(now.goal.position >= *position);
