@@ -11,6 +11,8 @@ mod database;
 mod ledger;
 mod migrations;
 mod open;
+#[cfg(test)]
+mod plans;
 mod queue;
 mod row;
 

@@ -4,6 +4,12 @@ mod claim;
 mod read;
 mod row;
 
+#[cfg(test)]
+pub(super) use self::{
+    claim::CLAIMABLE,
+    read::{ALL, BY_COPY, BY_SERVICE},
+};
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 

@@ -22,3 +22,74 @@ pub(super) fn migrator() -> Migrator {
     migrator.dangerous_set_table_name(TABLE);
     migrator
 }
+
+#[cfg(test)]
+mod tests {
+    use deploycore::model::{ArtifactName, JobId, JobStatus};
+    use deploycore::port::{JobQueueExt as _, ReplicationLedger as _};
+    use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
+    use sqlx::{ConnectOptions as _, Connection as _};
+    use tempfile::TempDir;
+
+    use super::{NEWEST, migrator};
+    use crate::sqlite::{OpenError, Sqlite};
+
+    /// A file of an earlier version.
+    async fn at_version(folder: &TempDir, version: i64) -> (String, SqliteConnection) {
+        let path = folder.path().join("old.db");
+        let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+        let mut connection = options.connect().await.unwrap();
+        migrator().run_direct(Some(version), &mut connection, false).await.unwrap();
+        (format!("sqlite://{}", path.display()), connection)
+    }
+
+    #[tokio::test]
+    async fn a_file_of_an_earlier_version_keeps_its_jobs() {
+        let folder = tempfile::tempdir().unwrap();
+        let (url, mut connection) = at_version(&folder, 1).await;
+        let job = JobId::new();
+        let insert = "
+            INSERT INTO jobs (id, created_at, \"commit\", name, status, priority, max_attempts, max_releases, build_timeout,
+                              eligible_at, delayed)
+            VALUES (?1, 1, 'abcdef0', 'web', 'QUEUED', 0, 3, 10, 60000000, 1, 0)";
+        sqlx::query(insert).bind(job.to_string()).execute(&mut connection).await.unwrap();
+        let no_ledger = sqlx::query("SELECT * FROM artifacts").execute(&mut connection).await.unwrap_err();
+        assert!(no_ledger.to_string().contains("no such table"), "{no_ledger}");
+        connection.close().await.unwrap();
+
+        let sqlite = Sqlite::open(&url).await.unwrap();
+        assert_eq!(sqlite.queue().require(job).await.unwrap().status, JobStatus::Queued);
+        let name = ArtifactName::new("web-1").unwrap();
+        assert_eq!(sqlite.ledger().status(&name).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_file_of_a_newer_version_is_refused_and_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (url, mut connection) = at_version(&folder, NEWEST).await;
+        let newer = "INSERT INTO deploycore_migrations SELECT ?1, 'later', installed_on, TRUE, checksum, 0
+                     FROM deploycore_migrations WHERE version = 1";
+        sqlx::query(newer).bind(NEWEST + 1).execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+
+        let error = Sqlite::open(&url).await.unwrap_err();
+        assert!(matches!(error, OpenError::NewerSchema { found, known, .. } if found == known + 1), "{error:?}");
+        assert!(error.to_string().contains("old.db") && error.to_string().contains("upgrade"), "{error}");
+        assert!(!error.is_retryable());
+    }
+
+    #[tokio::test]
+    async fn a_failed_migration_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let (url, mut connection) = at_version(&folder, 1).await;
+        // A host's own table is in the way of one in the middle of version 2.
+        sqlx::query("CREATE TABLE pins (own TEXT)").execute(&mut connection).await.unwrap();
+        let error = Sqlite::open(&url).await.unwrap_err();
+        assert!(matches!(error, OpenError::Migration { .. }), "{error:?}");
+        let tables = "SELECT count(*) FROM sqlite_schema WHERE name IN ('artifacts', 'copies')";
+        assert_eq!(sqlx::query_scalar::<_, i64>(tables).fetch_one(&mut connection).await.unwrap(), 0);
+
+        sqlx::query("DROP TABLE pins").execute(&mut connection).await.unwrap();
+        Sqlite::open(&url).await.unwrap();
+    }
+}

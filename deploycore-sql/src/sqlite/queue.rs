@@ -6,6 +6,13 @@ mod lease;
 mod read;
 mod row;
 
+#[cfg(test)]
+pub(super) use self::{
+    claim::{CLAIMABLE, END_DELAYS},
+    lease::OVERDUE,
+    read::{ALL, BY_COMMIT, BY_SERVICE, BY_STATUS, READY_AND_DUE},
+};
+
 use std::num::NonZeroU32;
 use std::time::Duration;
 
@@ -19,6 +26,11 @@ use deploycore::port::queue::{
 
 use super::database::{Database, failed};
 use crate::stored;
+
+pub(super) const PRUNE: &str = "
+    DELETE FROM jobs WHERE id IN (
+        SELECT id FROM jobs INDEXED BY jobs_finished WHERE finished_at <= ?1 ORDER BY finished_at, id LIMIT ?2
+    )";
 
 /// The queue in an SQLite file.
 #[derive(Debug, Clone)]
@@ -123,10 +135,6 @@ impl JobQueue for Queue {
     }
 
     async fn prune(&self, age: Duration, limit: usize) -> Result<usize, Error> {
-        const PRUNE: &str = "
-            DELETE FROM jobs WHERE id IN (
-                SELECT id FROM jobs INDEXED BY jobs_finished WHERE finished_at <= ?1 ORDER BY finished_at, id LIMIT ?2
-            )";
         bounds::check_prune(limit)?;
         let mut moment = self.database.write().await?;
         let before = stored::before(stored::micros(moment.now), age);

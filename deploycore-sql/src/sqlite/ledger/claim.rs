@@ -70,7 +70,7 @@ async fn taken(moment: &mut Moment, request: &ClaimRequest) -> Result<Vec<Candid
 }
 
 /// The index holds all that is asked of a pending copy, so that what waits or is being copied costs little to pass.
-pub(super) const CLAIMABLE: &str = "
+pub(in crate::sqlite) const CLAIMABLE: &str = "
     SELECT c.*, a.digest, a.size FROM copies c INDEXED BY copies_pending CROSS JOIN artifacts a ON a.name = c.artifact
     WHERE c.state = 'pending' AND c.region = ?1 AND c.eligible_at <= ?2
       AND (c.leased_until IS NULL OR c.leased_until <= ?2)

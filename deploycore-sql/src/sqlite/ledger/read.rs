@@ -34,15 +34,15 @@ pub(super) async fn status(
 
 /// A page along one index. Each has all parameters: 1 a service, 2 and 3 a region and the state of the copy there (each may be NULL
 /// for any), 4 and 5 where the page starts, 6 its length.
-const ALL: &str = "
+pub(in crate::sqlite) const ALL: &str = "
     SELECT * FROM artifacts INDEXED BY artifacts_registered
     WHERE (registered_at, name) < (?4, ?5) AND ?1 IS NULL AND ?2 IS NULL AND ?3 IS NULL
     ORDER BY registered_at DESC, name DESC LIMIT ?6";
-const BY_SERVICE: &str = "
+pub(in crate::sqlite) const BY_SERVICE: &str = "
     SELECT * FROM artifacts INDEXED BY artifacts_service
     WHERE service = ?1 AND (registered_at, name) < (?4, ?5) AND ?2 IS NULL AND ?3 IS NULL
     ORDER BY registered_at DESC, name DESC LIMIT ?6";
-const BY_COPY: &str = "
+pub(in crate::sqlite) const BY_COPY: &str = "
     SELECT a.* FROM copies c INDEXED BY copies_state CROSS JOIN artifacts a ON a.name = c.artifact
     WHERE c.region = ?2 AND c.state = ?3 AND (c.registered_at, c.artifact) < (?4, ?5)
       AND (?1 IS NULL OR a.service = ?1)

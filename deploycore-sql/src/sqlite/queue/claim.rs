@@ -60,11 +60,13 @@ async fn is_paused(connection: &mut SqliteConnection) -> Result<bool, BackendErr
     Ok(sqlx::query(PAUSED).fetch_optional(connection).await.map_err(failed)?.is_some())
 }
 
+pub(in crate::sqlite) const END_DELAYS: &str =
+    "UPDATE jobs SET delayed = 0 WHERE status = 'QUEUED' AND delayed = 1 AND eligible_at <= ?1";
+
 /// Makes jobs ready whose time has come. Each job passes here at most once a delay, so the price is one look at an index.
 async fn end_delays(moment: &mut Moment) -> Result<(), BackendError> {
-    const END: &str = "UPDATE jobs SET delayed = 0 WHERE status = 'QUEUED' AND delayed = 1 AND eligible_at <= ?1";
     let now = stored::micros(moment.now);
-    sqlx::query(END).bind(now).execute(moment.connection()).await.map_err(failed)?;
+    sqlx::query(END_DELAYS).bind(now).execute(moment.connection()).await.map_err(failed)?;
     Ok(())
 }
 
@@ -72,28 +74,29 @@ async fn end_delays(moment: &mut Moment) -> Result<(), BackendError> {
 ///
 /// It looks at `limit` jobs without a key, steps through the distinct keys that wait by index seeks, and looks at `limit` jobs of each
 /// key that has room: what waits behind a full key is never walked over.
-pub(super) const CLAIMABLE: &str = concat!(
+pub(in crate::sqlite) const CLAIMABLE: &str = concat!(
     "
     WITH RECURSIVE
     waiting (name) AS (
-        SELECT (SELECT concurrency_key FROM jobs
+        SELECT (SELECT concurrency_key FROM jobs INDEXED BY jobs_ready_keyed
                 WHERE status = 'QUEUED' AND delayed = 0 AND concurrency_key IS NOT NULL
                 ORDER BY concurrency_key LIMIT 1)
         UNION ALL
-        SELECT (SELECT concurrency_key FROM jobs
+        SELECT (SELECT concurrency_key FROM jobs INDEXED BY jobs_ready_keyed
                 WHERE status = 'QUEUED' AND delayed = 0 AND concurrency_key > waiting.name
                 ORDER BY concurrency_key LIMIT 1)
         FROM waiting WHERE waiting.name IS NOT NULL
     ),
     counted (name, room) AS MATERIALIZED (
-        SELECT name,
-               coalesce((SELECT max_running FROM concurrency_limits WHERE concurrency_key = name), 1)
-               - (SELECT count(*) FROM jobs WHERE status = 'RUNNING' AND concurrency_key = name)
-        FROM waiting WHERE name IS NOT NULL
+        SELECT waiting.name,
+               coalesce((SELECT max_running FROM concurrency_limits WHERE concurrency_key = waiting.name), 1)
+               - (SELECT count(*) FROM jobs INDEXED BY jobs_running
+                  WHERE status = 'RUNNING' AND concurrency_key = waiting.name)
+        FROM waiting WHERE waiting.name IS NOT NULL
     ),
     candidate (place_in_file) AS (
         SELECT * FROM (
-            SELECT rowid FROM jobs
+            SELECT rowid FROM jobs INDEXED BY jobs_ready
             WHERE status = 'QUEUED' AND delayed = 0 AND concurrency_key IS NULL
             ORDER BY priority DESC, created_at, id LIMIT ?1
         )
@@ -102,7 +105,7 @@ pub(super) const CLAIMABLE: &str = concat!(
             SELECT k.rowid AS place_in_file, counted.room,
                    row_number() OVER (PARTITION BY counted.name ORDER BY k.priority DESC, k.created_at, k.id) AS place
             FROM counted CROSS JOIN jobs k ON k.rowid IN (
-                SELECT h.rowid FROM jobs h
+                SELECT h.rowid FROM jobs h INDEXED BY jobs_ready_keyed
                 WHERE h.status = 'QUEUED' AND h.delayed = 0 AND h.concurrency_key = counted.name
                 ORDER BY h.priority DESC, h.created_at, h.id LIMIT ?1
             )

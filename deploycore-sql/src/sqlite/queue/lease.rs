@@ -94,14 +94,16 @@ pub(super) struct Taken {
     pub(super) lost: usize,
 }
 
+/// As many rows as builds run: the index on RUNNING is enough.
+pub(in crate::sqlite) const OVERDUE: &str = concat!(
+    "SELECT ",
+    job_columns!(),
+    " FROM jobs j INDEXED BY jobs_running
+      WHERE j.status = 'RUNNING' AND (j.deadline <= ?1 OR j.last_heartbeat <= ?2)
+      ORDER BY j.last_heartbeat, j.id LIMIT ?3"
+);
+
 pub(super) async fn rescue(moment: &mut Moment, request: &RescueRequest) -> Result<Taken, BackendError> {
-    // As many rows as builds run: the index on RUNNING is enough.
-    const OVERDUE: &str = concat!(
-        "SELECT ",
-        job_columns!(),
-        " FROM jobs j WHERE j.status = 'RUNNING' AND (j.deadline <= ?1 OR j.last_heartbeat <= ?2)
-          ORDER BY j.last_heartbeat, j.id LIMIT ?3"
-    );
     let request =
         RescueRequest { backoff: as_stored(request.backoff), backoff_max: as_stored(request.backoff_max), ..*request };
     let now = moment.now;

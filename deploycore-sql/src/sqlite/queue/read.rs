@@ -30,10 +30,10 @@ macro_rules! page {
     };
 }
 
-const ALL: &str = page!("jobs_created", "TRUE");
-const BY_STATUS: &str = page!("jobs_status", "j.status = ?1");
-const BY_SERVICE: &str = page!("jobs_name", "j.name = ?2");
-const BY_COMMIT: &str = page!("jobs_commit", "j.\"commit\" = ?3");
+pub(in crate::sqlite) const ALL: &str = page!("jobs_created", "TRUE");
+pub(in crate::sqlite) const BY_STATUS: &str = page!("jobs_status", "j.status = ?1");
+pub(in crate::sqlite) const BY_SERVICE: &str = page!("jobs_name", "j.name = ?2");
+pub(in crate::sqlite) const BY_COMMIT: &str = page!("jobs_commit", "j.\"commit\" = ?3");
 /// Not in the order of the page, but what ended lately is little.
 const BY_END: &str = page!("jobs_finished", "j.finished_at >= ?4");
 
@@ -86,20 +86,21 @@ async fn walk(
     rows.iter().map(row::job).collect()
 }
 
+pub(in crate::sqlite) const READY_AND_DUE: &str = "
+    SELECT paused,
+           (SELECT min(eligible_at) FROM jobs WHERE status = 'QUEUED' AND delayed = 0) AS ready,
+           (SELECT min(eligible_at) FROM jobs WHERE status = 'QUEUED' AND delayed = 1 AND eligible_at <= ?1) AS due
+    FROM queue_settings WHERE one = 1";
+
 pub(super) async fn stats(moment: &mut Moment) -> Result<QueueStats, BackendError> {
     const COUNTS: &str = "SELECT status, count(*) AS jobs FROM jobs GROUP BY status";
-    const REST: &str = "
-        SELECT paused,
-               (SELECT min(eligible_at) FROM jobs WHERE status = 'QUEUED' AND delayed = 0) AS ready,
-               (SELECT min(eligible_at) FROM jobs WHERE status = 'QUEUED' AND delayed = 1 AND eligible_at <= ?1) AS due
-        FROM queue_settings WHERE one = 1";
     let mut counts: BTreeMap<_, _> = JobStatus::ALL.into_iter().map(|status| (status, 0)).collect();
     for row in sqlx::query(COUNTS).fetch_all(moment.connection()).await.map_err(failed)? {
         let columns = Columns(&row);
         counts.insert(columns.word("status", JobStatus::parse)?, columns.number("jobs")?);
     }
     let now = stored::micros(moment.now);
-    let row = sqlx::query(REST).bind(now).fetch_one(moment.connection()).await.map_err(failed)?;
+    let row = sqlx::query(READY_AND_DUE).bind(now).fetch_one(moment.connection()).await.map_err(failed)?;
     let columns = Columns(&row);
     let oldest = [columns.optional_time("ready")?, columns.optional_time("due")?].into_iter().flatten().min();
     Ok(QueueStats {
