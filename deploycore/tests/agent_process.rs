@@ -13,8 +13,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use deploycore::machine::disk::Error as DiskError;
 use deploycore::machine::{
-    Agent, AgentDeps, AgentSettings, CoreSettings, Instance, LocalDisk, LocalDiskSettings, ProcessRunner, Runner,
-    agent::Rhythm, journaled_processes, kill_group,
+    Agent, AgentDeps, AgentSettings, CoreSettings, Instance, LocalDisk, LocalDiskSettings, ProcessRunner,
+    ProcessRunnerSettings, Runner, agent::Rhythm, journaled_processes, kill_group,
 };
 use deploycore::memory::{Goals, Store, SwarmRegion};
 use deploycore::model::{
@@ -111,7 +111,7 @@ impl World {
             .with_rhythm(rhythm)
             .with_core(core)
             .with_labels(labels);
-        let runner = Arc::new(ProcessRunner::new(Default::default()).unwrap());
+        let runner = Arc::new(ProcessRunner::new(ProcessRunnerSettings::default()).unwrap());
         let deps = AgentDeps {
             goals: Arc::new(self.goals.clone()),
             manifests: Arc::new(self.store.clone()),
@@ -389,10 +389,10 @@ async fn a_process_that_was_not_let_go_ends_with_its_runner_and_stop_reaches_the
         folder: folder.path().to_owned(),
         run: RunSpec::default(),
     };
-    let runner = ProcessRunner::new(Default::default()).unwrap();
+    let runner = ProcessRunner::new(ProcessRunnerSettings::default()).unwrap();
     let waiting = runner.prepare(&launch).await.unwrap();
     drop(runner);
-    let runner = ProcessRunner::new(Default::default()).unwrap();
+    let runner = ProcessRunner::new(ProcessRunnerSettings::default()).unwrap();
     tokio::time::timeout(PATIENCE, runner.ended(&waiting)).await.expect("it ends by itself");
     assert_eq!(std::fs::read_to_string(folder.path().join("log")).unwrap(), "");
 

@@ -29,12 +29,16 @@ use serde::{Deserialize, Serialize};
 
 use super::journal::{Build, Journal, Launched, Links, Target};
 use super::runner::Instance;
-use crate::model::{ArtifactRef, Digest, Goal, Labels, Origin, Readiness, ServicePhase, ServiceReport};
+use crate::model::{Digest, Goal, Labels, Readiness};
 use crate::pace::Backoff;
-use crate::port::swarm::Priority;
 
+mod message;
+mod plan;
+mod report;
 #[cfg(test)]
 mod tests;
+
+pub use self::message::{Input, Output};
 
 /// How the core decides.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,60 +58,6 @@ impl Default for CoreSettings {
     fn default() -> Self {
         Self { keep_previous: 3, start_attempts: 3, restart: Backoff::default(), retry: Backoff::default() }
     }
-}
-
-/// What happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Input {
-    /// A goal of this service was seen. Old ones may come again.
-    Goal(Box<Goal>),
-    /// The journal is durable.
-    Journaled,
-    /// The links are durable.
-    Switched,
-    /// The process waits.
-    Prepared(Instance),
-    /// The process was let go.
-    Released,
-    /// Nothing is left of the process.
-    Stopped,
-    /// The effect of 2 to 7 under way failed; what it did is not known.
-    Failed(String),
-    /// The blob is on disk, verified whole, with so many bytes fetched for it.
-    Fetched(Digest, u64),
-    /// So many bytes of a fetch are on disk.
-    Progress(Digest, u64),
-    /// The fetch cannot go on.
-    FetchFailed(Digest, String),
-    /// The blob turned out to be damaged and was removed.
-    Lost(Digest),
-    /// The process answers on its port.
-    Ready(Instance),
-    /// The process ended.
-    Ended(Instance, Option<i32>),
-    /// The time of [`Core::poll_timeout`] has come.
-    Timeout,
-}
-
-/// What to do. Each is answered by an input.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Output {
-    /// Replace the journal; answer when it is durable.
-    Journal(Box<Journal>),
-    /// Make the links name these blobs; answer when that is durable.
-    Switch(Links),
-    /// Make a process of the build that waits.
-    Prepare(Build),
-    /// Let the process go.
-    Release(Instance),
-    /// Stop the process and all that it started.
-    Stop(Instance, Duration),
-    /// Make sure that the blob is on disk, whole and verified. At most one is under way.
-    Fetch(ArtifactRef, Priority),
-    /// End the fetch; no answer.
-    CancelFetch(Digest),
-    /// Say when the process ends, and when it first answers on this path, if there is one.
-    Watch(Instance, Option<String>),
 }
 
 /// The fetch that runs beside the effects.
@@ -153,8 +103,12 @@ pub struct Core {
     journal: Journal,
     /// As it is on disk.
     durable: Journal,
-    /// `None` when a failed switch left them unknown.
-    links: Option<Links>,
+    /// As they were when last known.
+    links: Links,
+    /// Whether a failed switch may have moved them.
+    unsure: bool,
+    /// Blobs that a journal or a link may name, because a write failed and may yet have happened.
+    doubtful: BTreeSet<Digest>,
     held: BTreeSet<Digest>,
     fetching: Fetching,
     fetch_failures: u32,
@@ -211,7 +165,9 @@ impl Core {
             labels,
             durable: journal.clone(),
             journal,
-            links: Some(links),
+            links,
+            unsure: false,
+            doubtful: BTreeSet::new(),
             held: held.clone(),
             fetching: Fetching::Idle,
             fetch_failures: 0,
@@ -245,7 +201,8 @@ impl Core {
             }
             Input::Switched => {
                 if let Some(Busy::Switch(links)) = self.finish() {
-                    self.links = Some(links);
+                    self.links = links;
+                    self.unsure = false;
                 }
             }
             Input::Prepared(instance) => {
@@ -326,7 +283,8 @@ impl Core {
     pub fn wanted(&self) -> BTreeSet<Digest> {
         let mut wanted = self.journal.blobs();
         wanted.extend(self.durable.blobs());
-        wanted.extend(self.links.and_then(|links| links.current));
+        wanted.extend(self.links.current);
+        wanted.extend(&self.doubtful);
         wanted.extend(self.wish().map(|build| build.artifact.digest));
         if let Some(Busy::Journal(journal)) = &self.busy {
             wanted.extend(journal.blobs());
@@ -351,78 +309,9 @@ impl Core {
         }
     }
 
-    /// What to tell the region, or `None` while the service never had anything to do with this machine.
-    pub fn report(&self) -> Option<ServiceReport> {
-        let goal = self.journal.goal.as_ref()?;
-        if !self.selected() && !self.journal.served {
-            return None;
-        }
-        let current = self
-            .target()
-            .filter(|target| self.links.is_some_and(|links| links.current == Some(target.build.artifact.digest)));
-        let running = self.instance().map(|(instance, _)| instance);
-        let bytes_fetched = match self.fetching {
-            Fetching::Running { bytes, .. } => bytes,
-            _ => self.journal.bytes_fetched,
-        };
-        Some(ServiceReport {
-            service: self.journal.service.clone(),
-            goal: goal.position,
-            phase: self.phase(goal),
-            current: current.map(|target| (target.build.position, target.build.artifact.clone())),
-            pid: running.map(|instance| instance.pid),
-            port: running.and_then(|instance| instance.port),
-            bytes_fetched,
-            message: self.message(goal),
-        })
-    }
-
-    fn phase(&self, goal: &Goal) -> ServicePhase {
-        let settled = self.links == Some(self.journal.links());
-        if !self.selected() {
-            let gone = settled && self.journal.target.is_none() && self.process == Process::None;
-            return if gone { ServicePhase::Retired } else { ServicePhase::Switching };
-        }
-        if self.journal.rejection(goal.position).is_some() {
-            return ServicePhase::Reverted;
-        }
-        if !self.held.contains(&goal.artifact.digest) {
-            return ServicePhase::Fetching;
-        }
-        let Some(target) = self.durable.target.as_ref().filter(|target| target.build.position == goal.position) else {
-            return ServicePhase::Staged;
-        };
-        let fits = self.journal.process.as_ref().is_some_and(|launched| launched.build.runs_like(&target.build));
-        match &self.process {
-            _ if !settled => ServicePhase::Switching,
-            _ if !runs(target) => {
-                if target.trial {
-                    ServicePhase::Running
-                } else {
-                    ServicePhase::Good
-                }
-            }
-            Process::Up { ready, .. } if fits => {
-                if *ready && !target.trial {
-                    ServicePhase::Good
-                } else {
-                    ServicePhase::Running
-                }
-            }
-            // A proven build that ended is on its way back.
-            _ if !target.trial => ServicePhase::Running,
-            _ => ServicePhase::Switching,
-        }
-    }
-
-    fn message(&self, goal: &Goal) -> Option<String> {
-        let rejection = self.journal.rejection(goal.position).map(|rejection| &rejection.reason);
-        let fetch = match &self.fetching {
-            Fetching::Waiting { reason, .. } => Some(reason),
-            _ => None,
-        };
-        let reasons = [self.alarm.as_ref(), self.trouble.as_ref(), rejection, fetch, self.message.as_ref()];
-        reasons.into_iter().flatten().next().cloned()
+    /// Whether the links name what they shall.
+    fn switched(&self) -> bool {
+        !self.unsure && self.links == self.journal.links()
     }
 
     fn target(&self) -> Option<&Target> {
@@ -498,12 +387,16 @@ impl Core {
                 self.failed_start(reason, now);
             }
             Busy::Switch(links) => {
-                self.links = None;
-                // A link to a blob that is not there: it has to come again.
+                self.unsure = true;
+                self.doubtful.extend(links.current);
                 tracing::warn!(service = %self.journal.service, ?links, reason, "the links could not be switched");
                 self.delay_effects(reason, now);
             }
-            Busy::Journal(_) | Busy::Stop => self.delay_effects(reason, now),
+            Busy::Journal(journal) => {
+                self.doubtful.extend(journal.blobs());
+                self.delay_effects(reason, now);
+            }
+            Busy::Stop => self.delay_effects(reason, now),
         }
     }
 
@@ -589,162 +482,6 @@ impl Core {
             _ => None,
         };
         self.outputs.push_back(Output::Watch(instance.clone(), path));
-    }
-
-    fn emit(&mut self, busy: Busy, output: Output) {
-        self.busy = Some(busy);
-        self.outputs.push_back(output);
-    }
-
-    /// Emits what comes next. Everything above only notes facts; the order of effects is here.
-    fn plan(&mut self, now: Duration) {
-        self.plan_fetch(now);
-        if self.busy.is_some() || self.retry_at.is_some_and(|at| now < at) {
-            return;
-        }
-        self.retry_at = None;
-        self.retarget();
-        self.judge(now);
-        if self.journal != self.durable {
-            let journal = Box::new(self.journal.clone());
-            return self.emit(Busy::Journal(journal.clone()), Output::Journal(journal));
-        }
-        let links = self.journal.links();
-        if self.links != Some(links) {
-            return self.emit(Busy::Switch(links), Output::Switch(links));
-        }
-        self.plan_process(now);
-    }
-
-    /// Fetches the goal's blob when it is missing, else the target's: nothing that is needed stays away.
-    fn plan_fetch(&mut self, now: Duration) {
-        let wish = self.wish();
-        let builds = wish.iter().chain(self.target().map(|target| &target.build));
-        let missing =
-            builds.map(|build| &build.artifact).find(|artifact| !self.held.contains(&artifact.digest)).cloned();
-        if let Fetching::Running { digest, .. } = self.fetching
-            && missing.as_ref().is_none_or(|artifact| artifact.digest != digest)
-        {
-            self.outputs.push_back(Output::CancelFetch(digest));
-            self.fetching = Fetching::Idle;
-        }
-        let Some(artifact) = missing else {
-            self.fetching = Fetching::Idle;
-            return;
-        };
-        let due = match &self.fetching {
-            Fetching::Idle => true,
-            Fetching::Running { .. } => false,
-            Fetching::Waiting { digest, until, .. } => *digest != artifact.digest || now >= *until,
-        };
-        if due {
-            let back = self.journal.goal.as_ref().is_some_and(|goal| matches!(goal.origin, Origin::Rollback { .. }));
-            let priority = if back { Priority::Rollback } else { Priority::Normal };
-            self.fetching = Fetching::Running { digest: artifact.digest, bytes: 0 };
-            self.outputs.push_back(Output::Fetch(artifact, priority));
-        }
-    }
-
-    /// Moves the target to what the goal asks for, once its blob is there.
-    fn retarget(&mut self) {
-        if self.journal.goal.is_none() {
-            return;
-        }
-        let Some(wish) = self.wish() else {
-            if self.journal.target.is_some() {
-                self.set_target(None);
-            }
-            // A retired service keeps nothing; a rejected first build has nothing to keep.
-            if !self.selected() {
-                self.journal.proven.clear();
-            }
-            return;
-        };
-        if !self.held.contains(&wish.artifact.digest) || self.target().is_some_and(|target| target.build == wish) {
-            return;
-        }
-        let rejected = self.journal.goal.as_ref().is_some_and(|goal| goal.position != wish.position);
-        match self.journal.target.clone() {
-            // The same build under a newer goal: nothing is stopped, and a trial goes on.
-            Some(Target { build, trial }) if build.runs_like(&wish) && !rejected => {
-                self.journal.target = Some(Target { build: wish, trial });
-                if !trial {
-                    self.journal.prove(self.settings.keep_previous);
-                }
-            }
-            _ => self.set_target(Some(Target { build: wish, trial: !rejected })),
-        }
-    }
-
-    /// Decides whether the target has become ready, or never will.
-    fn judge(&mut self, now: Duration) {
-        let Some(target) = self.journal.target.clone() else { return };
-        let settled = self.durable.target.as_ref() == Some(&target) && self.links == Some(self.journal.links());
-        let fits = self.process_fits(&target);
-        let Process::Up { since, ready, .. } = &mut self.process else {
-            if target.trial && settled && target.build.run.readiness == Readiness::Installed {
-                return self.prove();
-            }
-            if target.trial && self.deadline.is_some_and(|at| now >= at) {
-                self.late(&target);
-            }
-            return;
-        };
-        if !fits || !settled || !runs(&target) {
-            return;
-        }
-        if let Readiness::Alive(span) = target.build.run.readiness {
-            *ready |= now >= *since + span;
-        }
-        if *ready {
-            self.prove();
-            self.restart_at = None;
-        } else {
-            let deadline = *self.deadline.get_or_insert(now + allowed(&target));
-            if now >= deadline {
-                self.late(&target);
-            }
-        }
-    }
-
-    /// The target did not become ready in time: on trial it is reverted, else it is started again.
-    fn late(&mut self, target: &Target) {
-        let reason = format!("it was not ready after {:?}", allowed(target));
-        if target.trial {
-            return self.revert(&reason);
-        }
-        self.deadline = None;
-        self.message = Some(reason);
-        if let Process::Up { instance, .. } = self.process.clone() {
-            self.process = Process::Down(instance);
-        }
-    }
-
-    fn plan_process(&mut self, now: Duration) {
-        let target = self.journal.target.clone();
-        let fits = target.as_ref().is_some_and(|target| runs(target) && self.process_fits(target));
-        match self.process.clone() {
-            Process::Down(instance) => self.stop(instance),
-            Process::Waiting(instance) | Process::Up { instance, .. } if !fits => self.stop(instance),
-            Process::Waiting(instance) => self.emit(Busy::Release, Output::Release(instance)),
-            Process::Up { .. } => {}
-            Process::None => {
-                let Some(target) = target.filter(runs) else { return };
-                if self.restart_at.is_some_and(|at| now < at) {
-                    return;
-                }
-                self.restart_at = None;
-                if self.held.contains(&target.build.artifact.digest) {
-                    self.deadline.get_or_insert(now + allowed(&target));
-                    self.emit(Busy::Prepare(target.build.clone()), Output::Prepare(target.build));
-                }
-            }
-        }
-    }
-
-    fn stop(&mut self, instance: Instance) {
-        let grace = self.journal.process.as_ref().map_or(Duration::ZERO, |launched| launched.build.run.stop_grace);
-        self.emit(Busy::Stop, Output::Stop(instance, grace));
     }
 }
 
