@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::model::friendly;
+use crate::port::BackendError;
 
 /// A delay that doubles with each failure in a row, between two bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,6 +100,17 @@ impl Pace {
             () = tokio::time::sleep(delay) => Wake::Due,
         }
     }
+}
+
+/// A call to a backend that is given up after `limit`, so that a backend that never answers does not hold its caller for ever. As with a lost
+/// reply, the call may have had its effect.
+pub async fn within<T, E: From<BackendError>>(
+    limit: Duration,
+    backend: &'static str,
+    call: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    let late = |_| Err(BackendError::retryable(backend, format!("no answer within {limit:?}")).into());
+    tokio::time::timeout(limit, call).await.unwrap_or_else(late)
 }
 
 /// A hint from one service of a process to another that there is something to look at. Clones are one nudge; many before the

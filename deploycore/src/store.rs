@@ -2,6 +2,10 @@
 
 #[cfg(feature = "object-store")]
 mod blob;
+mod registrar;
+mod replicator;
 
 #[cfg(feature = "object-store")]
 pub use blob::{BlobStore, BlobStoreSettings, Swept};
+pub use registrar::{Registrar, RegistrarError, RegistrarSettings, RegistrarTick};
+pub use replicator::{Replicator, ReplicatorError, ReplicatorSettings, ReplicatorTick};

@@ -1,0 +1,225 @@
+//! The replicator: copies of artifacts from the main store to the regions' stores, one lane a region.
+//!
+//! A lane claims copies of its region from the ledger with a lease, makes them, and reports. Lanes share nothing: each has its own task,
+//! its own bounds and its own rhythm, so a region that is slow or down holds no other. Several replicators may serve one region: the
+//! ledger's leases part the work, and a copy made twice is the same copy.
+//!
+//! A lane can be killed anywhere: its leases run out, and the next claim finds what is there already.
+
+mod audit;
+mod copy;
+mod lane;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use futures::future::join_all;
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use self::lane::Lane;
+use crate::model::{RegionName, friendly};
+use crate::pace::{Backoff, Nudge};
+use crate::port::ledger::{self, ReplicationLedger};
+use crate::port::store::ArtifactStore;
+
+/// The rhythm and the bounds of each lane.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ReplicatorSettings {
+    /// Between looks for copies to make; 2 s by default.
+    #[serde(with = "friendly")]
+    pub period: Duration,
+    /// Copies made at once in a region; 4 by default.
+    pub parallel: usize,
+    /// Bytes read from the main store and not taken by the region's store yet, over all copies of a region; 128 MiB by default. Each copy may hold
+    /// one piece (at most 8 MiB) in any case. What a store keeps of a put under way comes on top.
+    pub bytes_in_flight: ByteSize,
+    /// How long a copy is held without a sign of life; 60 s by default. A copy whose replicator died starts again after this.
+    #[serde(with = "friendly")]
+    pub lease: Duration,
+    /// Between reports of progress, each of which renews the lease; 5 s by default, a third of the lease at most.
+    #[serde(with = "friendly")]
+    pub progress_period: Duration,
+    /// A copy of which no byte moved for this long is given up and tried again; 5 min by default. It must cover the time that a region's store
+    /// takes to make the largest artifact durable after its last byte.
+    #[serde(with = "friendly")]
+    pub stall_timeout: Duration,
+    /// How long any other call to a store or the ledger may take; 30 s by default.
+    #[serde(with = "friendly")]
+    pub call_timeout: Duration,
+    /// Between attempts at one copy; from 1 s to 5 min by default.
+    pub retry: Backoff,
+    /// Attempts after which a copy is failed until someone reopens it; 100 by default, about 8 hours.
+    pub max_attempts: u32,
+    /// Between audits: does the region still have what the ledger says it has? 10 min by default.
+    #[serde(with = "friendly")]
+    pub audit_period: Duration,
+    /// After looks that failed.
+    pub backoff: Backoff,
+}
+
+impl Default for ReplicatorSettings {
+    fn default() -> Self {
+        Self {
+            period: Duration::from_secs(2),
+            parallel: 4,
+            bytes_in_flight: ByteSize::mib(128),
+            lease: Duration::from_mins(1),
+            progress_period: Duration::from_secs(5),
+            stall_timeout: Duration::from_mins(5),
+            call_timeout: Duration::from_secs(30),
+            retry: Backoff { initial: Duration::from_secs(1), max: Duration::from_mins(5) },
+            max_attempts: 100,
+            audit_period: Duration::from_mins(10),
+            backoff: Backoff::default(),
+        }
+    }
+}
+
+impl ReplicatorSettings {
+    /// Sets the time between looks.
+    #[must_use]
+    pub fn with_period(mut self, period: Duration) -> Self {
+        self.period = period;
+        self
+    }
+
+    /// Sets how many copies a lane makes at once.
+    #[must_use]
+    pub fn with_parallel(mut self, copies: usize) -> Self {
+        self.parallel = copies;
+        self
+    }
+
+    /// Sets how many bytes a lane holds.
+    #[must_use]
+    pub fn with_bytes_in_flight(mut self, bytes: ByteSize) -> Self {
+        self.bytes_in_flight = bytes;
+        self
+    }
+
+    /// Sets the lease.
+    #[must_use]
+    pub fn with_lease(mut self, lease: Duration) -> Self {
+        self.lease = lease;
+        self
+    }
+
+    /// Sets how long a copy may stand still.
+    #[must_use]
+    pub fn with_stall_timeout(mut self, timeout: Duration) -> Self {
+        self.stall_timeout = timeout;
+        self
+    }
+
+    /// Sets the delays between attempts and how many there are.
+    #[must_use]
+    pub fn with_retry(mut self, retry: Backoff, max_attempts: u32) -> Self {
+        (self.retry, self.max_attempts) = (retry, max_attempts);
+        self
+    }
+
+    /// Sets the time between audits.
+    #[must_use]
+    pub fn with_audit_period(mut self, period: Duration) -> Self {
+        self.audit_period = period;
+        self
+    }
+}
+
+/// Why a look or an audit of a lane ended early; the next one starts over.
+#[derive(Debug, thiserror::Error)]
+#[error("the lane to {region} cannot use the ledger")]
+#[non_exhaustive]
+pub struct ReplicatorError {
+    /// The lane.
+    pub region: RegionName,
+    /// Why.
+    pub source: ledger::Error,
+}
+
+/// What one look of a lane did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ReplicatorTick {
+    /// Copies made, and copies that were there already.
+    pub completed: u64,
+    /// Attempts that failed.
+    pub failed: u64,
+    /// Attempts whose lease was lost, or whose end could not be told to the ledger.
+    pub lost: u64,
+}
+
+/// Copies artifacts from the main store to the stores of regions.
+#[derive(Debug)]
+pub struct Replicator {
+    lanes: BTreeMap<RegionName, Arc<Lane>>,
+}
+
+impl Replicator {
+    /// A replicator with a lane for each of `regions`.
+    #[allow(clippy::needless_pass_by_value, reason = "a service takes its backends as others do: by Arc")]
+    pub fn new(
+        settings: ReplicatorSettings,
+        ledger: Arc<dyn ReplicationLedger>,
+        main: Arc<dyn ArtifactStore>,
+        regions: BTreeMap<RegionName, Arc<dyn ArtifactStore>>,
+    ) -> Self {
+        let settings = Arc::new(settings);
+        let lane = |(region, store): (RegionName, _)| {
+            let lane = Lane::new(region.clone(), settings.clone(), ledger.clone(), main.clone(), store);
+            (region, Arc::new(lane))
+        };
+        Self { lanes: regions.into_iter().map(lane).collect() }
+    }
+
+    /// Seeds jitter and claim ids, so that a simulated run repeats. A claim id stands for one claim: give each replicator on a ledger, also one
+    /// that is started again, a seed of its own.
+    #[must_use]
+    pub fn with_seed(self, seed: u64) -> Self {
+        for (lane, salt) in self.lanes.values().zip(0..) {
+            lane.seed(seed.wrapping_add(salt));
+        }
+        self
+    }
+
+    /// The handles that make each lane look at once: for a registrar in the same process.
+    pub fn nudges(&self) -> Vec<Nudge> {
+        self.lanes.values().map(|lane| lane.nudge()).collect()
+    }
+
+    /// Runs each lane until `shutdown`. Copies under way are dropped then; the next replicator takes them up when their leases run out.
+    ///
+    /// # Panics
+    ///
+    /// When a lane does: it would otherwise be missed by nobody.
+    pub async fn run(&self, shutdown: CancellationToken) {
+        let mut lanes = JoinSet::new();
+        for lane in self.lanes.values().cloned() {
+            let shutdown = shutdown.clone();
+            lanes.spawn(async move { lane.run(&shutdown).await });
+        }
+        while let Some(ended) = lanes.join_next().await {
+            if let Err(error) = ended
+                && error.is_panic()
+            {
+                std::panic::resume_unwind(error.into_panic());
+            }
+        }
+    }
+
+    /// One look of each lane, all at once: claims copies and makes them to their end. For tests and simulations.
+    pub async fn tick(&self) -> BTreeMap<RegionName, Result<ReplicatorTick, ReplicatorError>> {
+        let ticks = self.lanes.iter().map(|(region, lane)| async { (region.clone(), lane.tick().await) });
+        join_all(ticks).await.into_iter().collect()
+    }
+
+    /// One audit of each lane, all at once; how many copies were found missing and reopened.
+    pub async fn audit(&self) -> BTreeMap<RegionName, Result<u64, ReplicatorError>> {
+        let audits = self.lanes.iter().map(|(region, lane)| async { (region.clone(), lane.audit().await) });
+        join_all(audits).await.into_iter().collect()
+    }
+}

@@ -1,0 +1,292 @@
+//! One attempt at one copy.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::stream::{self, StreamExt, TryStreamExt};
+use tokio::time::{Instant, sleep};
+use tracing::{info, warn};
+
+use super::lane::Lane;
+use crate::model::{CopyTask, Manifest};
+use crate::pace::within;
+use crate::port::chain;
+use crate::port::ledger::{self, CopyRetry};
+use crate::port::store::{ArtifactStore, Error, Source};
+
+/// How often the end of an attempt is told to a ledger that fails, before it is left to the lease.
+const TELLS: u32 = 3;
+/// Settings may not make a busy loop of the reports.
+const MIN_PROGRESS_PERIOD: Duration = Duration::from_millis(100);
+/// The most pieces of one copy read at once, however small they are.
+const MAX_PIECES_AHEAD: u64 = 16;
+
+/// How an attempt ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Completed,
+    Failed,
+    Lost,
+}
+
+impl Outcome {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Completed => "completed",
+            Self::Failed => "failed",
+            Self::Lost => "lost",
+        }
+    }
+}
+
+/// Why an attempt failed.
+#[derive(Debug, thiserror::Error)]
+enum Fault {
+    #[error("the main store does not have the artifact")]
+    MainLost,
+    #[error("the main store's copy is damaged")]
+    MainDamaged(#[source] Error),
+    #[error("the main store cannot be read")]
+    Main(#[source] Error),
+    #[error("the main store has {found} bytes under this digest, the ledger says {expected}")]
+    Size { expected: u64, found: u64 },
+    #[error("the region's store failed")]
+    Region(#[source] Error),
+    #[error("the region's store took other bytes than it was given: it has {0}")]
+    Differs(crate::model::Digest),
+    #[error("no byte moved for {0:?}, with {1} copied")]
+    Stalled(Duration, u64),
+    #[error("the lease is lost")]
+    LeaseLost,
+}
+
+/// A claimed copy.
+pub(super) struct Copy<'a> {
+    pub(super) lane: &'a Lane,
+    pub(super) task: &'a CopyTask,
+}
+
+impl Copy<'_> {
+    /// Makes the copy and tells the ledger.
+    pub(super) async fn make(&self) -> Outcome {
+        let started = Instant::now();
+        match self.bring().await {
+            Ok(moved) => match self.tell_completed().await {
+                Ok(()) => {
+                    let ms = started.elapsed().as_millis() as u64;
+                    info!(bytes = moved, ms, "copied");
+                    Outcome::Completed
+                }
+                Err(error) => untold(&error),
+            },
+            Err(Fault::LeaseLost) => {
+                info!("the lease is lost: another replicator has the copy");
+                Outcome::Lost
+            }
+            Err(fault) => match self.tell_failed(&fault).await {
+                Ok(()) => Outcome::Failed,
+                Err(error) => untold(&error),
+            },
+        }
+    }
+
+    /// Brings the artifact to the region unless it is there; how many bytes moved.
+    async fn bring(&self) -> Result<u64, Fault> {
+        if self.is_there().await? {
+            return Ok(0);
+        }
+        let manifest = self.main_manifest().await?;
+        let size = manifest.size();
+        self.stream(manifest).await?;
+        let labels = [("region", self.lane.region.to_string())];
+        metrics::counter!("deploycore_replicator_bytes_total", &labels).increment(size);
+        Ok(size)
+    }
+
+    /// Whether the region has the artifact already: after a crash between the copy and its completion, or from a job that made the same
+    /// bytes.
+    async fn is_there(&self) -> Result<bool, Fault> {
+        let (digest, size) = (&self.task.artifact.digest, self.task.artifact.size);
+        if !self.store_call(self.lane.store.exists(digest)).await.map_err(Fault::Region)? {
+            return Ok(false);
+        }
+        match self.store_call(self.lane.store.manifest(digest)).await {
+            Ok(manifest) => Ok(manifest.is_some_and(|manifest| manifest.size() == size)),
+            // To be stored anew.
+            Err(Error::Corrupt { .. }) => Ok(false),
+            Err(error) => Err(Fault::Region(error)),
+        }
+    }
+
+    async fn main_manifest(&self) -> Result<Manifest, Fault> {
+        let (digest, expected) = (&self.task.artifact.digest, self.task.artifact.size);
+        let manifest = self.store_call(self.lane.main.manifest(digest)).await.map_err(main_fault)?;
+        let manifest = manifest.ok_or(Fault::MainLost)?;
+        let found = manifest.size();
+        if found != expected {
+            return Err(Fault::Size { expected, found });
+        }
+        Ok(manifest)
+    }
+
+    /// Streams the bytes while the lease is kept. Whichever ends first drops the other: a put that is dropped leaves nothing visible.
+    async fn stream(&self, manifest: Manifest) -> Result<(), Fault> {
+        let shared = Arc::new(Shared::default());
+        let ahead = self.pieces_ahead(&manifest);
+        let source = verified(self.lane.main.clone(), manifest.clone(), ahead, shared.clone());
+        let stored = tokio::select! {
+            biased;
+            stored = self.lane.store.put(source) => stored,
+            fault = self.keep_lease(&shared) => return Err(fault),
+        };
+        match stored {
+            Ok(stored) if stored == manifest => Ok(()),
+            Ok(stored) => Err(Fault::Differs(stored.digest())),
+            // What broke the source says more than what the store makes of it.
+            Err(error) => Err(shared.take_fault().unwrap_or(Fault::Region(error))),
+        }
+    }
+
+    /// Renews the lease from time to time; resolves when the copy shall end.
+    async fn keep_lease(&self, shared: &Shared) -> Fault {
+        let settings = &self.lane.settings;
+        let period = settings.progress_period.min(settings.lease / 3).max(MIN_PROGRESS_PERIOD);
+        let (mut seen, mut moved_at) = (0, Instant::now());
+        loop {
+            sleep(period).await;
+            let bytes = shared.bytes.load(Ordering::Relaxed);
+            if bytes != seen {
+                (seen, moved_at) = (bytes, Instant::now());
+            } else if moved_at.elapsed() >= settings.stall_timeout {
+                return Fault::Stalled(settings.stall_timeout, bytes);
+            }
+            let extend = settings.lease.min(ledger::bounds::MAX_LEASE);
+            let told = self.lane.ledger.progress(&self.task.lease, bytes, extend);
+            match within(settings.call_timeout, "ledger", told).await {
+                Ok(()) => {}
+                Err(ledger::Error::Backend(error)) => {
+                    // The copy goes on: if another takes the lease meanwhile, the next report says so, and both copies are the same bytes.
+                    warn!(error = %chain(&error), "progress cannot be reported");
+                }
+                Err(_) => return Fault::LeaseLost,
+            }
+        }
+    }
+
+    /// How many pieces are read at once: this copy's share of the lane's bytes.
+    fn pieces_ahead(&self, manifest: &Manifest) -> usize {
+        let share = self.lane.settings.bytes_in_flight.as_u64() / self.lane.parallel() as u64;
+        (share / manifest.piece_size()).clamp(1, MAX_PIECES_AHEAD) as usize
+    }
+
+    async fn tell_completed(&self) -> Result<(), ledger::Error> {
+        self.tell(|| self.lane.ledger.complete(&self.task.lease)).await
+    }
+
+    async fn tell_failed(&self, fault: &Fault) -> Result<(), ledger::Error> {
+        let (attempt, reason) = (self.task.attempt, chain(fault));
+        let retry = if attempt >= self.lane.settings.max_attempts {
+            warn!(%reason, "the copy is given up");
+            CopyRetry::GiveUp
+        } else {
+            let delay = self.lane.retry_delay(attempt);
+            warn!(%reason, ?delay, "the copy failed");
+            CopyRetry::After(delay)
+        };
+        self.tell(|| self.lane.ledger.fail(&self.task.lease, &reason, retry)).await
+    }
+
+    /// Tells the ledger of the end, a few times if it must: both calls may be repeated.
+    async fn tell<F: Future<Output = Result<(), ledger::Error>>>(
+        &self,
+        call: impl Fn() -> F,
+    ) -> Result<(), ledger::Error> {
+        let settings = &self.lane.settings;
+        for failures in 1.. {
+            match within(settings.call_timeout, "ledger", call()).await {
+                Err(error) if error.is_retryable() && failures < TELLS => sleep(settings.backoff.delay(failures)).await,
+                told => return told,
+            }
+        }
+        unreachable!("the last try returns")
+    }
+
+    async fn store_call<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        within(self.lane.settings.call_timeout, "artifact store", call).await
+    }
+}
+
+fn untold(error: &ledger::Error) -> Outcome {
+    // Complete or not, the next claim after the lease finds out.
+    warn!(error = %chain(error), "the end of the attempt could not be told");
+    Outcome::Lost
+}
+
+/// What the stream of bytes tells the attempt that runs it.
+#[derive(Debug, Default)]
+struct Shared {
+    /// Verified and handed to the region's store.
+    bytes: AtomicU64,
+    fault: Mutex<Option<Fault>>,
+}
+
+impl Shared {
+    fn take_fault(&self) -> Option<Fault> {
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn set_fault(&self, fault: Fault) -> std::io::Error {
+        let error = std::io::Error::other(chain(&fault));
+        self.fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(fault);
+        error
+    }
+}
+
+/// The bytes of the main store, each piece verified before any of its bytes is handed on; `ahead` pieces are read at once.
+fn verified(main: Arc<dyn ArtifactStore>, manifest: Manifest, ahead: usize, shared: Arc<Shared>) -> Source {
+    let manifest = Arc::new(manifest);
+    let (count, noted) = (manifest.piece_count(), shared.clone());
+    stream::iter(0..count)
+        .map(move |index| {
+            let (main, manifest, shared) = (main.clone(), manifest.clone(), shared.clone());
+            async move { read_piece(&*main, &manifest, index).await.map_err(|fault| shared.set_fault(fault)) }
+        })
+        .buffered(ahead)
+        .map_ok(|spans| stream::iter(spans.into_iter().map(Ok)))
+        .try_flatten()
+        .inspect_ok(move |span: &Bytes| {
+            noted.bytes.fetch_add(span.len() as u64, Ordering::Relaxed);
+        })
+        .boxed()
+}
+
+async fn read_piece(main: &dyn ArtifactStore, manifest: &Manifest, index: u32) -> Result<Vec<Bytes>, Fault> {
+    let damaged = || {
+        let (digest, count) = (manifest.digest(), manifest.piece_count());
+        Fault::MainDamaged(Error::Corrupt { digest, detail: format!("piece {index} of {count} does not verify") })
+    };
+    let (Some(range), Some(mut check)) = (manifest.piece_range(index), manifest.check_piece(index)) else {
+        return Err(damaged());
+    };
+    let mut left = range.end - range.start;
+    let mut chunks = main.read(&manifest.digest(), range).await.map_err(main_fault)?;
+    let mut spans = Vec::new();
+    while let Some(span) = chunks.try_next().await.map_err(main_fault)? {
+        // A store that yields more than it was asked for must not fill the memory.
+        left = left.checked_sub(span.len() as u64).ok_or_else(damaged)?;
+        check.update(&span);
+        spans.push(span);
+        tokio::task::yield_now().await;
+    }
+    if check.holds() { Ok(spans) } else { Err(damaged()) }
+}
+
+fn main_fault(error: Error) -> Fault {
+    match error {
+        Error::NotFound { .. } => Fault::MainLost,
+        Error::Corrupt { .. } => Fault::MainDamaged(error),
+        error => Fault::Main(error),
+    }
+}
