@@ -172,7 +172,7 @@ mod tests {
         board.report(&report("b", 2)).await.unwrap();
         tokio::time::advance(Duration::from_secs(11)).await;
         assert_eq!(shown(&board).await, [("a".to_owned(), 1, false), ("b".to_owned(), 2, true)]);
-        tokio::time::advance(Duration::from_secs(3590)).await;
+        tokio::time::advance(Duration::from_secs(3580)).await;
         assert_eq!(shown(&board).await, [("b".to_owned(), 2, false)]);
     }
 

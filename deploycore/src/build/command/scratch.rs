@@ -1,0 +1,236 @@
+//! The scratch folder: checkouts of builds under way, and what dead workers left.
+//!
+//! ```text
+//! lock              held shared while a build folder is made, exclusively while dead ones are looked for
+//! builds/NAME       a build's folder; NAME is also the mark of its processes
+//! builds/NAME.lock  locked by the worker process as long as the build lives: the kernel lets go of it when the process dies
+//! mirrors/          see the repository
+//! ```
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::task::spawn_blocking;
+
+use super::process::MARK;
+use super::settings::OpenError;
+use crate::model::Lease;
+
+#[derive(Debug)]
+pub(super) struct Scratch {
+    root: PathBuf,
+}
+
+/// A build's own folder. Dropping it deletes it, in the background where there is a runtime.
+#[derive(Debug)]
+pub(super) struct Folder(Option<Owned>);
+
+#[derive(Debug)]
+struct Owned {
+    path: PathBuf,
+    lock_path: PathBuf,
+    /// Held until the folder is deleted.
+    lock: File,
+}
+
+impl Scratch {
+    pub(super) async fn open(root: &Path) -> Result<Self, OpenError> {
+        let given = root.to_owned();
+        let make = move || {
+            fs::create_dir_all(given.join("builds"))?;
+            fs::create_dir_all(given.join("mirrors"))?;
+            given.canonicalize()
+        };
+        let refuse = |source| OpenError::Scratch { path: root.to_owned(), source };
+        Ok(Self { root: blocking(make).await.map_err(refuse)? })
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn mirrors(&self) -> PathBuf {
+        self.root.join("mirrors")
+    }
+
+    /// A fresh folder for an attempt.
+    pub(super) async fn folder(&self, lease: &Lease) -> io::Result<Folder> {
+        let root = self.root.clone();
+        let name = format!("{}-{}-{:08x}", lease.job, lease.epoch, fastrand::u32(..));
+        blocking(move || {
+            let guard = lock_file(&root.join("lock"))?;
+            guard.lock_shared()?;
+            let (path, lock_path) = (root.join("builds").join(&name), root.join("builds").join(format!("{name}.lock")));
+            let lock = File::create_new(&lock_path)?;
+            lock.lock()?;
+            let owned = Folder(Some(Owned { path, lock_path, lock }));
+            fs::create_dir(owned.path())?;
+            Ok(owned)
+        })
+        .await
+    }
+
+    /// Ends the processes and deletes the folders of builds whose worker is dead.
+    pub(super) async fn sweep(&self) -> Result<(), OpenError> {
+        let root = self.root.clone();
+        let refuse = |source| OpenError::Scratch { path: self.root.clone(), source };
+        let dead = blocking(move || find_dead(&root)).await.map_err(refuse)?;
+        for folder in dead {
+            tracing::warn!(folder = %folder.path().display(), "sweeping the build of a dead worker");
+            folder.end_processes().await;
+            blocking(move || {
+                drop_now(folder);
+                Ok(())
+            })
+            .await
+            .map_err(refuse)?;
+        }
+        Ok(())
+    }
+}
+
+fn find_dead(root: &Path) -> io::Result<Vec<Folder>> {
+    let guard = lock_file(&root.join("lock"))?;
+    guard.lock()?;
+    let mut dead = Vec::new();
+    for entry in fs::read_dir(root.join("builds"))? {
+        let lock_path = entry?.path();
+        if lock_path.extension().is_none_or(|extension| extension != "lock") {
+            continue;
+        }
+        let lock = match File::open(&lock_path) {
+            Ok(lock) => lock,
+            // Its build has just ended.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        match lock.try_lock() {
+            Ok(()) => dead.push(Folder(Some(Owned { path: lock_path.with_extension(""), lock_path, lock }))),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+    Ok(dead)
+}
+
+pub(super) fn lock_file(path: &Path) -> io::Result<File> {
+    File::options().create(true).truncate(false).write(true).open(path)
+}
+
+/// Runs what blocks off the reactor.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    spawn_blocking(work).await.map_err(io::Error::other)?
+}
+
+impl Folder {
+    pub(super) fn path(&self) -> &Path {
+        self.0.as_ref().map_or(Path::new(""), |owned| &owned.path)
+    }
+
+    /// What the processes of this build carry in their environment.
+    pub(super) fn mark(&self) -> String {
+        self.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// Ends every process that carries the mark, whatever group it moved to.
+    pub(super) async fn end_processes(&self) {
+        let mark = format!("{MARK}={}", self.mark());
+        let ended = blocking(move || Ok(end_marked(mark.as_bytes()))).await;
+        match ended {
+            Ok(0) => {}
+            Ok(count) => {
+                tracing::warn!(count, folder = %self.path().display(), "processes that left their build were killed")
+            }
+            Err(error) => tracing::warn!(%error, "processes that left their build could not be looked for"),
+        }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let Some(owned) = self.0.take() else { return };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(move || owned.delete())),
+            Err(_) => owned.delete(),
+        }
+    }
+}
+
+fn drop_now(mut folder: Folder) {
+    if let Some(owned) = folder.0.take() {
+        owned.delete();
+    }
+}
+
+impl Owned {
+    /// First the folder, then its lock: a crash between leaves a lock that the next sweep finds free.
+    fn delete(self) {
+        let deleted = remove_all(&self.path).and_then(|()| fs::remove_file(&self.lock_path));
+        if let Err(error) = deleted {
+            tracing::warn!(%error, folder = %self.path.display(), "a build's folder could not be deleted; a later sweep tries again");
+        }
+        drop(self.lock);
+    }
+}
+
+/// Deletes a folder, also one with folders that its owner made read-only, as some build tools do.
+pub(super) fn remove_all(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            make_writable(path)?;
+            fs::remove_dir_all(path)
+        }
+        other => other,
+    }
+}
+
+fn make_writable(folder: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o700))?;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            make_writable(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Rounds of looking for marked processes: each may have started another since the round before.
+const ROUNDS: usize = 50;
+
+#[cfg(target_os = "linux")]
+fn end_marked(mark: &[u8]) -> usize {
+    use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+    let mut ended = 0;
+    for _ in 0..ROUNDS {
+        let Ok(processes) = fs::read_dir("/proc") else { break };
+        let ids = processes.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        let mut found = 0;
+        for id in ids.filter_map(Pid::from_raw) {
+            // Opened before the look, it cannot stand for a later process of the same id.
+            let Ok(process) = pidfd_open(id, PidfdFlags::empty()) else { continue };
+            let environment = fs::read(format!("/proc/{}/environ", id.as_raw_nonzero())).unwrap_or_default();
+            if environment.split(|byte| *byte == 0).any(|variable| variable == mark) {
+                found += usize::from(pidfd_send_signal(&process, Signal::KILL).is_ok());
+            }
+        }
+        if found == 0 {
+            break;
+        }
+        ended += found;
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    ended
+}
+
+#[cfg(not(target_os = "linux"))]
+fn end_marked(_mark: &[u8]) -> usize {
+    0
+}
