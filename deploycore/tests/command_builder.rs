@@ -1,0 +1,419 @@
+//! The command builder on real git repositories, real commands and real signals.
+
+#![cfg(feature = "process")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use deploycore::build::{
+    BuildCommand, BuildContext, BuildError, BuildLog, BuildOutput, Builder, CommandBuilder, CommandBuilderSettings,
+    OpenError,
+};
+use deploycore::memory::{Clock, Queue};
+use deploycore::model::{CommitId, Job, NewJob, ServiceName, WorkerName};
+use deploycore::port::queue::ClaimRequest;
+use deploycore::port::{JobQueue, JobQueueExt};
+use futures::TryStreamExt;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+const LONG: Duration = Duration::from_secs(60);
+
+/// A repository with a scratch folder beside it.
+struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let place = Self { folder: tempfile::tempdir().unwrap() };
+        std::fs::create_dir(place.repository()).unwrap();
+        place.git(&["init", "--quiet", "--initial-branch=main"]);
+        place
+    }
+
+    fn repository(&self) -> PathBuf {
+        self.folder.path().join("repository")
+    }
+
+    fn scratch(&self) -> PathBuf {
+        self.folder.path().join("scratch")
+    }
+
+    fn git(&self, args: &[&str]) -> String {
+        let mut git = Command::new("git");
+        git.current_dir(self.repository()).args(["-c", "user.name=t", "-c", "user.email=t@example.org"]).args(args);
+        let output = git.env_remove("GIT_DIR").env_remove("GIT_INDEX_FILE").output().unwrap();
+        assert!(output.status.success(), "git {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// Commits a file with this content and gives the commit.
+    fn commit(&self, content: &str) -> CommitId {
+        std::fs::write(self.repository().join("input"), content).unwrap();
+        self.git(&["add", "."]);
+        self.git(&["commit", "--quiet", "--message", content]);
+        CommitId::new(self.git(&["rev-parse", "HEAD"])).unwrap()
+    }
+
+    fn settings(&self, command: &str) -> CommandBuilderSettings {
+        let repository = self.repository().to_string_lossy().into_owned();
+        CommandBuilderSettings::new(repository, command, "out/binary", self.scratch())
+            .with_stop_grace(Duration::from_millis(500))
+    }
+
+    async fn builder(&self, command: &str) -> CommandBuilder {
+        CommandBuilder::open(self.settings(command)).await.unwrap()
+    }
+
+    fn build_folders(&self) -> usize {
+        std::fs::read_dir(self.scratch().join("builds")).unwrap().count()
+    }
+}
+
+struct Build {
+    job: Job,
+    context: BuildContext,
+}
+
+impl Build {
+    async fn of(commit: &CommitId) -> Self {
+        let queue = Queue::new(Clock::default());
+        let job = NewJob::new(ServiceName::new("web").unwrap(), commit.clone());
+        queue.enqueue_one(&job).await.unwrap();
+        let worker = WorkerName::new("w").unwrap();
+        let claim = ClaimRequest { claim: deploycore::model::ClaimId::new(), worker, limit: 1 };
+        let job = queue.claim(&claim).await.unwrap().remove(0);
+        let lease = job.running.as_ref().unwrap().lease;
+        Self { job, context: BuildContext::new(lease, CancellationToken::new(), BuildLog::new(64 << 10)) }
+    }
+
+    async fn run(&self, builder: &CommandBuilder) -> Result<BuildOutput, BuildError> {
+        timeout(LONG, builder.build(&self.job, &self.context)).await.expect("the build hangs")
+    }
+
+    fn log(&self) -> String {
+        String::from_utf8(self.context.log.contents().to_vec()).unwrap()
+    }
+
+    /// Waits until the log has a line `key=value` and gives the value.
+    async fn told(&self, key: &str) -> String {
+        let look = async {
+            loop {
+                let prefix = format!("{key}=");
+                // Only whole lines count.
+                let log = self.log();
+                let whole = log.rfind('\n').map_or("", |end| &log[..end]);
+                if let Some(value) = whole.lines().find_map(|line| line.strip_prefix(&prefix)) {
+                    return value.to_owned();
+                }
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(LONG, look).await.unwrap_or_else(|_| panic!("no {key} in the log:\n{}", self.log()))
+    }
+}
+
+async fn read(output: &mut BuildOutput) -> String {
+    let chunks: Vec<_> = output.open().unwrap().try_collect().await.unwrap();
+    String::from_utf8(chunks.concat()).unwrap()
+}
+
+async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let look = async {
+        while !holds() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(LONG, look).await.unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+fn is_running(id: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat"));
+    stat.is_ok_and(|stat| !stat.rsplit(") ").next().unwrap_or_default().starts_with('Z'))
+}
+
+const BUILD: &str = "mkdir -p out && { cat input; echo \"$DEPLOYCORE_SERVICE $DEPLOYCORE_COMMIT\"; } > out/binary";
+
+#[tokio::test]
+async fn each_commit_is_built_from_its_own_tree() {
+    let place = Place::new();
+    let (one, two) = (place.commit("one\n"), place.commit("two\n"));
+    let builder = place.builder(BUILD).await;
+    for (commit, content) in [(&two, "two\n"), (&one, "one\n")] {
+        let build = Build::of(commit).await;
+        let mut output = build.run(&builder).await.unwrap();
+        assert_eq!(read(&mut output).await, format!("{content}web {commit}\n"));
+        assert!(build.log().contains(BUILD), "{}", build.log());
+    }
+    eventually("the folders are deleted", || place.build_folders() == 0).await;
+}
+
+#[tokio::test]
+async fn a_commit_that_came_after_the_mirror_is_fetched_also_off_every_branch_and_abbreviated() {
+    let place = Place::new();
+    let first = place.commit("first\n");
+    let builder = place.builder(BUILD).await;
+    Build::of(&first).await.run(&builder).await.unwrap();
+    let side = place.commit("side\n");
+    place.git(&["reset", "--quiet", "--hard", first.as_str()]);
+    let later = place.commit("later\n");
+    let short = CommitId::new(&later.as_str()[..10]).unwrap();
+    for (commit, content) in [(&side, "side"), (&short, "later"), (&later, "later")] {
+        let mut output = Build::of(commit).await.run(&builder).await.unwrap();
+        assert!(read(&mut output).await.starts_with(content));
+    }
+}
+
+#[tokio::test]
+async fn an_unknown_commit_fails_for_good_and_names_commit_and_repository() {
+    let place = Place::new();
+    place.commit("one");
+    let builder = place.builder(BUILD).await;
+    for unknown in ["0123456789012345678901234567890123456789", "abcdef0"] {
+        let commit = CommitId::new(unknown).unwrap();
+        let error = Build::of(&commit).await.run(&builder).await.unwrap_err();
+        let BuildError::Build(text) = &error else { panic!("{error:?}") };
+        let repository = place.repository().canonicalize().unwrap();
+        assert!(text.contains(unknown) && text.contains(&*repository.to_string_lossy()), "{text}");
+    }
+    // A branch with a name like an abbreviated commit is none.
+    place.git(&["branch", "abcdef0"]);
+    let error = Build::of(&CommitId::new("abcdef0").unwrap()).await.run(&builder).await.unwrap_err();
+    assert!(matches!(error, BuildError::Build(_)), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_repository_that_is_away_is_tried_again() {
+    let place = Place::new();
+    let commit = place.commit("one");
+    let hidden = place.folder.path().join("hidden");
+    let builder = place.builder(BUILD).await;
+    std::fs::rename(place.repository(), &hidden).unwrap();
+    let error = Build::of(&commit).await.run(&builder).await.unwrap_err();
+    assert!(matches!(error, BuildError::Infrastructure { .. }), "{error:?}");
+    std::fs::rename(&hidden, place.repository()).unwrap();
+    Build::of(&commit).await.run(&builder).await.unwrap();
+}
+
+#[tokio::test]
+async fn slots_and_builders_share_one_mirror_at_once() {
+    let place = Place::new();
+    let commits: Vec<_> = (0..4).map(|number| place.commit(&format!("{number}\n"))).collect();
+    let (a, b) = (place.builder(BUILD).await, place.builder(BUILD).await);
+    let builds = commits.iter().enumerate().map(|(number, commit)| {
+        let builder = if number % 2 == 0 { &a } else { &b };
+        async move {
+            let mut output = Build::of(commit).await.run(builder).await.unwrap();
+            assert!(read(&mut output).await.starts_with(&number.to_string()));
+        }
+    });
+    futures::future::join_all(builds).await;
+    let mirrors = std::fs::read_dir(place.scratch().join("mirrors")).unwrap();
+    let mirrors = mirrors.filter(|entry| entry.as_ref().unwrap().path().extension().is_some_and(|end| end == "git"));
+    assert_eq!(mirrors.count(), 1);
+}
+
+#[tokio::test]
+async fn a_failing_command_fails_for_good_with_its_last_words() {
+    let place = Place::new();
+    let commit = place.commit("one");
+    for (command, wanted) in [
+        ("echo compiling; echo 'no such type' >&2; exit 7", "exit code 7"),
+        ("echo 'no such type'; kill -ABRT $$", "signal 6"),
+        ("echo 'no such type'", "left no output file out/binary"),
+        ("echo 'no such type'; mkdir -p out/binary", "is no file"),
+        ("echo 'no such type'; mkdir out; ln -s /bin/sh out/binary", "leads out of the checkout"),
+    ] {
+        let build = Build::of(&commit).await;
+        let error = build.run(&place.builder(command).await).await.unwrap_err();
+        assert!(matches!(error, BuildError::Build(_)), "{error:?}");
+        assert!(error.to_string().contains(wanted), "{error}");
+        assert!(build.log().contains("no such type"), "{}", build.log());
+    }
+    let killed = Build::of(&commit).await.run(&place.builder("kill -KILL $$").await).await.unwrap_err();
+    assert!(matches!(killed, BuildError::Infrastructure { .. }), "{killed:?}");
+}
+
+#[tokio::test]
+async fn a_program_without_a_shell_gets_its_arguments_as_they_are() {
+    let place = Place::new();
+    let commit = place.commit("one");
+    let argv = ["cp", "input", "a $HOME; b"].map(str::to_owned);
+    let mut settings = place.settings("").with_command(BuildCommand::Program(argv.to_vec()));
+    settings.output = "a $HOME; b".into();
+    let mut output = Build::of(&commit).await.run(&CommandBuilder::open(settings).await.unwrap()).await.unwrap();
+    assert_eq!(read(&mut output).await, "one");
+}
+
+#[tokio::test]
+async fn no_hook_runs_and_the_environment_is_the_builds_own() {
+    let place = Place::new();
+    let commit = place.commit("one");
+    let evidence = place.folder.path().join("hook-ran");
+    let hooks = place.repository().join(".git/hooks");
+    std::fs::create_dir_all(&hooks).unwrap();
+    for hook in ["post-checkout", "reference-transaction", "post-upload"] {
+        let path = hooks.join(hook);
+        std::fs::write(&path, format!("#!/bin/sh\ntouch {}\n", evidence.display())).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&path, mode).unwrap();
+    }
+    let command = "mkdir out; git -c core.hooksPath= status --short > /dev/null; env > out/binary";
+    let settings = place.settings(command).with_env("GREETING", "hello world");
+    let mut output = Build::of(&commit).await.run(&CommandBuilder::open(settings).await.unwrap()).await.unwrap();
+    let env = read(&mut output).await;
+    assert!(env.contains("GREETING=hello world\n"), "{env}");
+    assert!(env.contains(&format!("DEPLOYCORE_COMMIT={commit}\n")), "{env}");
+    assert!(!env.contains("CARGO_MANIFEST_DIR="), "the worker's environment leaks:\n{env}");
+    assert!(!evidence.exists(), "a hook of the repository ran");
+}
+
+#[tokio::test]
+async fn a_stopped_build_ends_with_all_its_processes() {
+    let place = Place::new();
+    let commit = place.commit("one");
+    let builder = place.builder("trap '' TERM; sleep 600 & echo child=$!; wait; sleep 600").await;
+    let build = Build::of(&commit).await;
+    let stop = async {
+        let child = build.told("child").await;
+        build.context.stop.cancel();
+        child
+    };
+    let (result, child) = tokio::join!(build.run(&builder), stop);
+    assert!(matches!(result, Err(BuildError::Stopped)), "{result:?}");
+    eventually("the child is gone", || !is_running(&child)).await;
+    eventually("the folder is deleted", || place.build_folders() == 0).await;
+}
+
+#[tokio::test]
+async fn a_build_past_its_time_limit_is_stopped_and_says_so() {
+    let place = Place::new();
+    let commit = place.commit("one");
+    let settings = place.settings("echo child=$$; sleep 600").with_time_limit(Duration::from_millis(300));
+    let build = Build::of(&commit).await;
+    let error = build.run(&CommandBuilder::open(settings).await.unwrap()).await.unwrap_err();
+    assert!(matches!(error, BuildError::Timeout(_)), "{error:?}");
+    assert!(error.to_string().contains("300ms"), "{error}");
+    let child = build.told("child").await;
+    eventually("the command is gone", || !is_running(&child)).await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_daemon_that_leaves_its_group_does_not_outlive_the_build() {
+    let place = Place::new();
+    let commit = place.commit("one");
+    let daemon = "setsid sh -c 'echo child=$$; exec sleep 600' & while ! test -e out; do mkdir out; done; cp input out/binary; sleep 0.3";
+    let build = Build::of(&commit).await;
+    build.run(&place.builder(daemon).await).await.unwrap();
+    let child = build.told("child").await;
+    eventually("the daemon is gone", || !is_running(&child)).await;
+}
+
+#[tokio::test]
+async fn the_log_is_bounded_whatever_a_build_writes() {
+    let place = Place::new();
+    let commit = place.commit("one");
+    let command = "echo begin; head -c 3000000 /dev/zero | tr '\\0' x; echo end; mkdir out; cp input out/binary";
+    let build = Build::of(&commit).await;
+    build.run(&place.builder(command).await).await.unwrap();
+    let log = build.log();
+    assert!(log.len() <= 64 << 10);
+    assert!(log.contains("begin") && log.ends_with("end\n") && log.contains("bytes dropped"));
+}
+
+#[tokio::test]
+async fn settings_that_make_no_sense_are_refused_by_name() {
+    let place = Place::new();
+    let open = async |change: &dyn Fn(&mut CommandBuilderSettings)| {
+        let mut settings = place.settings("true");
+        change(&mut settings);
+        CommandBuilder::open(settings).await.map(drop).unwrap_err().to_string()
+    };
+    assert!(open(&|settings| settings.output = "../x".into()).await.contains("`output`"));
+    assert!(open(&|settings| settings.output = "/etc/passwd".into()).await.contains("`output`"));
+    assert!(open(&|settings| settings.repository = "--upload-pack=x".into()).await.contains("`repository`"));
+    assert!(open(&|settings| settings.command = BuildCommand::Program(vec![])).await.contains("`command`"));
+    let no_folder = place.folder.path().join("file");
+    std::fs::write(&no_folder, "").unwrap();
+    let mut settings = place.settings("true");
+    settings.scratch = no_folder;
+    assert!(matches!(CommandBuilder::open(settings).await, Err(OpenError::Scratch { .. })));
+}
+
+#[test]
+fn settings_are_read_as_people_write_them() {
+    let text =
+        r#"{"repository": "/r", "command": ["make", "all"], "output": "a", "scratch": "/s", "time_limit": "5m"}"#;
+    let settings: CommandBuilderSettings = serde_json::from_str(text).unwrap();
+    assert_eq!(settings.command, BuildCommand::Program(vec!["make".into(), "all".into()]));
+    assert_eq!(settings.time_limit, Some(Duration::from_mins(5)));
+    let text = text.replace("output", "outputs");
+    assert!(serde_json::from_str::<CommandBuilderSettings>(&text).is_err());
+}
+
+/// The victim of the next test: a process that builds until it is killed.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "run by another test"]
+async fn victim_that_builds_until_it_is_killed() {
+    let settings = serde_json::from_str(&std::env::var("VICTIM_SETTINGS").unwrap()).unwrap();
+    let commit = CommitId::new(std::env::var("VICTIM_COMMIT").unwrap()).unwrap();
+    let builder = CommandBuilder::open(settings).await.unwrap();
+    Build::of(&commit).await.run(&builder).await.unwrap();
+}
+
+/// Starts the victim and waits until its build wrote `file`, whose content it gives.
+async fn victim(settings: &CommandBuilderSettings, commit: &CommitId, file: &Path) -> (std::process::Child, String) {
+    let mut victim = Command::new(std::env::current_exe().unwrap());
+    victim.args(["--ignored", "--exact", "victim_that_builds_until_it_is_killed"]);
+    victim.env("VICTIM_SETTINGS", serde_json::to_string(settings).unwrap()).env("VICTIM_COMMIT", commit.as_str());
+    let victim = victim.stdout(std::process::Stdio::null()).spawn().unwrap();
+    let read = || std::fs::read_to_string(file).unwrap_or_default();
+    eventually("the victim builds", || read().ends_with('\n')).await;
+    (victim, read().trim().to_owned())
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn the_processes_of_a_killed_worker_do_not_live_on() {
+    let place = Place::new();
+    let commit = place.commit("one");
+    let told = place.folder.path().join("child");
+    let script =
+        format!("trap '' TERM; sleep 600 & echo $! > {0}.new; mv {0}.new {0}; wait; sleep 600", told.display());
+    let (mut victim, child) = victim(&place.settings(&script), &commit, &told).await;
+    assert!(is_running(&child));
+    victim.kill().unwrap();
+    victim.wait().unwrap();
+    // Nobody sweeps here: it is the watchdog who acts.
+    eventually("the child is gone", || !is_running(&child)).await;
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_later_builder_sweeps_what_a_killed_worker_left_and_nothing_else() {
+    let place = Place::new();
+    let commit = place.commit("one");
+    let told = place.folder.path().join("child");
+    // The daemon leaves the group, so that the watchdog does not see it.
+    let script = format!("setsid sh -c 'echo $$ > {0}.new; mv {0}.new {0}; exec sleep 600' & wait", told.display());
+    let (mut victim, child) = victim(&place.settings(&script), &commit, &told).await;
+
+    let living = place.builder("sleep 1; mkdir out; cp input out/binary").await;
+    let build = Build::of(&commit).await;
+    let (mut output, ()) = tokio::join!(async { build.run(&living).await.unwrap() }, async {
+        let _ = place.builder("true").await;
+        assert!(is_running(&child), "a living worker's build was swept");
+        victim.kill().unwrap();
+        victim.wait().unwrap();
+        let _ = place.builder("true").await;
+    });
+    assert_eq!(read(&mut output).await, "one");
+    eventually("the daemon is gone", || !is_running(&child)).await;
+    drop(output);
+    eventually("the folders are deleted", || place.build_folders() == 0).await;
+    let _: Arc<dyn Builder> = Arc::new(living);
+}
