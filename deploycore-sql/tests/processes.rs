@@ -16,7 +16,7 @@ use deploycore::port::queue::{JobFilter, RescueRequest};
 use deploycore_sql::Sqlite;
 use deploycore_sql::sqlite::Queue;
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
 
@@ -55,6 +55,7 @@ impl Swarm {
             .args(["--exact", "child", "--ignored", "--nocapture", "--test-threads=1"])
             .env(URL, &self.url)
             .env(ROLE, format!("{}:{number}", role.as_str()))
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
@@ -76,6 +77,12 @@ impl Swarm {
         self.children.values().filter(|(other, _)| *other == role).count()
     }
 
+    /// Lets a sleeper go on.
+    async fn wake(&mut self, number: usize) {
+        let (_, child) = self.children.get_mut(&number).expect("a sleeper ends only once it was woken");
+        child.stdin.as_mut().unwrap().write_all(b"\n").await.unwrap();
+    }
+
     /// SIGKILL. What the process said before is still read.
     fn kill(&mut self, number: usize) {
         let (_, child) = self.children.get_mut(&number).expect("a line before the end of a child");
@@ -83,12 +90,13 @@ impl Swarm {
     }
 }
 
-/// Enqueued by acknowledged calls, and succeeded by acknowledged calls.
+/// What the processes were told.
 #[derive(Default)]
 struct Said {
     enqueued: BTreeSet<JobId>,
     succeeded: BTreeMap<JobId, Vec<Epoch>>,
-    refused: usize,
+    /// By process.
+    refused: BTreeMap<usize, usize>,
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -96,7 +104,8 @@ async fn nothing_is_lost_or_done_twice_when_processes_are_killed() {
     let folder = tempfile::tempdir().unwrap();
     let mut swarm = Swarm::new(format!("sqlite://{}/queue.db", folder.path().display()));
     // All open the file at once, while it does not exist yet.
-    for role in [Role::Producer, Role::Producer, Role::Worker, Role::Worker, Role::Worker] {
+    for role in [Role::Producer, Role::Producer, Role::Sleeper, Role::Worker, Role::Worker, Role::Worker, Role::Sleeper]
+    {
         swarm.start(role);
     }
     let queue = Sqlite::open(&swarm.url).await.unwrap().queue();
@@ -104,7 +113,7 @@ async fn nothing_is_lost_or_done_twice_when_processes_are_killed() {
     let (said, kills) = tokio::time::timeout(PATIENCE, drive(&mut swarm, &queue)).await.expect("it ends");
 
     let jobs = all_jobs(&queue).await;
-    println!("{} jobs, {kills} kills, {} refused zombies", jobs.len(), said.refused);
+    println!("{} jobs, {kills} kills, refused zombies by process: {:?}", jobs.len(), said.refused);
     assert!(kills >= 12, "only {kills} kills: the test shows little");
     for id in &said.enqueued {
         assert!(jobs.contains_key(id), "the acknowledged job {id} is lost");
@@ -118,6 +127,9 @@ async fn nothing_is_lost_or_done_twice_when_processes_are_killed() {
     for (id, epochs) in &said.succeeded {
         assert_eq!(*epochs, [jobs[id].0.epoch], "the acknowledged successes of {id}");
     }
+    for sleeper in [2, 6] {
+        assert!(said.refused.contains_key(&sleeper), "process {sleeper} slept over its lease and was not refused");
+    }
     let rescued = jobs.values().filter(|(job, _)| job.rescues > 0).count();
     assert!(rescued > 0, "no killed worker held a job: the test shows little");
     assert_limit_was_kept(&jobs);
@@ -128,6 +140,7 @@ async fn drive(swarm: &mut Swarm, queue: &Queue) -> (Said, usize) {
     // After so many lines of a kind since the last kill, the process that said it dies.
     let mut plan = [3, 2, 4, 1, 6, 2, 5, 3, 1, 4, 2, 3, 5, 1, 2, 4].into_iter().cycle();
     let (mut until_kill, mut kills, mut said) = (3, 0, Said::default());
+    let mut asleep = BTreeSet::new();
     let mut maintenance = tokio::time::interval(Duration::from_millis(20));
     maintenance.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -142,11 +155,13 @@ async fn drive(swarm: &mut Swarm, queue: &Queue) -> (Said, usize) {
                     }
                     continue;
                 };
-                let is_working = !matches!(line, Line::Idle);
+                let is_sleeper = swarm.children[&number].0 == Role::Sleeper;
+                let is_working = !matches!(line, Line::Idle) && !is_sleeper;
                 match line {
                     Line::Enqueued(job) => { said.enqueued.insert(job); }
                     Line::Succeeded(job, epoch) => said.succeeded.entry(job).or_default().push(epoch),
-                    Line::Refused => said.refused += 1,
+                    Line::Refused => *said.refused.entry(number).or_default() += 1,
+                    Line::Claimed if is_sleeper => { asleep.insert(number); }
                     Line::Failed(why) => panic!("process {number}: {why}"),
                     Line::Claimed | Line::GaveBack | Line::Idle => {}
                 }
@@ -166,14 +181,27 @@ async fn drive(swarm: &mut Swarm, queue: &Queue) -> (Said, usize) {
                     ..RescueRequest::default()
                 };
                 queue.rescue(&request).await.unwrap();
+                for number in asleep.clone() {
+                    if !holds_a_job(queue, number).await {
+                        swarm.wake(number).await;
+                        asleep.remove(&number);
+                    }
+                }
                 let counts = queue.stats().await.unwrap().counts;
-                let is_done = swarm.count(Role::Producer) == 0 && counts[&JobStatus::Queued] + counts[&JobStatus::Running] == 0;
+                let is_done = swarm.count(Role::Producer) == 0 && swarm.count(Role::Sleeper) == 0 && counts[&JobStatus::Queued] + counts[&JobStatus::Running] == 0;
                 if is_done && !said.enqueued.is_empty() {
                     return (said, kills);
                 }
             }
         }
     }
+}
+
+async fn holds_a_job(queue: &Queue, process: usize) -> bool {
+    let filter = JobFilter { statuses: vec![JobStatus::Running], ..JobFilter::default() };
+    let running = queue.list(&filter, None, 1_000).await.unwrap().jobs;
+    let name = child_process::worker_name(process);
+    running.iter().any(|job| job.running.as_ref().is_some_and(|running| running.worker.as_str() == name))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

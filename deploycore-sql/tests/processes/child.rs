@@ -1,5 +1,6 @@
 //! One process of the test: a producer or a worker, told by its environment.
 
+use std::fmt::Display;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ const TRIES: usize = 20;
 pub(crate) enum Role {
     Producer,
     Worker,
+    /// Claims, and goes on only when it is told to: a worker that was stopped for longer than its lease.
+    Sleeper,
 }
 
 impl Role {
@@ -33,8 +36,13 @@ impl Role {
         match self {
             Self::Producer => "producer",
             Self::Worker => "worker",
+            Self::Sleeper => "sleeper",
         }
     }
+}
+
+pub(crate) fn worker_name(number: impl Display) -> String {
+    format!("process-{number}")
 }
 
 /// What a process says once a call was acknowledged.
@@ -91,7 +99,8 @@ pub(crate) async fn run() {
     };
     let outcome = match role.split_once(':').unwrap() {
         ("producer", _) => produce(&queue).await,
-        (_, number) => work(&queue, &format!("worker-{number}")).await,
+        ("sleeper", number) => sleep_over_the_lease(&queue, &worker_name(number)).await,
+        (_, number) => work(&queue, &worker_name(number)).await,
     };
     if let Err(error) = outcome {
         Line::Failed(chain(&error)).say();
@@ -140,6 +149,30 @@ async fn work(queue: &Queue, name: &str) -> Result<(), Error> {
         Line::Claimed.say();
         for (index, job) in jobs.iter().enumerate() {
             build(queue, job, turn + index).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn sleep_over_the_lease(queue: &Queue, name: &str) -> Result<(), Error> {
+    let jobs = loop {
+        let request = ClaimRequest { claim: ClaimId::new(), worker: name.parse().unwrap(), limit: 3 };
+        let jobs = persistently(async || queue.claim(&request).await).await?;
+        if !jobs.is_empty() {
+            break jobs;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    Line::Claimed.say();
+    std::io::stdin().read_line(&mut String::new()).unwrap();
+    for job in &jobs {
+        let lease = job.running.as_ref().expect("a claimed job runs").lease;
+        // What it builds is of its own epoch: nobody else completes the job with it.
+        let succeeded = success(job, &lease);
+        match persistently(async || queue.complete(&lease, &succeeded).await).await {
+            Ok(_) => Line::Succeeded(lease.job, lease.epoch).say(),
+            Err(Error::LeaseLost { .. }) => Line::Refused.say(),
+            Err(error) => return Err(error),
         }
     }
     Ok(())
