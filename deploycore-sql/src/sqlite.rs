@@ -6,6 +6,25 @@
 //! other's write lock up to [`Settings::busy_timeout`]; after that a call fails with a retryable error and has had no effect.
 //!
 //! Every instant is of SQLite's own clock, read once a transaction after the lock was taken. It counts milliseconds.
+//!
+//! WAL needs memory that the processes share, so the file must be on a disk of the host and not on a network filesystem. Tables of a
+//! host program may live in the same file.
+//!
+//! # Metrics
+//!
+//! Counters, each with the label `backend` = `sqlite`:
+//!
+//! | name | counts |
+//! |---|---|
+//! | `deploycore_queue_enqueued_total` | jobs added |
+//! | `deploycore_queue_claims_total` | jobs handed out; a repeated claim does not count again |
+//! | `deploycore_queue_leases_lost_total` | jobs rescued from silent workers |
+//! | `deploycore_queue_deadlines_passed_total` | jobs rescued because they were out of time |
+//! | `deploycore_queue_zombies_refused_total` | heartbeats, completions and releases under a lost lease, by label `call` |
+//! | `deploycore_queue_pruned_total` | jobs pruned |
+//! | `deploycore_ledger_claims_total` | copies handed out |
+//! | `deploycore_ledger_leases_lost_total` | copies handed out again because their lease ran out |
+//! | `deploycore_ledger_zombies_refused_total` | reports under a lost lease |
 
 mod database;
 mod ledger;

@@ -178,6 +178,7 @@ async fn migrate(path: &Path, writer: &SqlitePool) -> Result<(), OpenError> {
 fn refused(path: &Path, source: sqlx::Error) -> OpenError {
     let path = path.to_owned();
     match primary_code(&source) {
+        None if matches!(source, sqlx::Error::PoolTimedOut) => OpenError::Busy { path, waited: Duration::ZERO },
         Some(code::BUSY | code::LOCKED) => OpenError::Busy { path, waited: Duration::ZERO },
         Some(code::CANNOT_OPEN) => OpenError::CannotOpen { path, source },
         Some(code::NOT_A_DATABASE) => OpenError::NotADatabase { path },
