@@ -9,5 +9,6 @@
 mod case;
 pub mod ledger;
 pub mod queue;
+pub mod swarm;
 
 pub use case::{CASE_LIMIT, Case};

@@ -112,7 +112,8 @@ pub struct Fetch {
     /// Where it stands; closed when the fetch has ended.
     pub progress: watch::Receiver<FetchProgress>,
     /// Resolves when every piece is verified, written and synced, or the fetch cannot go on. A lack of peers is no reason to end:
-    /// the fetch waits, and its progress says for what.
+    /// the fetch waits, and its progress says for what. When it resolved well, nothing holds the file open for writing, so that it
+    /// can be executed; the file may get a second name, and is served under the first until [`PeerSwarm::leave`].
     pub done: BoxFuture<'static, Result<FetchSummary, Error>>,
 }
 
