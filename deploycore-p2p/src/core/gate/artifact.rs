@@ -1,0 +1,439 @@
+//! One artifact at the gate: who may read which piece now.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use deploycore::model::Digest;
+
+use super::record::{Record, Usage, budget};
+use super::{Output, Settings};
+use crate::core::bitfield::Bitfield;
+use crate::core::message::{ConnId, Message, Refusal};
+use crate::core::shape::Shape;
+use crate::core::time::{Bucket, Instant};
+
+/// Where a piece stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Piece {
+    /// Never granted.
+    Fresh,
+    /// A lease is under way.
+    Leased,
+    /// Granted before; whether anyone has it is for the trackers to say.
+    Out,
+    /// To be granted again: its lease ended without the piece arriving.
+    Lost,
+    /// To be granted again: no living member holds it.
+    Orphan,
+}
+
+#[derive(Debug)]
+struct Reader {
+    conn: ConnId,
+    have: Bitfield,
+    leases: u32,
+    told_drained: bool,
+}
+
+#[derive(Debug)]
+struct Lease {
+    piece: u32,
+    conn: ConnId,
+    /// The version of the record that covers it; told when that is durable.
+    version: u64,
+    /// From telling to end; `None` before it is told.
+    span: Option<(Instant, Instant)>,
+    /// Blocks that were read, one bit each.
+    served: u8,
+    recovery: bool,
+}
+
+/// A question to the trackers under way.
+#[derive(Debug)]
+struct Census {
+    pieces: BTreeSet<u32>,
+    waiting: BTreeSet<ConnId>,
+    until: Instant,
+}
+
+#[derive(Debug)]
+pub(super) struct Artifact {
+    shape: Shape,
+    budget: u64,
+    record: Record,
+    pieces: Vec<Piece>,
+    /// When something last happened to each piece.
+    touched: Vec<Instant>,
+    fresh: VecDeque<u32>,
+    fresh_bytes: u64,
+    /// Lost and orphaned pieces in the order in which they became so.
+    again: VecDeque<u32>,
+    readers: VecDeque<Reader>,
+    leases: Vec<Lease>,
+    /// The record's version; what is asked to be durable; what is.
+    version: u64,
+    persisting: u64,
+    durable: u64,
+    recovery_rate: Bucket,
+    asked: BTreeSet<u32>,
+    census: Option<Census>,
+    /// How long pieces took lately, in seconds.
+    typical: Option<f64>,
+    unused_since: Option<Instant>,
+}
+
+/// How long a tracker may take to answer.
+const CENSUS_TIME: Duration = Duration::from_secs(2);
+
+impl Artifact {
+    pub(super) fn new(shape: Shape, record: Record, settings: &Settings, now: Instant) -> Self {
+        let record = if record.fits(&shape) { record } else { Record::new(&shape) };
+        let pieces: Vec<Piece> =
+            record.reads.iter().map(|reads| if *reads == 0 { Piece::Fresh } else { Piece::Out }).collect();
+        let fresh: VecDeque<u32> =
+            (0..shape.pieces()).filter(|piece| pieces[*piece as usize] == Piece::Fresh).collect();
+        Self {
+            shape,
+            budget: budget(&shape, settings),
+            fresh_bytes: fresh.iter().map(|piece| shape.piece_len(*piece)).sum(),
+            fresh,
+            touched: vec![now; pieces.len()],
+            pieces,
+            record,
+            again: VecDeque::new(),
+            readers: VecDeque::new(),
+            leases: Vec::new(),
+            version: 0,
+            persisting: 0,
+            durable: 0,
+            recovery_rate: Bucket::new(Some(settings.recovery_rate), now),
+            asked: BTreeSet::new(),
+            census: None,
+            typical: None,
+            unused_since: Some(now),
+        }
+    }
+
+    pub(super) fn digest(&self) -> Digest {
+        self.shape.digest()
+    }
+
+    pub(super) fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    pub(super) fn usage(&self) -> Usage {
+        self.record.usage()
+    }
+
+    /// Since when nobody reads it and nothing is to be written.
+    pub(super) fn unused_since(&self) -> Option<Instant> {
+        self.unused_since.filter(|_| self.durable == self.version)
+    }
+
+    pub(super) fn joined(
+        &mut self,
+        conn: ConnId,
+        have: Bitfield,
+        settings: &Settings,
+        now: Instant,
+        outputs: &mut VecDeque<Output>,
+    ) {
+        self.unused_since = None;
+        for piece in have.iter() {
+            self.touched[piece as usize] = now;
+            self.held(piece);
+        }
+        if let Some(reader) = self.readers.iter_mut().find(|reader| reader.conn == conn) {
+            reader.have = have;
+        } else if self.readers.len() < settings.max_readers {
+            self.readers.push_back(Reader { conn, have, leases: 0, told_drained: false });
+        } else {
+            outputs.push_back(Output::Send(conn, Message::Drained { digest: self.shape.digest() }));
+        }
+    }
+
+    pub(super) fn left(&mut self, conn: ConnId, now: Instant) {
+        self.end_leases(now, |lease| lease.conn == conn);
+        self.readers.retain(|reader| reader.conn != conn);
+        if self.readers.is_empty() && self.unused_since.is_none() {
+            self.unused_since = Some(now);
+        }
+    }
+
+    /// Someone has the piece: it needs no reading. That a piece is held which was never granted here happens when machines
+    /// seed what they kept.
+    fn held(&mut self, piece: u32) {
+        match self.pieces[piece as usize] {
+            Piece::Fresh => self.fresh_bytes -= self.shape.piece_len(piece),
+            Piece::Lost | Piece::Orphan => {}
+            Piece::Leased | Piece::Out => return,
+        }
+        self.pieces[piece as usize] = Piece::Out;
+    }
+
+    /// A node says that it verified a piece.
+    pub(super) fn arrived(&mut self, conn: ConnId, piece: u32, now: Instant) {
+        let Some(reader) = self.readers.iter_mut().find(|reader| reader.conn == conn) else {
+            return;
+        };
+        if !reader.have.insert(piece) {
+            return;
+        }
+        let leased = self.leases.iter().position(|lease| lease.piece == piece && lease.conn == conn);
+        reader.leases -= u32::from(leased.is_some());
+        self.touched[piece as usize] = now;
+        self.held(piece);
+        let Some(at) = leased else {
+            return;
+        };
+        let lease = self.leases.swap_remove(at);
+        self.pieces[piece as usize] = Piece::Out;
+        self.refund(&lease);
+        if let (Some((told, _)), true) = (lease.span, lease.served != 0) {
+            let took = now.since(told).as_secs_f64();
+            self.typical = Some(self.typical.map_or(took, |typical| typical * 0.8 + took * 0.2));
+        }
+    }
+
+    /// A leased piece did not verify or could not be read.
+    pub(super) fn fail_lease(&mut self, conn: ConnId, piece: u32, now: Instant) {
+        self.end_leases(now, |lease| lease.conn == conn && lease.piece == piece);
+    }
+
+    pub(super) fn expire(&mut self, now: Instant) {
+        self.end_leases(now, |lease| lease.span.is_some_and(|(_, until)| until <= now));
+        if self.census.as_ref().is_some_and(|census| census.until <= now) {
+            self.census = None;
+        }
+        debug_assert!(
+            self.record.leased + self.fresh_bytes <= self.budget,
+            "the first reading of all pieces is covered"
+        );
+    }
+
+    /// Ends leases whose piece did not arrive.
+    fn end_leases(&mut self, now: Instant, which: impl Fn(&Lease) -> bool) {
+        while let Some(at) = self.leases.iter().position(&which) {
+            let lease = self.leases.swap_remove(at);
+            if let Some(reader) = self.readers.iter_mut().find(|reader| reader.conn == lease.conn) {
+                reader.leases -= 1;
+            }
+            let piece = lease.piece as usize;
+            self.touched[piece] = now;
+            self.refund(&lease);
+            if self.record.reads[piece] == 0 {
+                self.pieces[piece] = Piece::Fresh;
+                self.fresh.push_front(lease.piece);
+                self.fresh_bytes += self.shape.piece_len(lease.piece);
+            } else {
+                self.pieces[piece] = Piece::Lost;
+                self.again.push_back(lease.piece);
+            }
+        }
+    }
+
+    /// A lease of which no byte was read costs nothing.
+    fn refund(&mut self, lease: &Lease) {
+        if lease.served != 0 {
+            return;
+        }
+        let len = self.shape.piece_len(lease.piece);
+        let counted = if lease.recovery { &mut self.record.recovery } else { &mut self.record.leased };
+        *counted -= len;
+        let reads = &mut self.record.reads[lease.piece as usize];
+        *reads = reads.saturating_sub(1);
+        self.version += 1;
+    }
+
+    pub(super) fn request(&mut self, conn: ConnId, piece: u32, block: u32, outputs: &mut VecDeque<Output>) {
+        let digest = self.shape.digest();
+        let (offset, len) = (self.shape.offset(piece, block), self.shape.block_len(piece, block));
+        let told = |lease: &&mut Lease| lease.conn == conn && lease.piece == piece && lease.span.is_some();
+        let lease = self.leases.iter_mut().find(told);
+        let unread = lease.filter(|lease| len > 0 && block < 8 && lease.served & (1 << block) == 0);
+        outputs.push_back(match unread {
+            Some(lease) => {
+                lease.served |= 1 << block;
+                Output::Serve { conn, digest, piece, block, offset, len }
+            }
+            None => Output::Send(conn, Message::Reject { digest, piece, block, refusal: Refusal::NotLeased }),
+        });
+    }
+
+    /// A node knows nobody who has these pieces.
+    pub(super) fn stuck(&mut self, pieces: &[u32]) {
+        let known = pieces.iter().filter(|piece| **piece < self.shape.pieces());
+        self.asked.extend(known.filter(|piece| self.pieces[**piece as usize] == Piece::Out));
+    }
+
+    /// A tracker's answer. A piece is orphaned when all trackers asked know of no holder, and none can have come by it unheard.
+    pub(super) fn holders(
+        &mut self,
+        conn: ConnId,
+        pieces: &[(u32, u32)],
+        stale: Duration,
+        settled: bool,
+        now: Instant,
+    ) {
+        let Some(census) = &mut self.census else {
+            return;
+        };
+        if !census.waiting.remove(&conn) {
+            return;
+        }
+        if !settled {
+            self.census = None;
+            return;
+        }
+        let quiet = stale + stale / 2;
+        let ownerless: BTreeSet<u32> =
+            pieces.iter().filter(|(_, holders)| *holders == 0).map(|(piece, _)| *piece).collect();
+        let touched = &self.touched;
+        census.pieces.retain(|piece| ownerless.contains(piece) && now.since(touched[*piece as usize]) > quiet);
+        if census.waiting.is_empty() {
+            let pieces = self.census.take().map(|census| census.pieces).unwrap_or_default();
+            for piece in pieces {
+                if self.pieces[piece as usize] == Piece::Out {
+                    self.pieces[piece as usize] = Piece::Orphan;
+                    self.again.push_back(piece);
+                }
+            }
+        }
+    }
+
+    /// Grants what may be granted, asks the trackers what must be asked, and says what must become durable.
+    pub(super) fn work(
+        &mut self,
+        settings: &Settings,
+        trackers: &[ConnId],
+        now: Instant,
+        outputs: &mut VecDeque<Output>,
+    ) {
+        self.ask(trackers, now, outputs);
+        self.grant(settings, now);
+        if self.version > self.durable && self.persisting <= self.durable {
+            self.persisting = self.version;
+            outputs.push_back(Output::Persist(self.shape.digest(), self.version, self.record.clone()));
+        }
+        // While a lease is under way it may fail, and its piece come to a reader that waits.
+        if self.next_fresh().is_none() && self.again.is_empty() {
+            for reader in self.readers.iter_mut().filter(|reader| reader.leases == 0 && !reader.told_drained) {
+                reader.told_drained = true;
+                outputs.push_back(Output::Send(reader.conn, Message::Drained { digest: self.shape.digest() }));
+            }
+        }
+    }
+
+    fn ask(&mut self, trackers: &[ConnId], now: Instant, outputs: &mut VecDeque<Output>) {
+        if self.asked.is_empty() || self.census.is_some() || trackers.is_empty() {
+            return;
+        }
+        let pieces: BTreeSet<u32> = std::mem::take(&mut self.asked);
+        let list: Vec<u32> = pieces.iter().copied().take(crate::core::message::MAX_LIST).collect();
+        for conn in trackers {
+            let message = Message::Census { digest: self.shape.digest(), pieces: list.clone() };
+            outputs.push_back(Output::Send(*conn, message));
+        }
+        let waiting = trackers.iter().copied().collect();
+        self.census = Some(Census { pieces: list.into_iter().collect(), waiting, until: now + CENSUS_TIME });
+    }
+
+    /// How many pieces one reader may hold leases on: few when there are many readers, bounded by what it keeps in memory.
+    fn window(&self, settings: &Settings) -> u32 {
+        let by_memory = ((32 << 20) / self.shape.piece_size()).max(2) as u32;
+        (settings.max_leases / self.readers.len().max(1) as u32).clamp(2, 16.min(by_memory))
+    }
+
+    fn grant(&mut self, settings: &Settings, now: Instant) {
+        let window = self.window(settings);
+        // Lost pieces first: others wait for them. Each is looked at once, so that one that must wait does not stop the rest.
+        for _ in 0..self.again.len() {
+            let Some(piece) = self.again.pop_front() else { break };
+            let state = self.pieces[piece as usize];
+            if !matches!(state, Piece::Lost | Piece::Orphan) {
+                continue;
+            }
+            let len = self.shape.piece_len(piece);
+            let affordable = self.record.leased + self.fresh_bytes + len <= self.budget;
+            if !affordable && state == Piece::Lost {
+                self.pieces[piece as usize] = Piece::Out;
+                continue;
+            }
+            let allowed = self.leases.len() < settings.max_leases as usize;
+            let reader = if allowed { self.next_reader(window, piece) } else { None };
+            match reader {
+                Some(conn) if affordable || self.recovery_rate.take(len, now).is_ok() => {
+                    self.lease(piece, conn, !affordable);
+                }
+                _ => self.again.push_back(piece),
+            }
+        }
+        while self.leases.len() < settings.max_leases as usize
+            && let Some(piece) = self.next_fresh()
+            && let Some(conn) = self.next_reader(window, piece)
+        {
+            self.fresh.pop_front();
+            self.fresh_bytes -= self.shape.piece_len(piece);
+            self.lease(piece, conn, false);
+        }
+    }
+
+    fn lease(&mut self, piece: u32, conn: ConnId, recovery: bool) {
+        let len = self.shape.piece_len(piece);
+        let counted = if recovery { &mut self.record.recovery } else { &mut self.record.leased };
+        *counted += len;
+        self.record.reads[piece as usize] = self.record.reads[piece as usize].saturating_add(1);
+        self.version += 1;
+        self.pieces[piece as usize] = Piece::Leased;
+        self.leases.push(Lease { piece, conn, version: self.version, span: None, served: 0, recovery });
+        if let Some(reader) = self.readers.iter_mut().find(|reader| reader.conn == conn) {
+            reader.leases += 1;
+            reader.told_drained = false;
+        }
+    }
+
+    /// The first piece that was never granted; those that turned out to be held are passed over.
+    fn next_fresh(&mut self) -> Option<u32> {
+        while let Some(piece) = self.fresh.front() {
+            if self.pieces[*piece as usize] == Piece::Fresh {
+                return Some(*piece);
+            }
+            self.fresh.pop_front();
+        }
+        None
+    }
+
+    /// The next reader in turn that has room and lacks the piece.
+    fn next_reader(&mut self, window: u32, piece: u32) -> Option<ConnId> {
+        let fits = |reader: &Reader| reader.leases < window && !reader.have.contains(piece);
+        let at = self.readers.iter().position(fits)?;
+        let reader = self.readers.remove(at)?;
+        let conn = reader.conn;
+        self.readers.push_back(reader);
+        Some(conn)
+    }
+
+    /// The record is durable: the leases that it covers are told.
+    pub(super) fn persisted(
+        &mut self,
+        version: u64,
+        settings: &Settings,
+        now: Instant,
+        outputs: &mut VecDeque<Output>,
+    ) {
+        self.durable = self.durable.max(version);
+        self.persisting = 0;
+        let mut told: BTreeMap<ConnId, Vec<u32>> = BTreeMap::new();
+        let expected = self.typical.map(|typical| Duration::from_secs_f64(typical) * settings.lease_multiple);
+        let span = expected.unwrap_or(settings.max_lease).min(settings.max_lease).max(settings.min_lease);
+        for lease in self.leases.iter_mut().filter(|lease| lease.span.is_none() && lease.version <= version) {
+            lease.span = Some((now, now + span));
+            told.entry(lease.conn).or_default().push(lease.piece);
+        }
+        let (digest, millis) = (self.shape.digest(), span.as_millis() as u32);
+        for (conn, pieces) in told {
+            outputs.push_back(Output::Send(conn, Message::Lease { digest, pieces, millis }));
+        }
+    }
+}

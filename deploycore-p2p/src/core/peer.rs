@@ -1,0 +1,597 @@
+//! A node's part in the swarm: what it fetches, what it serves, whom it knows.
+//!
+//! One machine handles all artifacts of a node over one connection a neighbour. Fetching is driven by what arrives: a block
+//! that came, a piece that a neighbour announces, a slot that a neighbour keeps make it ask for more; a slow timer only mends
+//! what got lost. Data is asked for, never pushed; each request is answered by the block, `Busy` or `Reject`.
+
+mod artifact;
+mod download;
+mod link;
+mod membership;
+mod upload;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+use deploycore::model::{Digest, friendly};
+use deploycore::port::swarm::{Limits, Priority};
+use fastrand::Rng;
+use serde::{Deserialize, Serialize};
+
+use self::artifact::Artifact;
+use self::link::{Link, Remote};
+use self::membership::Dial;
+use self::upload::Slot;
+use super::bitfield::{Bitfield, PackedBits};
+use super::message::{Addr, Block, ConnId, Contact, MAX_LIST, Message, Payload, PeerId, Refusal, Role};
+use super::shape::Shape;
+use super::time::{Bucket, Instant};
+
+/// How a node behaves in the swarm.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Neighbours of an artifact aimed at. Each node looks for half of them; the other half finds it.
+    pub degree: u16,
+    /// The most connections to nodes; those beyond are refused.
+    pub max_links: usize,
+    /// How many neighbours are served at the same time.
+    pub slots: usize,
+    /// Bytes asked for and not yet received, in all.
+    pub max_outstanding: u64,
+    /// Bytes asked for and not yet received, of one neighbour.
+    pub max_outstanding_per_link: u64,
+    /// Bytes of pieces begun and not yet complete, in all artifacts together, apart from leased ones.
+    pub max_begun: u64,
+    /// A request older than this is asked of someone else.
+    #[serde(with = "friendly")]
+    pub request_timeout: Duration,
+    /// After `Busy` the neighbour is asked again after this time, unless it says `Ready` before.
+    #[serde(with = "friendly")]
+    pub busy_retry: Duration,
+    /// How long verified pieces wait to be announced together.
+    #[serde(with = "friendly")]
+    pub have_delay: Duration,
+    /// How often what got lost is looked for.
+    #[serde(with = "friendly")]
+    pub tick: Duration,
+    /// Pieces that no neighbour has are asked of the gate after this time.
+    #[serde(with = "friendly")]
+    pub stuck_after: Duration,
+    /// How long a member that sent bad bytes is refused.
+    #[serde(with = "friendly")]
+    pub quarantine: Duration,
+    /// A connection that serves no purpose any more is closed after this time.
+    #[serde(with = "friendly")]
+    pub idle: Duration,
+    /// Whether the store may be read; if not, the node is a plain peer.
+    pub reads_store: bool,
+    /// Limits of the node, all artifacts together.
+    pub limits: Limits,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            degree: 32,
+            max_links: 96,
+            slots: 6,
+            max_outstanding: 32 << 20,
+            max_outstanding_per_link: 4 << 20,
+            max_begun: 64 << 20,
+            request_timeout: Duration::from_secs(20),
+            busy_retry: Duration::from_secs(1),
+            have_delay: Duration::from_millis(5),
+            tick: Duration::from_millis(250),
+            stuck_after: Duration::from_secs(1),
+            quarantine: Duration::from_mins(10),
+            idle: Duration::from_secs(30),
+            reads_store: true,
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// What happens to a node.
+#[derive(Debug, Clone)]
+pub enum Input<B = Bytes> {
+    /// Take part in an artifact, with these verified pieces.
+    Start {
+        /// Which.
+        shape: Shape,
+        /// What is on disk, verified.
+        have: Bitfield,
+        /// Before or after others.
+        priority: Priority,
+        /// How fast.
+        limits: Limits,
+    },
+    /// Change how urgent a fetch is and how fast it may go.
+    Adjust(Digest, Priority, Limits),
+    /// Take part no more.
+    Stop(Digest),
+    /// A member connected and said hello.
+    Connected {
+        /// The connection.
+        conn: ConnId,
+        /// Who.
+        peer: PeerId,
+        /// Which of its lives.
+        incarnation: u64,
+        /// What it is.
+        role: Role,
+        /// The address that was dialed, if this side dialed.
+        dialed: Option<Addr>,
+    },
+    /// [`Output::Connect`] came to nothing.
+    ConnectFailed(Addr),
+    /// A connection ended.
+    Disconnected(ConnId),
+    /// A message came.
+    Message(ConnId, Message),
+    /// A block came.
+    Block(ConnId, Block<B>),
+    /// A block was handed to the network, or its connection ended.
+    Sent(ConnId, u32),
+    /// A block could not be read from disk.
+    ReadFailed {
+        /// For whom.
+        conn: ConnId,
+        /// Of what.
+        digest: Digest,
+        /// Which piece.
+        piece: u32,
+        /// Which block of it.
+        block: u32,
+    },
+    /// What became of [`Output::Store`].
+    Stored {
+        /// Of what.
+        digest: Digest,
+        /// Which piece.
+        piece: u32,
+        /// Whether it verified and was written.
+        verified: bool,
+        /// The BLAKE3 hash of each block, when it did not verify or when they were asked for.
+        blocks: Vec<[u8; 32]>,
+    },
+    /// The instant of [`Peer::poll_timeout`] has come.
+    Timeout,
+}
+
+/// What a node wants done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output<B = Bytes> {
+    /// Connect and say hello. The answer is `Connected` or `ConnectFailed`.
+    Connect(Addr, Role),
+    /// End a connection, for this reason.
+    Close(ConnId, String),
+    /// Send a message.
+    Send(ConnId, Message),
+    /// Read a block from disk and send it; then say [`Input::Sent`].
+    SendBlock {
+        /// To whom.
+        conn: ConnId,
+        /// Of what.
+        digest: Digest,
+        /// Which piece.
+        piece: u32,
+        /// Which block of it.
+        block: u32,
+        /// Where it starts in the artifact.
+        offset: u64,
+        /// Bytes.
+        len: u32,
+    },
+    /// Verify a piece and write it; then say [`Input::Stored`].
+    Store {
+        /// Of what.
+        digest: Digest,
+        /// Which piece.
+        piece: u32,
+        /// Its bytes.
+        blocks: Vec<B>,
+        /// Whether the hashes of the blocks are wanted even when the piece verifies: to find who sent bad ones before.
+        hash_blocks: bool,
+    },
+    /// All pieces are verified and written.
+    Complete(Digest),
+}
+
+/// Where an artifact stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Pieces verified and written.
+    pub pieces: u32,
+    /// Bytes verified and written.
+    pub bytes: u64,
+    /// Neighbours that take part in it.
+    pub peers: u32,
+    /// Bytes taken through the gate, in verified pieces.
+    pub from_store: u64,
+    /// Bytes taken from peers, in verified pieces.
+    pub from_peers: u64,
+    /// Pieces that did not verify.
+    pub bad_pieces: u32,
+    /// Bytes received for nothing: twice, or too late.
+    pub wasted: u64,
+    /// Why nothing moves, when nothing moves.
+    pub waiting_for: Option<String>,
+}
+
+/// Counts since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Artifacts being fetched.
+    pub fetching: u32,
+    /// Artifacts complete and offered.
+    pub seeding: u32,
+    /// Connected nodes.
+    pub peers: u32,
+    /// Bytes received in verified pieces.
+    pub downloaded: u64,
+    /// Bytes given to peers.
+    pub uploaded: u64,
+    /// Members in quarantine.
+    pub quarantined: u32,
+}
+
+/// The node's state machine. `B` is what stands for a block's bytes.
+#[derive(Debug)]
+pub struct Peer<B = Bytes> {
+    settings: Settings,
+    id: PeerId,
+    incarnation: u64,
+    addr: Addr,
+    trackers: Vec<Addr>,
+    rng: Rng,
+    links: Vec<Link>,
+    artifacts: Vec<Artifact<B>>,
+    gates: Vec<Contact>,
+    dials: BTreeMap<Addr, Dial>,
+    quarantine: BTreeMap<PeerId, Instant>,
+    slots: Vec<Slot>,
+    /// Neighbours that were told `Busy`, and for which artifact.
+    waiting: Vec<(ConnId, Digest)>,
+    /// Bytes asked for and not yet received.
+    outstanding: u64,
+    /// Something could be asked for, but a bound of the node stood before it.
+    held_back: bool,
+    ingress: Bucket,
+    egress: Bucket,
+    downloaded: u64,
+    uploaded: u64,
+    tick_at: Instant,
+    flush_at: Instant,
+    /// When a rate limit allows more.
+    tokens_at: Instant,
+    outputs: VecDeque<Output<B>>,
+}
+
+impl<B: Payload> Peer<B> {
+    /// A node that takes part in nothing yet. `addr` is where others reach it.
+    pub fn new(settings: Settings, id: PeerId, addr: Addr, trackers: Vec<Addr>, mut rng: Rng, now: Instant) -> Self {
+        let tick_at = now + settings.tick.mul_f64(rng.f64());
+        let mut peer = Self {
+            id,
+            incarnation: rng.u64(..),
+            addr,
+            trackers,
+            rng,
+            links: Vec::new(),
+            artifacts: Vec::new(),
+            gates: Vec::new(),
+            dials: BTreeMap::new(),
+            quarantine: BTreeMap::new(),
+            slots: Vec::new(),
+            waiting: Vec::new(),
+            outstanding: 0,
+            held_back: false,
+            ingress: Bucket::new(settings.limits.ingress, now),
+            egress: Bucket::new(settings.limits.egress, now),
+            downloaded: 0,
+            uploaded: 0,
+            tick_at,
+            flush_at: Instant::FAR,
+            tokens_at: Instant::FAR,
+            outputs: VecDeque::new(),
+            settings,
+        };
+        peer.dial_missing(now);
+        peer
+    }
+
+    /// Which of its lives this is, for its hello.
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    /// Takes an input. Outputs are polled until there is none before the next.
+    pub fn handle(&mut self, input: Input<B>, now: Instant) {
+        match input {
+            Input::Start { shape, have, priority, limits } => self.start(shape, have, priority, limits, now),
+            Input::Adjust(digest, priority, limits) => self.adjust(&digest, priority, limits, now),
+            Input::Stop(digest) => self.stop(&digest, now),
+            Input::Connected { conn, peer, incarnation, role, dialed } => {
+                self.connected(Link::new(conn, peer, incarnation, role, dialed, now), now);
+            }
+            Input::ConnectFailed(addr) => self.dial_failed(&addr, now),
+            Input::Disconnected(conn) => self.disconnected(conn, now),
+            Input::Message(conn, message) => self.message(conn, message, now),
+            Input::Block(conn, block) => self.block(conn, block, now),
+            Input::Sent(conn, len) => self.sent(conn, len, now),
+            Input::ReadFailed { conn, digest, piece, block } => {
+                let refusal = Refusal::ReadFailed;
+                self.send(conn, Message::Reject { digest, piece, block, refusal });
+                self.sent(conn, 0, now);
+            }
+            Input::Stored { digest, piece, verified, blocks } => self.stored(&digest, piece, verified, &blocks, now),
+            Input::Timeout => {}
+        }
+        if now >= self.flush_at {
+            self.flush();
+        }
+        if now >= self.tokens_at {
+            self.tokens_at = Instant::FAR;
+            self.fill_all(now);
+            self.serve(now);
+        }
+        if now >= self.tick_at {
+            self.tick(now);
+            self.tick_at = now + self.settings.tick;
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<Output<B>> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Input::Timeout`] is due.
+    pub fn poll_timeout(&self) -> Instant {
+        self.tick_at.min(self.flush_at).min(self.tokens_at)
+    }
+
+    /// Where an artifact stands, if the node takes part in it.
+    pub fn progress(&self, digest: &Digest) -> Option<Progress> {
+        let artifact = self.artifact(digest)?;
+        let peers = self.links.iter().filter(|link| link.role == Role::Node && link.remote(digest).is_some()).count();
+        Some(Progress { peers: peers as u32, waiting_for: self.waiting_for(artifact), ..artifact.progress() })
+    }
+
+    /// The verified pieces of an artifact, if the node takes part in it.
+    pub fn have(&self, digest: &Digest) -> Option<&Bitfield> {
+        self.artifact(digest).map(|artifact| &artifact.have)
+    }
+
+    /// Counts since the start.
+    pub fn totals(&self) -> Totals {
+        let complete = self.artifacts.iter().filter(|artifact| artifact.have.is_full()).count();
+        Totals {
+            fetching: (self.artifacts.len() - complete) as u32,
+            seeding: complete as u32,
+            peers: self.links.iter().filter(|link| link.role == Role::Node).count() as u32,
+            downloaded: self.downloaded,
+            uploaded: self.uploaded,
+            quarantined: self.quarantine.len() as u32,
+        }
+    }
+
+    fn artifact(&self, digest: &Digest) -> Option<&Artifact<B>> {
+        self.artifacts.iter().find(|artifact| artifact.shape.digest() == *digest)
+    }
+
+    fn artifact_at(&self, digest: &Digest) -> Option<usize> {
+        self.artifacts.iter().position(|artifact| artifact.shape.digest() == *digest)
+    }
+
+    fn link_at(&self, conn: ConnId) -> Option<usize> {
+        self.links.iter().position(|link| link.conn == conn)
+    }
+
+    fn send(&mut self, conn: ConnId, message: Message) {
+        self.outputs.push_back(Output::Send(conn, message));
+    }
+
+    /// Ends a connection from this side. Everything that hung on it is let go at once; the shell's `Disconnected` finds nothing.
+    fn close(&mut self, conn: ConnId, reason: impl Into<String>, now: Instant) {
+        let mut reason = reason.into();
+        reason.truncate(reason.floor_char_boundary(200));
+        self.outputs.push_back(Output::Close(conn, reason));
+        self.disconnected(conn, now);
+    }
+
+    fn start(&mut self, shape: Shape, have: Bitfield, priority: Priority, limits: Limits, now: Instant) {
+        if self.artifact(&shape.digest()).is_some() || have.len() != shape.pieces() {
+            return;
+        }
+        let mut artifact = Artifact::new(shape, have, priority, limits, now);
+        for link in &self.links {
+            if let Some(remote) = link.remote(&shape.digest()).filter(|remote| remote.has.len() == shape.pieces()) {
+                artifact.count(&remote.has, true);
+            }
+        }
+        let complete = artifact.have.is_full();
+        self.artifacts.push(artifact);
+        let at = self.artifacts.len() - 1;
+        let nodes: Vec<ConnId> =
+            self.links.iter().filter(|link| link.role == Role::Node).map(|link| link.conn).collect();
+        for conn in nodes {
+            self.send_join(conn, at);
+        }
+        self.announce(at, now);
+        self.dial_missing(now);
+        if complete {
+            self.outputs.push_back(Output::Complete(shape.digest()));
+        } else {
+            self.fill_all(now);
+        }
+    }
+
+    fn adjust(&mut self, digest: &Digest, priority: Priority, limits: Limits, now: Instant) {
+        let Some(at) = self.artifact_at(digest) else {
+            return;
+        };
+        let artifact = &mut self.artifacts[at];
+        artifact.ingress.set_rate(limits.ingress, now);
+        artifact.egress.set_rate(limits.egress, now);
+        if artifact.priority != priority {
+            artifact.priority = priority;
+            let nodes: Vec<ConnId> =
+                self.links.iter().filter(|link| link.role == Role::Node).map(|link| link.conn).collect();
+            for conn in nodes {
+                self.send_join(conn, at);
+            }
+        }
+        self.fill_all(now);
+    }
+
+    fn stop(&mut self, digest: &Digest, now: Instant) {
+        let Some(at) = self.artifact_at(digest) else {
+            return;
+        };
+        self.artifacts.remove(at);
+        for link in &mut self.links {
+            self.outstanding -= link.forget_asks(digest);
+        }
+        self.slots.retain(|slot| slot.digest != *digest);
+        self.waiting.retain(|(_, waiting)| waiting != digest);
+        let parting: Vec<(ConnId, Role)> = self.links.iter().map(|link| (link.conn, link.role)).collect();
+        for (conn, role) in parting {
+            let digest = *digest;
+            let message = if role == Role::Tracker { Message::Withdraw { digest } } else { Message::Leave { digest } };
+            self.send(conn, message);
+        }
+        self.fill_all(now);
+        self.serve(now);
+    }
+
+    fn send_join(&mut self, conn: ConnId, at: usize) {
+        let artifact = &self.artifacts[at];
+        let (digest, size, priority) = (artifact.shape.digest(), artifact.shape.size(), artifact.priority);
+        let have = PackedBits::from(&artifact.have);
+        self.send(conn, Message::Join { digest, size, have, priority });
+    }
+
+    fn message(&mut self, conn: ConnId, message: Message, now: Instant) {
+        let Some(at) = self.link_at(conn) else {
+            return;
+        };
+        match (self.links[at].role, message) {
+            (_, Message::Ping) => {}
+            (Role::Node, Message::Join { digest, size, have, priority }) => {
+                self.remote_joined(at, Shape::new(digest, size), &have, priority, now);
+            }
+            (Role::Node, Message::Leave { digest }) => self.remote_left(at, &digest, now),
+            (Role::Node, Message::Have { digest, pieces }) => self.remote_has(at, &digest, &pieces, now),
+            (Role::Node, Message::Request { digest, piece, block }) => self.request(at, digest, piece, block, now),
+            (Role::Node, Message::Cancel { digest, piece, block }) => self.cancelled(conn, &digest, piece, block, now),
+            (Role::Node, Message::Pass { digest }) => self.passed(conn, &digest, now),
+            (Role::Node, Message::Ready { digest }) => self.ready(at, &digest, now),
+            (Role::Node, Message::Busy { digest, piece, block }) => {
+                let until = now + self.settings.busy_retry;
+                if let Some(remote) = self.links[at].remote_mut(&digest) {
+                    remote.ask_after = until;
+                }
+                self.unanswered(at, &digest, piece, block, now);
+            }
+            (role, Message::Reject { digest, piece, block, refusal }) => {
+                self.rejected(at, role, &digest, piece, block, refusal, now);
+            }
+            (Role::Gate, Message::Lease { digest, pieces, .. }) => self.leased(at, &digest, &pieces, now),
+            (Role::Gate, Message::Drained { digest }) => {
+                if let Some(at) = self.artifact_at(&digest) {
+                    self.artifacts[at].drained = true;
+                }
+            }
+            (Role::Gate, Message::Absent { digest }) => self.gate_lacks(&digest, now),
+            (Role::Tracker, Message::Introduce { digest, peers, millis }) => {
+                self.introduced(&digest, &peers, Duration::from_millis(u64::from(millis)), now);
+            }
+            (Role::Tracker, Message::Gates { gates }) => self.gates_changed(gates, now),
+            (role, other) => self.close(conn, format!("a {role:?} sent {other:?} to a node"), now),
+        }
+    }
+
+    fn remote_joined(&mut self, at: usize, shape: Shape, have: &PackedBits, priority: Priority, now: Instant) {
+        let conn = self.links[at].conn;
+        let Some(has) = have.unpack(shape.pieces()) else {
+            return self.close(conn, "pieces that do not fit the artifact's size", now);
+        };
+        let digest = shape.digest();
+        if let Some(artifact) = self.artifacts.iter_mut().find(|artifact| artifact.shape.digest() == digest) {
+            if artifact.shape != shape {
+                return self.close(conn, format!("another size for artifact {}", digest.short()), now);
+            }
+            if let Some(old) = self.links[at].remote(&digest) {
+                artifact.count(&old.has, false);
+            }
+            artifact.count(&has, true);
+        }
+        if !self.links[at].join(Remote { digest, has, priority, ask_after: Instant::ZERO }) {
+            return self.close(conn, "more artifacts than a connection carries", now);
+        }
+        self.fill(at, now);
+    }
+
+    fn remote_left(&mut self, at: usize, digest: &Digest, now: Instant) {
+        let conn = self.links[at].conn;
+        let Some(remote) = self.links[at].leave(digest) else {
+            return;
+        };
+        if let Some(artifact) = self.artifacts.iter_mut().find(|artifact| artifact.shape.digest() == *digest) {
+            artifact.count(&remote.has, false);
+        }
+        self.settle(at, digest);
+        self.slots.retain(|slot| slot.conn != conn || slot.digest != *digest);
+        self.waiting.retain(|entry| *entry != (conn, *digest));
+        self.serve(now);
+        self.fill_all(now);
+    }
+
+    fn remote_has(&mut self, at: usize, digest: &Digest, pieces: &[u32], now: Instant) {
+        let mut artifact = self.artifacts.iter_mut().find(|artifact| artifact.shape.digest() == *digest);
+        let Some(remote) = self.links[at].remote_mut(digest) else {
+            return;
+        };
+        for piece in pieces {
+            if remote.has.insert(*piece)
+                && let Some(artifact) = &mut artifact
+            {
+                artifact.availability[*piece as usize] += 1;
+            }
+        }
+        if remote.ask_after <= now {
+            self.fill(at, now);
+        }
+    }
+
+    /// Announces the pieces that verified since the last time: to neighbours that may want them, and to the gate those it leased.
+    fn flush(&mut self) {
+        self.flush_at = Instant::FAR;
+        for artifact in &mut self.artifacts {
+            let pieces = std::mem::take(&mut artifact.fresh);
+            let digest = artifact.shape.digest();
+            for chunk in pieces.chunks(MAX_LIST) {
+                for link in &self.links {
+                    let wants =
+                        link.role == Role::Node && link.remote(&digest).is_some_and(|remote| !remote.has.is_full());
+                    if wants {
+                        let message = Message::Have { digest, pieces: chunk.to_vec() };
+                        self.outputs.push_back(Output::Send(link.conn, message));
+                    }
+                }
+            }
+        }
+    }
+
+    fn tick(&mut self, now: Instant) {
+        self.quarantine.retain(|_, until| *until > now);
+        self.give_up_slow_requests(now);
+        self.expire_slots(now);
+        self.keep_company(now);
+        self.fill_all(now);
+        self.serve(now);
+    }
+}

@@ -1,0 +1,218 @@
+//! One artifact at a node: which pieces are here, begun, or promised.
+
+use std::collections::VecDeque;
+
+use deploycore::port::swarm::{Limits, Priority};
+
+use super::Progress;
+use crate::core::bitfield::Bitfield;
+use crate::core::message::{ConnId, Payload, PeerId};
+use crate::core::shape::Shape;
+use crate::core::time::{Bucket, Instant};
+
+/// A block of a piece that was begun.
+#[derive(Debug)]
+pub(super) enum BlockState<B> {
+    /// To be asked for.
+    Free,
+    /// Asked of this many neighbours.
+    Asked(u8),
+    /// Here, from this member.
+    Got { data: B, from: PeerId, store: bool },
+}
+
+/// A piece that was begun.
+#[derive(Debug)]
+pub(super) struct Begun<B> {
+    pub(super) piece: u32,
+    pub(super) blocks: Vec<BlockState<B>>,
+    /// Whose piece it is to bring. Others help only at the end.
+    pub(super) source: Option<ConnId>,
+    /// All blocks came and are being verified.
+    pub(super) storing: bool,
+}
+
+impl<B: Payload> Begun<B> {
+    pub(super) fn new(shape: &Shape, piece: u32, source: ConnId) -> Self {
+        let blocks = (0..shape.blocks(piece)).map(|_| BlockState::Free).collect();
+        Self { piece, blocks, source: Some(source), storing: false }
+    }
+
+    pub(super) fn free_block(&self) -> Option<u32> {
+        let at = self.blocks.iter().position(|block| matches!(block, BlockState::Free))?;
+        Some(at as u32)
+    }
+
+    pub(super) fn is_whole(&self) -> bool {
+        self.blocks.iter().all(|block| matches!(block, BlockState::Got { .. }))
+    }
+
+    /// Nothing came and nothing is asked for.
+    pub(super) fn is_bare(&self) -> bool {
+        self.blocks.iter().all(|block| matches!(block, BlockState::Free))
+    }
+
+    pub(super) fn got(&self) -> usize {
+        self.blocks.iter().filter(|block| matches!(block, BlockState::Got { .. })).count()
+    }
+
+    /// One request for the block less.
+    pub(super) fn unask(&mut self, block: u32) {
+        if let Some(state @ BlockState::Asked(_)) = self.blocks.get_mut(block as usize) {
+            *state = match state {
+                BlockState::Asked(n) if *n > 1 => BlockState::Asked(*n - 1),
+                _ => BlockState::Free,
+            };
+        }
+    }
+}
+
+/// A piece that did not verify and came from several members: who sent which block, to be compared with a good copy.
+#[derive(Debug)]
+pub(super) struct Suspect {
+    pub(super) piece: u32,
+    pub(super) blocks: Vec<(PeerId, bool, [u8; 32])>,
+}
+
+#[derive(Debug)]
+pub(super) struct Artifact<B> {
+    pub(super) shape: Shape,
+    pub(super) priority: Priority,
+    pub(super) have: Bitfield,
+    /// Here, begun, or leased to this node: not to be begun with a neighbour.
+    pub(super) taken: Bitfield,
+    /// How many neighbours have each piece.
+    pub(super) availability: Vec<u16>,
+    pub(super) begun: Vec<Begun<B>>,
+    /// Leased by the gate on this connection and not yet begun.
+    pub(super) leases: VecDeque<(u32, ConnId)>,
+    /// The gate has nothing more to lease: pieces that nobody has will not come by themselves.
+    pub(super) drained: bool,
+    /// Verified and not yet announced.
+    pub(super) fresh: Vec<u32>,
+    pub(super) suspects: Vec<Suspect>,
+    pub(super) ingress: Bucket,
+    pub(super) egress: Bucket,
+    pub(super) announce_at: Instant,
+    /// The gate on this connection was told that this node takes part.
+    pub(super) joined_gate: Option<ConnId>,
+    /// The gate said that it does not serve the artifact; asked again then.
+    pub(super) absent_until: Instant,
+    /// Since when some missing piece is with no neighbour.
+    pub(super) starved_since: Option<Instant>,
+    pub(super) moved_at: Instant,
+    pub(super) bytes: u64,
+    pub(super) from_store: u64,
+    pub(super) from_peers: u64,
+    pub(super) bad_pieces: u32,
+    pub(super) wasted: u64,
+}
+
+impl<B: Payload> Artifact<B> {
+    pub(super) fn new(shape: Shape, have: Bitfield, priority: Priority, limits: Limits, now: Instant) -> Self {
+        Self {
+            shape,
+            priority,
+            taken: have.clone(),
+            availability: vec![0; shape.pieces() as usize],
+            begun: Vec::new(),
+            leases: VecDeque::new(),
+            drained: false,
+            fresh: Vec::new(),
+            suspects: Vec::new(),
+            ingress: Bucket::new(limits.ingress, now),
+            egress: Bucket::new(limits.egress, now),
+            announce_at: now,
+            joined_gate: None,
+            absent_until: Instant::ZERO,
+            starved_since: None,
+            moved_at: now,
+            bytes: have.iter().map(|piece| shape.piece_len(piece)).sum(),
+            have,
+            from_store: 0,
+            from_peers: 0,
+            bad_pieces: 0,
+            wasted: 0,
+        }
+    }
+
+    pub(super) fn progress(&self) -> Progress {
+        Progress {
+            pieces: self.have.count(),
+            bytes: self.bytes,
+            from_store: self.from_store,
+            from_peers: self.from_peers,
+            bad_pieces: self.bad_pieces,
+            wasted: self.wasted,
+            ..Progress::default()
+        }
+    }
+
+    /// A neighbour's pieces come or go.
+    pub(super) fn count(&mut self, has: &Bitfield, come: bool) {
+        for piece in has.iter() {
+            let count = &mut self.availability[piece as usize];
+            *count = if come { count.saturating_add(1) } else { count.saturating_sub(1) };
+        }
+    }
+
+    pub(super) fn begun_at(&self, piece: u32) -> Option<usize> {
+        self.begun.iter().position(|begun| begun.piece == piece)
+    }
+
+    pub(super) fn begun_mut(&mut self, piece: u32) -> Option<&mut Begun<B>> {
+        self.begun.iter_mut().find(|begun| begun.piece == piece)
+    }
+
+    /// Lets a begun piece go if nothing of it came and nobody is asked for it: it may then be begun elsewhere.
+    pub(super) fn release_if_bare(&mut self, piece: u32) {
+        if let Some(at) = self.begun_at(piece)
+            && self.begun[at].is_bare()
+        {
+            self.drop_begun(at);
+        }
+    }
+
+    /// Forgets a begun piece with what came of it.
+    pub(super) fn drop_begun(&mut self, at: usize) -> Begun<B> {
+        let begun = self.begun.swap_remove(at);
+        if !self.leases.iter().any(|(piece, _)| *piece == begun.piece) {
+            self.taken.remove(begun.piece);
+        }
+        begun
+    }
+
+    /// A connection is gone: its pieces are anyone's, its leases void. The requests are settled by the caller, before.
+    pub(super) fn source_gone(&mut self, conn: ConnId) {
+        let void: Vec<u32> = self.leases.iter().filter(|(_, gate)| *gate == conn).map(|(piece, _)| *piece).collect();
+        self.leases.retain(|(_, gate)| *gate != conn);
+        for piece in void {
+            if self.begun_at(piece).is_none() {
+                self.taken.remove(piece);
+            }
+        }
+        let mut orphans = Vec::new();
+        for begun in self.begun.iter_mut().filter(|begun| begun.source == Some(conn)) {
+            begun.source = None;
+            orphans.push(begun.piece);
+        }
+        for piece in orphans {
+            self.release_if_bare(piece);
+        }
+        if self.joined_gate == Some(conn) {
+            self.joined_gate = None;
+            self.drained = false;
+        }
+    }
+
+    /// Missing pieces that no neighbour has and nobody is bringing.
+    pub(super) fn starved(&self, max: usize) -> Vec<u32> {
+        let nowhere = |piece: &u32| {
+            let brought =
+                || self.begun.iter().any(|begun| begun.piece == *piece && (begun.source.is_some() || begun.storing));
+            let leased = || self.leases.iter().any(|(leased, _)| leased == piece);
+            self.availability[*piece as usize] == 0 && !leased() && !brought()
+        };
+        self.have.missing().filter(nowhere).take(max).collect()
+    }
+}

@@ -1,0 +1,562 @@
+//! Fetching: whom to ask for what, and what to do with what comes.
+
+use std::cmp::Reverse;
+use std::time::Duration;
+
+use deploycore::model::Digest;
+use deploycore::port::swarm::Priority;
+
+use super::artifact::{Artifact, Begun, BlockState, Suspect};
+use super::{Output, Peer};
+use crate::core::message::{Block, ConnId, Message, Payload, PeerId, Refusal, Role};
+use crate::core::picker::{self, Order};
+use crate::core::time::Instant;
+
+/// Pieces that a node has before it looks for the rarest.
+const RANDOM_FIRST: u32 = 4;
+/// How many neighbours may be asked for one block at the end.
+const MAX_COPIES: u8 = 2;
+/// How many blocks may be asked for twice at once.
+const MAX_DOUBLES: usize = 8;
+/// A source this many times slower than the median is relieved of its pieces.
+const SLOW: f64 = 3.0;
+/// Blocks that nobody asked for, after which the connection is closed.
+const MAX_UNASKED: u32 = 256;
+/// Pieces with suspect sources that are remembered.
+const MAX_SUSPECTS: usize = 64;
+
+impl<B: Payload> Peer<B> {
+    /// Asks a neighbour for all that it should be asked for now.
+    pub(super) fn fill(&mut self, at: usize, now: Instant) {
+        while let Some((artifact, piece, block)) = self.next_block(at, now) {
+            let shape = &self.artifacts[artifact].shape;
+            let (digest, len) = (shape.digest(), shape.block_len(piece, block));
+            if let Some(begun) = self.artifacts[artifact].begun_mut(piece) {
+                let state = &mut begun.blocks[block as usize];
+                *state = match state {
+                    BlockState::Asked(n) => BlockState::Asked(*n + 1),
+                    _ => BlockState::Asked(1),
+                };
+            }
+            let link = &mut self.links[at];
+            link.ask(digest, piece, block, len, now);
+            let conn = link.conn;
+            self.outstanding += u64::from(len);
+            self.send(conn, Message::Request { digest, piece, block });
+        }
+    }
+
+    /// Asks every neighbour, the fastest first.
+    pub(super) fn fill_all(&mut self, now: Instant) {
+        self.held_back = false;
+        if self.artifacts.iter().all(|artifact| artifact.have.is_full()) {
+            return;
+        }
+        let mut order: Vec<usize> = (0..self.links.len()).filter(|at| self.links[*at].role != Role::Tracker).collect();
+        self.rng.shuffle(&mut order);
+        order.sort_by(|a, b| self.links[*b].rate.total_cmp(&self.links[*a].rate));
+        for at in order {
+            self.fill(at, now);
+        }
+    }
+
+    /// Asks others when a bound that stood before it has given way.
+    fn go_on(&mut self, now: Instant) {
+        if self.held_back {
+            self.fill_all(now);
+        }
+    }
+
+    /// Artifacts in the order in which they may ask: a rollback before all others, then by share.
+    fn by_share(&self) -> Vec<usize> {
+        let wanted = |at: &usize| !self.artifacts[*at].have.is_full();
+        let mut order: Vec<usize> = (0..self.artifacts.len()).filter(wanted).collect();
+        if order.len() > 1 {
+            let asked = |digest: &Digest| -> u64 {
+                let asks = self.links.iter().flat_map(|link| &link.asks);
+                asks.filter(|ask| ask.digest == *digest).map(|ask| u64::from(ask.len)).sum()
+            };
+            let asked: Vec<u64> = self.artifacts.iter().map(|artifact| asked(&artifact.shape.digest())).collect();
+            let rollback = |at: usize| self.artifacts[at].priority == Priority::Rollback;
+            // While a rollback is being brought, the others ask for nothing.
+            if order.iter().any(|at| rollback(*at) && asked[*at] > 0) {
+                order.retain(|at| rollback(*at));
+            }
+            let share = |at: usize| asked[at] / if self.artifacts[at].priority == Priority::High { 4 } else { 1 };
+            order.sort_by_key(|at| (Reverse(rollback(*at)), share(*at)));
+        }
+        order
+    }
+
+    fn next_block(&mut self, at: usize, now: Instant) -> Option<(usize, u32, u32)> {
+        for artifact in self.by_share() {
+            let shape = self.artifacts[artifact].shape;
+            let link = &self.links[at];
+            let remote = link.remote(&shape.digest());
+            let serves = match link.role {
+                Role::Node => remote.is_some_and(|remote| remote.ask_after <= now && !remote.has.is_empty()),
+                Role::Gate => true,
+                Role::Tracker => false,
+            };
+            let window = link.window(shape.block_size(), self.settings.max_outstanding_per_link);
+            let fits = link.asked_bytes() + u64::from(shape.block_size()) <= window;
+            if !serves || !fits {
+                continue;
+            }
+            if self.outstanding + u64::from(shape.block_size()) > self.settings.max_outstanding {
+                self.held_back = true;
+                return None;
+            }
+            let limit = self.ingress_allows(artifact, u64::from(shape.block_size()), now);
+            if !limit {
+                continue;
+            }
+            let found = match self.links[at].role {
+                Role::Gate => self.next_leased(artifact, at),
+                _ => self.next_of_neighbour(artifact, at, now),
+            };
+            match found {
+                Some((piece, block)) => return Some((artifact, piece, block)),
+                None => self.ingress_refund(artifact, u64::from(shape.block_size())),
+            }
+        }
+        None
+    }
+
+    fn ingress_allows(&mut self, artifact: usize, len: u64, now: Instant) -> bool {
+        let own = &mut self.artifacts[artifact].ingress;
+        let allowed =
+            self.ingress.take(len, now).and_then(|()| own.take(len, now).inspect_err(|_| self.ingress.give_back(len)));
+        if let Err(when) = allowed {
+            self.tokens_at = self.tokens_at.min(when);
+        }
+        allowed.is_ok()
+    }
+
+    fn ingress_refund(&mut self, artifact: usize, len: u64) {
+        self.ingress.give_back(len);
+        self.artifacts[artifact].ingress.give_back(len);
+    }
+
+    fn next_leased(&mut self, artifact: usize, at: usize) -> Option<(u32, u32)> {
+        let (conn, artifact) = (self.links[at].conn, &mut self.artifacts[artifact]);
+        let mut own = artifact.begun.iter().filter(|begun| begun.source == Some(conn) && !begun.storing);
+        if let Some(found) = own.find_map(|begun| Some((begun.piece, begun.free_block()?))) {
+            return Some(found);
+        }
+        let next = artifact.leases.iter().position(|(_, gate)| *gate == conn)?;
+        let (piece, _) = artifact.leases.remove(next)?;
+        match artifact.begun_mut(piece) {
+            // What came of it before stays; the rest is read under the new lease.
+            Some(begun) => begun.source = Some(conn),
+            None => artifact.begun.push(Begun::new(&artifact.shape, piece, conn)),
+        }
+        artifact.taken.insert(piece);
+        let block = artifact.begun_mut(piece)?.free_block()?;
+        Some((piece, block))
+    }
+
+    fn next_of_neighbour(&mut self, at_artifact: usize, at: usize, now: Instant) -> Option<(u32, u32)> {
+        let bound = self.begun_bound(at_artifact);
+        let artifact = &mut self.artifacts[at_artifact];
+        let link = &self.links[at];
+        let (conn, remote) = (link.conn, link.remote(&artifact.shape.digest())?);
+        // Finish what was begun here, then what nobody brings any more.
+        let mut own = artifact.begun.iter().filter(|begun| begun.source == Some(conn) && !begun.storing);
+        if let Some(found) = own.find_map(|begun| Some((begun.piece, begun.free_block()?))) {
+            return Some(found);
+        }
+        let suspects = &artifact.suspects;
+        let orphan = |begun: &&mut Begun<B>| {
+            let adoptable = begun.source.is_none() && !begun.storing && remote.has.contains(begun.piece);
+            adoptable && begun.free_block().is_some() && !suspects.iter().any(|suspect| suspect.piece == begun.piece)
+        };
+        if let Some(begun) = artifact.begun.iter_mut().find(orphan) {
+            begun.source = Some(conn);
+            return Some((begun.piece, begun.free_block()?));
+        }
+        if !remote.has.exceeds(&artifact.taken) {
+            return self.last_blocks(at_artifact, at, now);
+        }
+        if artifact.begun.len() >= bound && !artifact.make_room() {
+            self.held_back = true;
+            return None;
+        }
+        let order = if artifact.have.count() < RANDOM_FIRST { Order::Random } else { Order::RarestFirst };
+        let piece = picker::pick(&remote.has, &artifact.taken, &artifact.availability, order, &mut self.rng)?;
+        artifact.begun.push(Begun::new(&artifact.shape, piece, conn));
+        artifact.taken.insert(piece);
+        Some((piece, 0))
+    }
+
+    /// How many pieces of an artifact may be begun, leased ones included.
+    fn begun_bound(&self, at: usize) -> usize {
+        let artifact = &self.artifacts[at];
+        let leased = artifact.begun.iter().filter(|begun| self.is_gate(begun.source)).count();
+        let bytes = self.settings.max_begun / artifact.shape.piece_size();
+        (bytes as usize).clamp(4, 64) + leased
+    }
+
+    fn is_gate(&self, conn: Option<ConnId>) -> bool {
+        let link = self.links.iter().find(|link| Some(link.conn) == conn);
+        link.is_some_and(|link| link.role == Role::Gate)
+    }
+
+    /// The end: everything is asked for, and this neighbour has nothing else to do. It is asked for a block that another one
+    /// takes long to bring.
+    fn last_blocks(&mut self, at_artifact: usize, at: usize, now: Instant) -> Option<(u32, u32)> {
+        let artifact = &self.artifacts[at_artifact];
+        if !artifact.taken.is_full() {
+            return None;
+        }
+        let (link, digest) = (&self.links[at], artifact.shape.digest());
+        let remote = link.remote(&digest)?;
+        let open = || artifact.begun.iter().filter(|begun| !begun.storing);
+        let doubles =
+            open().flat_map(|begun| &begun.blocks).filter(|block| matches!(block, BlockState::Asked(MAX_COPIES..)));
+        if doubles.count() >= MAX_DOUBLES {
+            return None;
+        }
+        let usual = self.median_wait().unwrap_or(Duration::from_millis(500)) * 2;
+        let theirs = open().filter(|begun| remote.has.contains(begun.piece));
+        let single = |piece: u32| !artifact.suspects.iter().any(|suspect| suspect.piece == piece);
+        theirs.filter(|begun| single(begun.piece)).find_map(|begun| {
+            (0..).zip(&begun.blocks).find_map(|(block, state)| {
+                let elsewhere = || {
+                    let mut asks = self.links.iter().filter_map(|other| other.asks_for(&digest, begun.piece, block));
+                    asks.all(|ask| now.since(ask.at) > usual) && link.asks_for(&digest, begun.piece, block).is_none()
+                };
+                let wanted = match state {
+                    BlockState::Free => true,
+                    BlockState::Asked(copies) => *copies < MAX_COPIES && elsewhere(),
+                    BlockState::Got { .. } => false,
+                };
+                wanted.then_some((begun.piece, block))
+            })
+        })
+    }
+
+    /// How long the neighbours usually take: the median.
+    fn median_wait(&self) -> Option<Duration> {
+        let mut waits: Vec<Duration> = self.links.iter().filter_map(super::link::Link::expected).collect();
+        waits.sort_unstable();
+        waits.get(waits.len() / 2).copied()
+    }
+
+    /// A lease came. A piece that is here meanwhile is reported at once, so that the gate waits for nothing.
+    pub(super) fn leased(&mut self, at: usize, digest: &Digest, pieces: &[u32], now: Instant) {
+        let conn = self.links[at].conn;
+        let Some(artifact) = self.artifact_at(digest).map(|at| &mut self.artifacts[at]) else {
+            return;
+        };
+        artifact.drained = false;
+        let mut here = Vec::new();
+        for piece in pieces.iter().filter(|piece| **piece < artifact.shape.pieces()) {
+            if artifact.have.contains(*piece) {
+                here.push(*piece);
+            } else if !artifact.leases.iter().any(|(leased, _)| leased == piece) {
+                artifact.leases.push_back((*piece, conn));
+                artifact.taken.insert(*piece);
+            }
+        }
+        if !here.is_empty() {
+            self.send(conn, Message::Have { digest: *digest, pieces: here });
+        }
+        self.fill(at, now);
+    }
+
+    /// A block came.
+    pub(super) fn block(&mut self, conn: ConnId, block: Block<B>, now: Instant) {
+        let Some(at) = self.link_at(conn) else {
+            return;
+        };
+        let Block { digest, piece, block, data } = block;
+        let asked = self.links[at].take_ask(&digest, piece, block);
+        if let Some(ask) = asked {
+            self.outstanding -= u64::from(ask.len);
+            self.links[at].received(&ask, now);
+        } else {
+            self.links[at].unasked += 1;
+            if self.links[at].unasked > MAX_UNASKED {
+                return self.close(conn, "too many blocks that were not asked for", now);
+            }
+        }
+        let Some(artifact) = self.artifact_at(&digest) else {
+            return self.go_on(now);
+        };
+        if data.byte_len() != self.artifacts[artifact].shape.block_len(piece, block) as usize {
+            return self.close(conn, format!("block {block} of piece {piece} has {} bytes", data.byte_len()), now);
+        }
+        self.accept(artifact, at, piece, block, data);
+        if let Some(at) = self.link_at(conn) {
+            self.fill(at, now);
+        }
+        self.go_on(now);
+    }
+
+    fn accept(&mut self, at_artifact: usize, at: usize, piece: u32, block: u32, data: B) {
+        let (conn, from, store) = (self.links[at].conn, self.links[at].peer, self.links[at].role == Role::Gate);
+        let artifact = &mut self.artifacts[at_artifact];
+        let (digest, len) = (artifact.shape.digest(), data.byte_len() as u64);
+        let single = artifact.suspects.iter().any(|suspect| suspect.piece == piece);
+        let Some(begun) = artifact.begun_mut(piece).filter(|begun| !single || begun.source == Some(conn)) else {
+            artifact.wasted += len;
+            return;
+        };
+        let state = &mut begun.blocks[block as usize];
+        if matches!(state, BlockState::Got { .. }) {
+            artifact.wasted += len;
+            return;
+        }
+        *state = BlockState::Got { data, from, store };
+        let whole = begun.is_whole();
+        if whole {
+            begun.storing = true;
+            let hash_blocks = single;
+            let blocks = begun.blocks.iter().filter_map(|block| match block {
+                BlockState::Got { data, .. } => Some(data.clone()),
+                _ => None,
+            });
+            let blocks = blocks.collect();
+            self.outputs.push_back(Output::Store { digest, piece, blocks, hash_blocks });
+        }
+        // Whoever else was asked for it need not send it any more. What a gate read is counted in any case.
+        for other in 0..self.links.len() {
+            if let Some(ask) = self.links[other].take_ask(&digest, piece, block) {
+                self.outstanding -= u64::from(ask.len);
+                if self.links[other].role == Role::Node {
+                    let conn = self.links[other].conn;
+                    self.send(conn, Message::Cancel { digest, piece, block });
+                }
+            }
+        }
+    }
+
+    /// A piece was verified and written, or did not verify.
+    pub(super) fn stored(&mut self, digest: &Digest, piece: u32, verified: bool, hashes: &[[u8; 32]], now: Instant) {
+        let Some(at) = self.artifact_at(digest) else {
+            return;
+        };
+        let Some(begun) =
+            self.artifacts[at].begun_at(piece).filter(|at_begun| self.artifacts[at].begun[*at_begun].storing)
+        else {
+            return;
+        };
+        let begun = self.artifacts[at].drop_begun(begun);
+        let sources: Vec<(PeerId, bool, u64)> = begun.blocks.iter().filter_map(source_of).collect();
+        if verified {
+            self.keep(at, piece, &sources, hashes, now);
+        } else {
+            self.artifacts[at].bad_pieces += 1;
+            self.blame(at, piece, &begun, &sources, hashes, now);
+        }
+        self.go_on(now);
+    }
+
+    fn keep(&mut self, at: usize, piece: u32, sources: &[(PeerId, bool, u64)], hashes: &[[u8; 32]], now: Instant) {
+        let artifact = &mut self.artifacts[at];
+        let digest = artifact.shape.digest();
+        artifact.taken.insert(piece);
+        if !artifact.have.insert(piece) {
+            return;
+        }
+        let promised = artifact.leases.iter().any(|(leased, _)| *leased == piece);
+        artifact.leases.retain(|(leased, _)| *leased != piece);
+        artifact.bytes += artifact.shape.piece_len(piece);
+        artifact.moved_at = now;
+        for (_, store, len) in sources {
+            *if *store { &mut artifact.from_store } else { &mut artifact.from_peers } += len;
+            self.downloaded += len;
+        }
+        artifact.fresh.push(piece);
+        self.flush_at = self.flush_at.min(now + self.settings.have_delay);
+        // The gate learns of its piece at once: the lease ends, the next one comes.
+        if let Some(conn) = artifact.joined_gate
+            && (promised || sources.iter().any(|(_, store, _)| *store))
+        {
+            self.send(conn, Message::Have { digest, pieces: vec![piece] });
+        }
+        let artifact = &mut self.artifacts[at];
+        if let Some(suspect) = artifact.suspects.iter().position(|suspect| suspect.piece == piece) {
+            let suspect = artifact.suspects.swap_remove(suspect);
+            let differs = |((_, _, bad), good): &(&(PeerId, bool, [u8; 32]), &[u8; 32])| bad != *good;
+            let guilty: Vec<(PeerId, bool)> = suspect
+                .blocks
+                .iter()
+                .zip(hashes)
+                .filter(differs)
+                .map(|((peer, store, _), _)| (*peer, *store))
+                .collect();
+            for (peer, store) in guilty {
+                self.convict(peer, store, piece, now);
+            }
+        }
+        if self.artifacts.get(at).is_some_and(|artifact| artifact.shape.digest() == digest && artifact.have.is_full()) {
+            self.outputs.push_back(Output::Complete(digest));
+            self.completed(at, now);
+        }
+    }
+
+    /// Finds who sent bad bytes: at once when the piece had one source, otherwise once a good copy is here to compare with.
+    fn blame(
+        &mut self,
+        at: usize,
+        piece: u32,
+        begun: &Begun<B>,
+        sources: &[(PeerId, bool, u64)],
+        hashes: &[[u8; 32]],
+        now: Instant,
+    ) {
+        tracing::warn!(digest = %self.artifacts[at].shape.digest().short(), piece, "a piece did not verify");
+        let store = sources.iter().any(|(_, store, _)| *store);
+        if let (true, Some(conn)) = (store, begun.source.filter(|conn| self.is_gate(Some(*conn)))) {
+            let (digest, refusal) = (self.artifacts[at].shape.digest(), Refusal::BadBytes);
+            self.send(conn, Message::Reject { digest, piece, block: 0, refusal });
+        }
+        let first = sources.first().map(|(peer, store, _)| (*peer, *store));
+        match first {
+            Some((peer, store)) if sources.iter().all(|(other, ..)| *other == peer) => {
+                self.convict(peer, store, piece, now);
+            }
+            _ => {
+                let suspects = &mut self.artifacts[at].suspects;
+                if suspects.len() < MAX_SUSPECTS && !suspects.iter().any(|suspect| suspect.piece == piece) {
+                    let blocks = sources.iter().zip(hashes).map(|((peer, store, _), hash)| (*peer, *store, *hash));
+                    suspects.push(Suspect { piece, blocks: blocks.collect() });
+                }
+            }
+        }
+    }
+
+    /// Refuses a member that sent bad bytes, for a time. A gate is not refused: there is no other door, and the store behind it
+    /// may be repaired.
+    fn convict(&mut self, peer: PeerId, store: bool, piece: u32, now: Instant) {
+        if store {
+            return;
+        }
+        tracing::warn!(%peer, piece, "a peer sent bad bytes; it is refused for a while");
+        self.quarantine.insert(peer, now + self.settings.quarantine);
+        let links: Vec<ConnId> = self.links.iter().filter(|link| link.peer == peer).map(|link| link.conn).collect();
+        for conn in links {
+            self.close(conn, "it sent bad bytes", now);
+        }
+    }
+
+    /// A request that will not be answered by a block.
+    pub(super) fn unanswered(&mut self, at: usize, digest: &Digest, piece: u32, block: u32, now: Instant) {
+        let conn = self.links[at].conn;
+        let Some(ask) = self.links[at].take_ask(digest, piece, block) else {
+            return;
+        };
+        self.outstanding -= u64::from(ask.len);
+        if let Some(artifact) = self.artifact_at(digest).map(|at| &mut self.artifacts[at]) {
+            if let Some(begun) = artifact.begun_mut(piece) {
+                begun.unask(block);
+                if begun.source == Some(conn) {
+                    begun.source = None;
+                }
+            }
+            artifact.release_if_bare(piece);
+        }
+        self.fill_all(now);
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of one message")]
+    pub(super) fn rejected(
+        &mut self,
+        at: usize,
+        role: Role,
+        digest: &Digest,
+        piece: u32,
+        block: u32,
+        refusal: Refusal,
+        now: Instant,
+    ) {
+        tracing::debug!(conn = %self.links[at].conn, piece, block, ?refusal, "a request was refused");
+        if let Some(remote) = self.links[at].remote_mut(digest)
+            && remote.has.remove(piece)
+            && let Some(artifact) = self.artifacts.iter_mut().find(|artifact| artifact.shape.digest() == *digest)
+        {
+            let count = &mut artifact.availability[piece as usize];
+            *count = count.saturating_sub(1);
+        }
+        if role == Role::Gate {
+            let conn = self.links[at].conn;
+            if let Some(artifact) = self.artifact_at(digest).map(|at| &mut self.artifacts[at]) {
+                artifact.leases.retain(|entry| *entry != (piece, conn));
+            }
+        }
+        self.unanswered(at, digest, piece, block, now);
+    }
+
+    /// All requests to a neighbour for an artifact are void.
+    pub(super) fn settle(&mut self, at: usize, digest: &Digest) {
+        let conn = self.links[at].conn;
+        let asks: Vec<(u32, u32)> =
+            self.links[at].asks.iter().filter(|ask| ask.digest == *digest).map(|ask| (ask.piece, ask.block)).collect();
+        self.outstanding -= self.links[at].forget_asks(digest);
+        if let Some(artifact) = self.artifact_at(digest).map(|at| &mut self.artifacts[at]) {
+            for (piece, block) in asks {
+                if let Some(begun) = artifact.begun_mut(piece) {
+                    begun.unask(block);
+                }
+            }
+            artifact.source_gone(conn);
+        }
+    }
+
+    /// Takes work back from sources that are silent, or much slower than the others while faster ones have room.
+    pub(super) fn give_up_slow_requests(&mut self, now: Instant) {
+        let mut rates: Vec<f64> =
+            self.links.iter().filter(|link| link.role == Role::Node && link.rate > 0.0).map(|link| link.rate).collect();
+        rates.sort_by(f64::total_cmp);
+        let median = rates.get(rates.len() / 2).copied().unwrap_or(0.0);
+        let mut late = Vec::new();
+        for link in self.links.iter().filter(|link| link.role != Role::Tracker) {
+            let patience = self.settings.request_timeout.max(link.expected().unwrap_or_default() * 4);
+            let slow = link.role == Role::Node && rates.len() >= 4 && link.rate > 0.0 && link.rate * SLOW < median;
+            let usual = self.median_wait().unwrap_or(patience) * 4;
+            for ask in &link.asks {
+                let age = now.since(ask.at);
+                if age > patience || (slow && age > usual.max(Duration::from_millis(500))) {
+                    late.push((link.conn, *ask));
+                }
+            }
+        }
+        for (conn, ask) in late {
+            let Some(at) = self.link_at(conn) else { continue };
+            if self.links[at].role == Role::Node {
+                let until = now + self.settings.busy_retry;
+                if let Some(remote) = self.links[at].remote_mut(&ask.digest) {
+                    remote.ask_after = until;
+                }
+                let (digest, piece, block) = (ask.digest, ask.piece, ask.block);
+                self.send(conn, Message::Cancel { digest, piece, block });
+            }
+            self.unanswered(at, &ask.digest, ask.piece, ask.block, now);
+        }
+    }
+}
+
+fn source_of<B: Payload>(block: &BlockState<B>) -> Option<(PeerId, bool, u64)> {
+    match block {
+        BlockState::Got { data, from, store } => Some((*from, *store, data.byte_len() as u64)),
+        _ => None,
+    }
+}
+
+impl<B: Payload> Artifact<B> {
+    /// Forgets the begun piece of which the least came, among those that nobody brings; `false` if there is none.
+    fn make_room(&mut self) -> bool {
+        let idle = |(_, begun): &(usize, &Begun<B>)| begun.source.is_none() && !begun.storing;
+        let least = self.begun.iter().enumerate().filter(idle).min_by_key(|(_, begun)| begun.got());
+        match least.map(|(at, _)| at) {
+            Some(at) => {
+                let begun = self.drop_begun(at);
+                self.wasted += (begun.got() as u64) * u64::from(self.shape.block_size());
+                true
+            }
+            None => false,
+        }
+    }
+}

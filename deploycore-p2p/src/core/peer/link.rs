@@ -1,0 +1,174 @@
+//! A connection to another member, and what is known of its pieces.
+
+use std::time::Duration;
+
+use deploycore::model::Digest;
+use deploycore::port::swarm::Priority;
+
+use crate::core::bitfield::Bitfield;
+use crate::core::message::{Addr, ConnId, PeerId, Role};
+use crate::core::time::Instant;
+
+/// A neighbour's part in one artifact.
+#[derive(Debug)]
+pub(super) struct Remote {
+    pub(super) digest: Digest,
+    pub(super) has: Bitfield,
+    pub(super) priority: Priority,
+    /// Busy until then, or until it says `Ready`.
+    pub(super) ask_after: Instant,
+}
+
+/// A request under way.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ask {
+    pub(super) digest: Digest,
+    pub(super) piece: u32,
+    pub(super) block: u32,
+    pub(super) len: u32,
+    pub(super) at: Instant,
+    /// Nothing else was under way when it was made: its time is the path's latency.
+    alone: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) conn: ConnId,
+    pub(super) peer: PeerId,
+    pub(super) incarnation: u64,
+    pub(super) role: Role,
+    pub(super) dialed: Option<Addr>,
+    pub(super) remotes: Vec<Remote>,
+    pub(super) asks: Vec<Ask>,
+    asked_bytes: u64,
+    /// Blocks handed to the shell and not yet to the network.
+    pub(super) unsent: u32,
+    /// When this side sent its last ping.
+    pub(super) pinged: Instant,
+    /// The last time it served a purpose.
+    pub(super) useful: Instant,
+    /// Blocks that came without being asked for, or too late.
+    pub(super) unasked: u32,
+    /// Bytes a second while requests are under way; 0 before the first block.
+    pub(super) rate: f64,
+    latency: Option<Duration>,
+    last_block: Instant,
+}
+
+/// The most artifacts that two nodes share.
+const MAX_REMOTES: usize = 1_024;
+
+impl Link {
+    pub(super) fn new(
+        conn: ConnId,
+        peer: PeerId,
+        incarnation: u64,
+        role: Role,
+        dialed: Option<Addr>,
+        now: Instant,
+    ) -> Self {
+        Self {
+            conn,
+            peer,
+            incarnation,
+            role,
+            dialed,
+            remotes: Vec::new(),
+            asks: Vec::new(),
+            asked_bytes: 0,
+            unsent: 0,
+            pinged: now,
+            useful: now,
+            unasked: 0,
+            rate: 0.0,
+            latency: None,
+            last_block: now,
+        }
+    }
+
+    pub(super) fn remote(&self, digest: &Digest) -> Option<&Remote> {
+        self.remotes.iter().find(|remote| remote.digest == *digest)
+    }
+
+    pub(super) fn remote_mut(&mut self, digest: &Digest) -> Option<&mut Remote> {
+        self.remotes.iter_mut().find(|remote| remote.digest == *digest)
+    }
+
+    /// Notes a neighbour's part in an artifact; `false` when there are too many.
+    pub(super) fn join(&mut self, remote: Remote) -> bool {
+        if let Some(known) = self.remote_mut(&remote.digest) {
+            *known = remote;
+            return true;
+        }
+        let room = self.remotes.len() < MAX_REMOTES;
+        if room {
+            self.remotes.push(remote);
+        }
+        room
+    }
+
+    pub(super) fn leave(&mut self, digest: &Digest) -> Option<Remote> {
+        let at = self.remotes.iter().position(|remote| remote.digest == *digest)?;
+        Some(self.remotes.swap_remove(at))
+    }
+
+    /// How many bytes may be asked for: what fills the path twice, at least two blocks.
+    pub(super) fn window(&self, block: u32, max: u64) -> u64 {
+        let latency = self.latency.unwrap_or_default() + Duration::from_millis(2);
+        let path = (self.rate * latency.as_secs_f64() * 2.0) as u64;
+        path.max(2 * u64::from(block)).min(max.max(u64::from(block)))
+    }
+
+    pub(super) fn asked_bytes(&self) -> u64 {
+        self.asked_bytes
+    }
+
+    pub(super) fn ask(&mut self, digest: Digest, piece: u32, block: u32, len: u32, now: Instant) {
+        let alone = self.asks.is_empty();
+        self.asks.push(Ask { digest, piece, block, len, at: now, alone });
+        self.asked_bytes += u64::from(len);
+    }
+
+    pub(super) fn asks_for(&self, digest: &Digest, piece: u32, block: u32) -> Option<&Ask> {
+        self.asks.iter().find(|ask| ask.piece == piece && ask.block == block && ask.digest == *digest)
+    }
+
+    /// Forgets one request; gives it if it was under way.
+    pub(super) fn take_ask(&mut self, digest: &Digest, piece: u32, block: u32) -> Option<Ask> {
+        let same = |ask: &Ask| ask.piece == piece && ask.block == block && ask.digest == *digest;
+        let at = self.asks.iter().position(same)?;
+        let ask = self.asks.remove(at);
+        self.asked_bytes -= u64::from(ask.len);
+        Some(ask)
+    }
+
+    /// Forgets all requests of an artifact; gives their bytes.
+    pub(super) fn forget_asks(&mut self, digest: &Digest) -> u64 {
+        let before = self.asked_bytes;
+        self.asks.retain(|ask| ask.digest != *digest);
+        self.asked_bytes = self.asks.iter().map(|ask| u64::from(ask.len)).sum();
+        before - self.asked_bytes
+    }
+
+    /// A block that was asked for came: learns the path's rate and latency.
+    pub(super) fn received(&mut self, ask: &Ask, now: Instant) {
+        let busy = now.since(self.last_block.max(ask.at)).as_secs_f64().max(1e-6);
+        let sample = f64::from(ask.len) / busy;
+        self.rate = if self.rate == 0.0 { sample } else { self.rate * 0.8 + sample * 0.2 };
+        if ask.alone {
+            let sample = now.since(ask.at);
+            // It follows slowly upwards, so that one slow answer does not open the window.
+            self.latency = Some(self.latency.map_or(sample, |latency| sample.min(latency + latency / 8)));
+        }
+        self.last_block = now;
+        self.useful = now;
+    }
+
+    /// How long a request usually takes, queueing included.
+    pub(super) fn expected(&self) -> Option<Duration> {
+        (self.rate > 0.0).then(|| {
+            let queue = Duration::from_secs_f64((self.asked_bytes as f64 / self.rate).min(3600.0));
+            queue + self.latency.unwrap_or_default()
+        })
+    }
+}

@@ -1,0 +1,334 @@
+//! Whom a node knows: trackers, gates, neighbours.
+
+use std::time::Duration;
+
+use deploycore::model::Digest;
+
+use super::artifact::Artifact;
+use super::link::Link;
+use super::{Output, Peer};
+use crate::core::bitfield::PackedBits;
+use crate::core::gate::rendezvous;
+use crate::core::message::{Addr, ConnId, Contact, Message, Payload, PeerId, Role};
+use crate::core::time::Instant;
+
+/// An address that is dialed, or was in vain.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Dial {
+    role: Role,
+    failures: u32,
+    /// Not dialed again before; [`Instant::FAR`] while a dial is under way.
+    next: Instant,
+}
+
+/// After the first failure; it doubles.
+const FIRST_RETRY: Duration = Duration::from_millis(50);
+/// Trackers and gates are dialed at least this often.
+const MAX_RETRY: Duration = Duration::from_secs(2);
+/// Without neighbours or gate the tracker is asked this often.
+const LONELY: Duration = Duration::from_millis(500);
+/// Asked again of a gate that does not serve the artifact.
+const ABSENT_RETRY: Duration = Duration::from_millis(500);
+/// A connection says something at least this often.
+const PING: Duration = Duration::from_secs(10);
+/// Pieces named in one call for help.
+const MAX_NEED: usize = 256;
+/// Addresses remembered as unreachable.
+const MAX_DIALS: usize = 1_024;
+
+impl<B: Payload> Peer<B> {
+    pub(super) fn connected(&mut self, link: Link, now: Instant) {
+        if let Some(addr) = &link.dialed {
+            self.dials.remove(addr);
+        }
+        let conn = link.conn;
+        if link.peer == self.id {
+            return self.refuse(conn, "it is this node itself");
+        }
+        if self.quarantine.contains_key(&link.peer) {
+            return self.refuse(conn, "it sent bad bytes before");
+        }
+        if let Some(old) = self.links.iter().find(|old| old.peer == link.peer && old.role == link.role) {
+            // Two connections between two lives: both sides keep the one that the smaller id dialed. A connection to an
+            // earlier life is dead, whatever the network says.
+            let keeps = |link: &Link| link.dialed.is_some() == (self.id < link.peer);
+            let same_way = old.dialed.is_some() == link.dialed.is_some();
+            if old.incarnation == link.incarnation && !same_way && keeps(old) {
+                return self.refuse(conn, "there is a connection already");
+            }
+            let old = old.conn;
+            self.close(old, "a newer connection takes its place", now);
+        }
+        let nodes = self.links.iter().filter(|link| link.role == Role::Node).count();
+        if link.role == Role::Node && nodes >= self.settings.max_links {
+            return self.refuse(conn, "too many connections");
+        }
+        let role = link.role;
+        self.links.push(link);
+        match role {
+            Role::Node => (0..self.artifacts.len()).for_each(|at| self.send_join(conn, at)),
+            Role::Tracker => (0..self.artifacts.len()).for_each(|at| self.announce_to(conn, at)),
+            Role::Gate => self.join_gates(now),
+        }
+    }
+
+    fn refuse(&mut self, conn: ConnId, reason: &str) {
+        self.outputs.push_back(Output::Close(conn, reason.to_owned()));
+    }
+
+    pub(super) fn disconnected(&mut self, conn: ConnId, now: Instant) {
+        let Some(at) = self.link_at(conn) else {
+            return;
+        };
+        let digests: Vec<Digest> = self.artifacts.iter().map(|artifact| artifact.shape.digest()).collect();
+        for digest in &digests {
+            self.settle(at, digest);
+        }
+        let link = self.links.swap_remove(at);
+        self.outstanding -= link.asked_bytes();
+        for remote in &link.remotes {
+            if let Some(artifact) = self.artifacts.iter_mut().find(|artifact| artifact.shape.digest() == remote.digest)
+            {
+                artifact.count(&remote.has, false);
+            }
+        }
+        self.slots.retain(|slot| slot.conn != conn);
+        self.waiting.retain(|(waiting, _)| *waiting != conn);
+        self.serve(now);
+        self.fill_all(now);
+        self.dial_missing(now);
+    }
+
+    pub(super) fn dial_failed(&mut self, addr: &Addr, now: Instant) {
+        let jitter = self.rng.f64();
+        if let Some(dial) = self.dials.get_mut(addr) {
+            dial.failures += 1;
+            let delay = (FIRST_RETRY * (1 << dial.failures.min(6))).min(MAX_RETRY);
+            dial.next = now + delay.mul_f64(0.5 + 0.5 * jitter);
+        }
+    }
+
+    fn dial(&mut self, addr: &Addr, role: Role, now: Instant) {
+        let known = self.links.iter().any(|link| link.dialed.as_ref() == Some(addr) && link.role == role);
+        if known || (self.dials.len() >= MAX_DIALS && !self.dials.contains_key(addr)) {
+            return;
+        }
+        let dial = self.dials.entry(addr.clone()).or_insert(Dial { role, failures: 0, next: now });
+        if dial.next <= now {
+            dial.next = Instant::FAR;
+            dial.role = role;
+            self.outputs.push_back(Output::Connect(addr.clone(), role));
+        }
+    }
+
+    /// Dials trackers and gates that should be connected and are not.
+    pub(super) fn dial_missing(&mut self, now: Instant) {
+        for addr in self.trackers.clone() {
+            self.dial(&addr, Role::Tracker, now);
+        }
+        self.join_gates(now);
+    }
+
+    /// Takes part at the gate that decides for each artifact that is being fetched.
+    pub(super) fn join_gates(&mut self, now: Instant) {
+        if !self.settings.reads_store {
+            return;
+        }
+        for at in 0..self.artifacts.len() {
+            let artifact = &self.artifacts[at];
+            if artifact.have.is_full() || artifact.joined_gate.is_some() || artifact.absent_until > now {
+                continue;
+            }
+            let Some(gate) = rendezvous(&artifact.shape.digest(), &self.gates).cloned() else {
+                continue;
+            };
+            match self.links.iter().find(|link| link.role == Role::Gate && link.peer == gate.peer).map(|link| link.conn)
+            {
+                Some(conn) => {
+                    self.artifacts[at].joined_gate = Some(conn);
+                    self.artifacts[at].drained = false;
+                    self.send_join(conn, at);
+                }
+                None => self.dial(&gate.addr, Role::Gate, now),
+            }
+        }
+    }
+
+    pub(super) fn gates_changed(&mut self, gates: Vec<Contact>, now: Instant) {
+        self.gates = gates;
+        let addrs: Vec<Addr> = self.gates.iter().map(|gate| gate.addr.clone()).collect();
+        for (addr, dial) in &mut self.dials {
+            // A tracker that names a gate has heard of it a moment ago: no backoff.
+            if addrs.contains(addr) && dial.next != Instant::FAR {
+                dial.next = now;
+            }
+        }
+        // An artifact may be decided for by another gate now.
+        for at in 0..self.artifacts.len() {
+            let decides = rendezvous(&self.artifacts[at].shape.digest(), &self.gates).map(|gate| gate.peer);
+            let Some(conn) = self.artifacts[at].joined_gate else { continue };
+            let joined = self.links.iter().find(|link| link.conn == conn).map(|link| link.peer);
+            if decides.is_some() && decides != joined {
+                let digest = self.artifacts[at].shape.digest();
+                if let Some(link) = self.link_at(conn) {
+                    self.settle(link, &digest);
+                }
+                self.send(conn, Message::Leave { digest });
+            }
+        }
+        self.join_gates(now);
+    }
+
+    /// The gate does not serve the artifact, now.
+    pub(super) fn gate_lacks(&mut self, digest: &Digest, now: Instant) {
+        if let Some(at) = self.artifact_at(digest) {
+            self.artifacts[at].joined_gate = None;
+            self.artifacts[at].absent_until = now + ABSENT_RETRY;
+        }
+    }
+
+    /// Peers to connect to.
+    pub(super) fn introduced(&mut self, digest: &Digest, peers: &[Contact], interval: Duration, now: Instant) {
+        let Some(at) = self.artifact_at(digest) else {
+            return;
+        };
+        let lonely = !self.artifacts[at].have.is_full() && self.neighbours(digest) == 0 && peers.is_empty();
+        let interval = if lonely { interval.min(LONELY) } else { interval };
+        self.artifacts[at].announce_at = now + interval.mul_f64(0.9 + 0.1 * self.rng.f64());
+        for contact in peers {
+            let known = contact.peer == self.id
+                || self.quarantine.contains_key(&contact.peer)
+                || self.links.iter().any(|link| link.role == Role::Node && link.peer == contact.peer);
+            let dialing =
+                self.dials.values().filter(|dial| dial.role == Role::Node && dial.next == Instant::FAR).count();
+            let nodes = self.links.iter().filter(|link| link.role == Role::Node).count();
+            if !known && nodes + dialing < self.settings.max_links {
+                self.dial(&contact.addr, Role::Node, now);
+            }
+        }
+    }
+
+    fn neighbours(&self, digest: &Digest) -> usize {
+        self.links.iter().filter(|link| link.role == Role::Node && link.remote(digest).is_some()).count()
+    }
+
+    /// Announces an artifact to all trackers.
+    pub(super) fn announce(&mut self, at: usize, now: Instant) {
+        let trackers: Vec<ConnId> =
+            self.links.iter().filter(|link| link.role == Role::Tracker).map(|link| link.conn).collect();
+        // Until a tracker answers; its answer sets the interval.
+        self.artifacts[at].announce_at = now + Duration::from_secs(2);
+        for conn in trackers {
+            self.announce_to(conn, at);
+        }
+    }
+
+    fn announce_to(&mut self, conn: ConnId, at: usize) {
+        let artifact = &self.artifacts[at];
+        let (digest, size) = (artifact.shape.digest(), artifact.shape.size());
+        let complete = artifact.have.is_full();
+        let need = if artifact.drained { artifact.starved(MAX_NEED) } else { Vec::new() };
+        let half = usize::from(self.settings.degree / 2).max(1);
+        let wanted = if complete { 0 } else { half.saturating_sub(self.neighbours(&digest)) as u16 };
+        let have = PackedBits::from(&artifact.have);
+        self.send(conn, Message::Announce { digest, size, addr: self.addr.clone(), have, need, wanted });
+    }
+
+    /// All pieces are here: the tracker learns of a new seed, the gate of a reader less.
+    pub(super) fn completed(&mut self, at: usize, now: Instant) {
+        let digest = self.artifacts[at].shape.digest();
+        if let Some(conn) = self.artifacts[at].joined_gate.take() {
+            self.send(conn, Message::Leave { digest });
+        }
+        self.announce(at, now);
+        self.fill_all(now);
+    }
+
+    /// What a slow timer looks after: announces, dials, calls for help, idle connections.
+    pub(super) fn keep_company(&mut self, now: Instant) {
+        for at in 0..self.artifacts.len() {
+            if self.artifacts[at].announce_at <= now {
+                self.announce(at, now);
+            }
+            self.call_for_help(at, now);
+        }
+        self.dial_missing(now);
+        let expired = |dial: &Dial| dial.role == Role::Node && dial.next <= now;
+        self.dials.retain(|_, dial| !expired(dial));
+        let idle: Vec<ConnId> =
+            self.links.iter().filter(|link| self.is_idle(link, now)).map(|link| link.conn).collect();
+        for conn in idle {
+            self.close(conn, "idle", now);
+        }
+        for link in &mut self.links {
+            if now.since(link.pinged) >= PING {
+                link.pinged = now;
+                self.outputs.push_back(Output::Send(link.conn, Message::Ping));
+            }
+        }
+    }
+
+    /// Nobody asks anything of it, and nobody will: for no artifact does one side have what the other lacks.
+    fn is_idle(&self, link: &Link, now: Instant) -> bool {
+        if now.since(link.useful) < self.settings.idle {
+            return false;
+        }
+        match link.role {
+            Role::Tracker => false,
+            Role::Gate => !self.artifacts.iter().any(|artifact| artifact.joined_gate == Some(link.conn)),
+            Role::Node => link.remotes.iter().all(|remote| {
+                let own = self.artifact(&remote.digest);
+                own.is_none_or(|artifact| artifact.have.is_full() && remote.has.is_full())
+            }),
+        }
+    }
+
+    /// Pieces that are with no neighbour, once the gate has nothing left to lease, are asked of the gate and the tracker.
+    fn call_for_help(&mut self, at: usize, now: Instant) {
+        let artifact = &mut self.artifacts[at];
+        let starved = if artifact.drained { artifact.starved(MAX_NEED) } else { Vec::new() };
+        if starved.is_empty() {
+            artifact.starved_since = None;
+            return;
+        }
+        let since = *artifact.starved_since.get_or_insert(now);
+        if now.since(since) < self.settings.stuck_after {
+            return;
+        }
+        artifact.starved_since = Some(now);
+        artifact.announce_at = artifact.announce_at.min(now + self.settings.stuck_after);
+        if let Some(conn) = artifact.joined_gate {
+            let digest = artifact.shape.digest();
+            self.send(conn, Message::Stuck { digest, pieces: starved });
+        }
+    }
+
+    /// Why nothing moves, when nothing moves.
+    pub(super) fn waiting_for(&self, artifact: &Artifact<B>) -> Option<String> {
+        let digest = artifact.shape.digest();
+        let asked = self.links.iter().any(|link| link.asks.iter().any(|ask| ask.digest == digest));
+        let storing = artifact.begun.iter().any(|begun| begun.storing);
+        if artifact.have.is_full() || asked || storing {
+            return None;
+        }
+        let missing = artifact.shape.pieces() - artifact.have.count();
+        let peers = self.neighbours(&digest);
+        let tracker = self.links.iter().any(|link| link.role == Role::Tracker);
+        Some(if peers == 0 && !tracker && artifact.joined_gate.is_none() {
+            "a tracker".to_owned()
+        } else if self.settings.reads_store && self.gates.is_empty() && peers == 0 {
+            "a store gate".to_owned()
+        } else if self.settings.reads_store && artifact.joined_gate.is_none() && artifact.absent_until > Instant::ZERO {
+            "a store gate that has the artifact".to_owned()
+        } else if self.settings.reads_store && artifact.joined_gate.is_none() {
+            "a connection to the store gate".to_owned()
+        } else {
+            format!("{missing} pieces from the gate or one of {peers} peers")
+        })
+    }
+
+    /// Whether a member is refused for bad bytes.
+    pub fn is_quarantined(&self, peer: PeerId) -> bool {
+        self.quarantine.contains_key(&peer)
+    }
+}

@@ -1,0 +1,334 @@
+//! Connections: the handshake, a task that reads and one that writes, and the table of those that are open.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use deploycore::model::Digest;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, BufWriter};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+use super::Timeouts;
+use super::transport::{Connection, Listener, Transport};
+use crate::core::message::{Addr, ConnId, Hello, Message};
+use crate::core::wire::{self, Frame, HEADER};
+
+/// Where the bytes of a block come from when its turn to be written has come.
+#[async_trait]
+pub(super) trait BlockSource: Send + Sync + Debug {
+    async fn read_block(&self, offset: u64, len: u32) -> io::Result<Bytes>;
+}
+
+/// What happens on connections.
+#[derive(Debug)]
+pub(super) enum Event {
+    Connected { conn: ConnId, hello: Hello, dialed: Option<Addr>, host: String, writer: Writer },
+    ConnectFailed { addr: Addr },
+    Frame(ConnId, Frame),
+    Sent(ConnId, u32),
+    ReadFailed { conn: ConnId, digest: Digest, piece: u32, block: u32 },
+    Disconnected(ConnId),
+}
+
+/// The way to a connection's writing task.
+#[derive(Debug)]
+pub(super) struct Writer {
+    items: mpsc::Sender<Item>,
+    end: CancellationToken,
+}
+
+#[derive(Debug)]
+enum Item {
+    Control(Bytes),
+    Block { digest: Digest, piece: u32, block: u32, offset: u64, len: u32, source: Arc<dyn BlockSource> },
+}
+
+/// Messages that wait to be written on one connection. Whoever lets more pile up is cut off.
+const MAX_QUEUED: usize = 4_096;
+/// Handshakes at once.
+const MAX_HANDSHAKES: usize = 256;
+
+/// What every connection of a service shares.
+#[derive(Debug, Clone)]
+struct Shared {
+    hello: Hello,
+    transport: Arc<dyn Transport>,
+    timeouts: Timeouts,
+    events: mpsc::Sender<Event>,
+    next: Arc<AtomicU64>,
+    end: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// The connections of a service. Dropping it ends them.
+#[derive(Debug)]
+pub(super) struct Hub {
+    shared: Shared,
+    open: BTreeMap<ConnId, Writer>,
+    _end: DropGuard,
+}
+
+impl Hub {
+    pub(super) fn new(
+        hello: Hello,
+        transport: Arc<dyn Transport>,
+        timeouts: Timeouts,
+        events: mpsc::Sender<Event>,
+    ) -> Self {
+        let end = CancellationToken::new();
+        let next = Arc::new(AtomicU64::new(1));
+        let guard = end.clone().drop_guard();
+        let shared = Shared { hello, transport, timeouts, events, next, end, tasks: TaskTracker::new() };
+        Self { shared, open: BTreeMap::new(), _end: guard }
+    }
+
+    /// Accepts connections until the hub is dropped.
+    pub(super) fn accept(&self, listener: Box<dyn Listener>) {
+        let shared = self.shared.clone();
+        self.shared.tasks.spawn(accept_loop(shared, listener));
+    }
+
+    /// Connects and says hello; [`Event::Connected`] or [`Event::ConnectFailed`] follows.
+    pub(super) fn connect(&self, addr: Addr) {
+        let shared = self.shared.clone();
+        self.shared.tasks.spawn(async move {
+            let end = shared.end.clone();
+            tokio::select! {
+                biased;
+                () = end.cancelled() => {}
+                () = dial(shared, addr) => {}
+            }
+        });
+    }
+
+    /// Notes a connection that was reported.
+    pub(super) fn opened(&mut self, conn: ConnId, writer: Writer) {
+        self.open.insert(conn, writer);
+    }
+
+    /// Forgets a connection that ended.
+    pub(super) fn closed(&mut self, conn: ConnId) {
+        self.open.remove(&conn);
+    }
+
+    pub(super) fn close(&mut self, conn: ConnId, reason: &str) {
+        if let Some(writer) = self.open.remove(&conn) {
+            tracing::debug!(%conn, reason, "closing a connection");
+            writer.end.cancel();
+        }
+    }
+
+    pub(super) fn send(&mut self, conn: ConnId, message: &Message) {
+        self.push(conn, Item::Control(wire::encode_control(message)));
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of one output")]
+    pub(super) fn send_block(
+        &mut self,
+        conn: ConnId,
+        digest: Digest,
+        piece: u32,
+        block: u32,
+        offset: u64,
+        len: u32,
+        source: Arc<dyn BlockSource>,
+    ) {
+        self.push(conn, Item::Block { digest, piece, block, offset, len, source });
+    }
+
+    fn push(&mut self, conn: ConnId, item: Item) {
+        let Some(writer) = self.open.get(&conn) else {
+            return;
+        };
+        if let Err(mpsc::error::TrySendError::Full(_)) = writer.items.try_send(item) {
+            tracing::warn!(%conn, "closing a connection: it does not read what it is sent");
+            self.close(conn, "it does not read");
+        }
+    }
+}
+
+async fn accept_loop(shared: Shared, mut listener: Box<dyn Listener>) {
+    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    loop {
+        let permit = Arc::clone(&handshakes).acquire_owned().await;
+        let accepted = tokio::select! {
+            biased;
+            () = shared.end.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok(connection) => {
+                let own = shared.clone();
+                shared.tasks.spawn(async move {
+                    let end = own.end.clone();
+                    tokio::select! {
+                        biased;
+                        () = end.cancelled() => {}
+                        () = greet(own, connection, None, permit) => {}
+                    }
+                });
+            }
+            Err(error) => {
+                // Out of file descriptors, most likely: waiting is all that helps.
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn dial(shared: Shared, addr: Addr) {
+    let connected = timeout(shared.timeouts.connect, shared.transport.connect(&addr.0)).await;
+    match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+        Ok(connection) => greet(shared, connection, Some(addr), ()).await,
+        Err(error) => {
+            tracing::debug!(%addr, %error, "could not connect");
+            let _ = shared.events.send(Event::ConnectFailed { addr }).await;
+        }
+    }
+}
+
+/// Exchanges hellos, then reads until the connection ends. `permit` is given back after the handshake.
+async fn greet<P>(shared: Shared, connection: Connection, dialed: Option<Addr>, permit: P) {
+    let Connection { read, mut write, host } = connection;
+    let mut read = BufReader::with_capacity(16 << 10, read);
+    let exchange = async {
+        write.write_all(&wire::encode_hello(&shared.hello)).await?;
+        write.flush().await?;
+        read_frame(&mut read, shared.timeouts.handshake).await
+    };
+    let hello = match timeout(shared.timeouts.handshake, exchange).await {
+        Ok(Ok(Frame::Hello(hello))) if hello.region == shared.hello.region => Ok(hello),
+        Ok(Ok(Frame::Hello(hello))) => Err(format!("it belongs to region {}", hello.region)),
+        Ok(Ok(_)) => Err("its first frame is not a hello".to_owned()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("no hello in time".to_owned()),
+    };
+    drop(permit);
+    let hello = match hello {
+        Ok(hello) => hello,
+        Err(reason) => {
+            tracing::warn!(%host, reason, "refused a connection");
+            if let Some(addr) = dialed {
+                let _ = shared.events.send(Event::ConnectFailed { addr }).await;
+            }
+            return;
+        }
+    };
+    let conn = ConnId(shared.next.fetch_add(1, Ordering::Relaxed));
+    let end = shared.end.child_token();
+    let (items, queue) = mpsc::channel(MAX_QUEUED);
+    let writer = Writer { items, end: end.clone() };
+    let name = hello.name.clone();
+    if shared.events.send(Event::Connected { conn, hello, dialed, host, writer }).await.is_err() {
+        return;
+    }
+    let writing = write_loop(conn, write, queue, shared.events.clone(), shared.timeouts.idle);
+    let (writing_end, ended) = (end.clone(), end.clone());
+    shared.tasks.spawn(async move {
+        let _guard = ended.drop_guard();
+        tokio::select! {
+            biased;
+            () = writing_end.cancelled() => {}
+            result = writing => if let Err(error) = result {
+                tracing::debug!(%conn, %error, "a connection could not be written");
+            }
+        }
+    });
+    let reading = async {
+        loop {
+            let frame = read_frame(&mut read, shared.timeouts.idle).await?;
+            if shared.events.send(Event::Frame(conn, frame)).await.is_err() {
+                return Ok::<_, ReadError>(());
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        () = end.cancelled() => {}
+        result = reading => match result {
+            Err(ReadError::Wire(error)) => tracing::warn!(%conn, name, %error, "closing a connection: malformed frame"),
+            Err(error) => tracing::debug!(%conn, name, %error, "a connection ended"),
+            Ok(()) => {}
+        }
+    }
+    end.cancel();
+    let _ = shared.events.send(Event::Disconnected(conn)).await;
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ReadError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Wire(#[from] wire::Error),
+    #[error("silent for too long")]
+    Idle,
+}
+
+/// Reads one frame. The body is read straight into the buffer that is then shared; nothing is allocated before the header is
+/// found to be within bounds.
+async fn read_frame<R: AsyncRead + Unpin>(read: &mut BufReader<R>, idle: Duration) -> Result<Frame, ReadError> {
+    let mut header = [0; HEADER];
+    timeout(idle, read.read_exact(&mut header)).await.map_err(|_| ReadError::Idle)??;
+    let (kind, len) = wire::parse_header(header)?;
+    let mut body = BytesMut::with_capacity(len);
+    let mut rest = read.take(len as u64);
+    while body.len() < len {
+        let n = timeout(idle, rest.read_buf(&mut body)).await.map_err(|_| ReadError::Idle)??;
+        if n == 0 {
+            return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+        }
+    }
+    Ok(wire::parse_body(kind, body.freeze())?)
+}
+
+async fn write_loop<W: AsyncWrite + Unpin>(
+    conn: ConnId,
+    write: W,
+    mut queue: mpsc::Receiver<Item>,
+    events: mpsc::Sender<Event>,
+    idle: Duration,
+) -> io::Result<()> {
+    let mut write = BufWriter::with_capacity(16 << 10, write);
+    loop {
+        let item = if let Ok(item) = queue.try_recv() {
+            item
+        } else {
+            timed(idle, write.flush()).await?;
+            let Some(item) = queue.recv().await else { return Ok(()) };
+            item
+        };
+        match item {
+            Item::Control(bytes) => timed(idle, write.write_all(&bytes)).await?,
+            Item::Block { digest, piece, block, offset, len, source } => match source.read_block(offset, len).await {
+                Ok(data) if data.len() == len as usize => {
+                    let header = wire::encode_block_header(&digest, piece, block, data.len());
+                    timed(idle, write.write_all(&header)).await?;
+                    // In parts, so that a slow receiver is told from a dead one.
+                    for part in data.chunks(64 << 10) {
+                        timed(idle, write.write_all(part)).await?;
+                    }
+                    let _ = events.send(Event::Sent(conn, len)).await;
+                }
+                other => {
+                    let error = other.err().map_or_else(|| "short read".to_owned(), |error| error.to_string());
+                    tracing::error!(digest = %digest.short(), piece, block, error, "a block could not be read");
+                    let _ = events.send(Event::ReadFailed { conn, digest, piece, block }).await;
+                }
+            },
+        }
+    }
+}
+
+async fn timed(idle: Duration, work: impl Future<Output = io::Result<()>>) -> io::Result<()> {
+    timeout(idle, work).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}

@@ -1,0 +1,340 @@
+//! The store gate as a service.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use deploycore::model::{Digest, RegionName};
+use deploycore::port::{ArtifactStore, chain};
+use futures::TryStreamExt;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant as Clock, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::connection::{BlockSource, Event, Hub};
+use super::counts::{Counts, DiskCounts};
+use super::transport::{Listener, Tcp, Transport};
+use super::{Security, Timeouts};
+use crate::core::gate::{self, Record, Usage};
+use crate::core::message::{Addr, Hello, PeerId, Role};
+use crate::core::shape::Shape;
+use crate::core::time::Instant;
+use crate::core::wire::Frame;
+
+/// How a gate is set up.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GateSettings {
+    /// Its name, unique in the region and kept over restarts.
+    pub name: String,
+    /// The region.
+    pub region: RegionName,
+    /// Where to listen, as `host:port`; port 0 takes a free one.
+    pub listen: String,
+    /// Where nodes reach it, if not where it listens.
+    #[serde(default)]
+    pub advertise: Option<String>,
+    /// The region's trackers, as `host:port`.
+    pub trackers: Vec<String>,
+    /// The folder of the durable counts.
+    pub data: PathBuf,
+    /// How connections are protected.
+    pub security: Security,
+    /// Time limits of connections.
+    #[serde(default)]
+    pub timeouts: Timeouts,
+    /// Leases and budget.
+    #[serde(default)]
+    pub leasing: gate::Settings,
+}
+
+impl GateSettings {
+    /// Settings of a gate that listens on a free port of this host.
+    pub fn new(name: impl Into<String>, region: RegionName, data: impl Into<PathBuf>, security: Security) -> Self {
+        Self {
+            name: name.into(),
+            region,
+            listen: "127.0.0.1:0".to_owned(),
+            advertise: None,
+            trackers: Vec::new(),
+            data: data.into(),
+            security,
+            timeouts: Timeouts::default(),
+            leasing: gate::Settings::default(),
+        }
+    }
+
+    /// Listens there.
+    #[must_use]
+    pub fn with_listen(mut self, addr: impl Into<String>) -> Self {
+        self.listen = addr.into();
+        self
+    }
+
+    /// Makes itself known to one more tracker.
+    #[must_use]
+    pub fn with_tracker(mut self, addr: impl Into<String>) -> Self {
+        self.trackers.push(addr.into());
+        self
+    }
+}
+
+/// The only door from the swarm to the region's store: see [`core::gate`](crate::core::gate). It may be killed and started again
+/// at any time; its counts are durable before what they count is served.
+#[derive(Debug)]
+pub struct Gate {
+    settings: GateSettings,
+    store: Arc<dyn ArtifactStore>,
+    counts: Arc<dyn Counts>,
+    transport: Arc<dyn Transport>,
+    local_addr: String,
+    listener: Mutex<Option<Box<dyn Listener>>>,
+}
+
+/// What a task of the gate has done.
+#[derive(Debug)]
+enum Done {
+    Loaded(Digest, Option<(u64, Record)>),
+    Persisted(Digest, u64),
+}
+
+/// Trackers are dialed again after this time.
+const REDIAL: Duration = Duration::from_millis(250);
+
+impl Gate {
+    /// Opens the port. Connections are answered once [`run`](Self::run) runs.
+    pub async fn bind(settings: GateSettings, store: Arc<dyn ArtifactStore>) -> io::Result<Self> {
+        let counts = Arc::new(DiskCounts::new(&settings.data));
+        Self::bind_with(settings, store, counts, Arc::new(Tcp)).await
+    }
+
+    /// As [`bind`](Self::bind), over another transport, and with counts kept elsewhere.
+    pub async fn bind_with(
+        settings: GateSettings,
+        store: Arc<dyn ArtifactStore>,
+        counts: Arc<dyn Counts>,
+        transport: Arc<dyn Transport>,
+    ) -> io::Result<Self> {
+        let listener = transport.listen(&settings.listen).await?;
+        let local_addr = listener.local_addr()?;
+        Ok(Self { settings, store, counts, transport, local_addr, listener: Mutex::new(Some(listener)) })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> &str {
+        &self.local_addr
+    }
+
+    /// What was granted of an artifact since the gate's folder was made: at least what was read.
+    pub async fn usage(&self, digest: &Digest) -> io::Result<Usage> {
+        Ok(self.counts.load(digest).await?.map(|record| record.usage()).unwrap_or_default())
+    }
+
+    /// Serves until told to end. It can run once.
+    ///
+    /// # Panics
+    ///
+    /// When called a second time.
+    #[tracing::instrument(name = "gate", skip_all, fields(region = %self.settings.region, gate = %self.settings.name))]
+    pub async fn run(&self, shutdown: CancellationToken) {
+        let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let listener = listener.expect("a gate runs once");
+        let (sender, mut events) = mpsc::channel(64);
+        let start = Clock::now();
+        let mut running = Running {
+            gate: self,
+            core: gate::Gate::new(
+                self.settings.leasing.clone(),
+                PeerId::of(&self.settings.name),
+                Addr::from(self.settings.advertise.as_deref().unwrap_or(&self.local_addr)),
+                Instant::ZERO,
+            ),
+            hub: Hub::new(self.hello(), Arc::clone(&self.transport), self.settings.timeouts.clone(), sender),
+            tasks: JoinSet::new(),
+            redial: self.settings.trackers.iter().map(|addr| (Addr::from(addr.as_str()), start)).collect(),
+            dialed: BTreeMap::new(),
+        };
+        running.hub.accept(listener);
+        loop {
+            running.dial_trackers();
+            running.execute();
+            let timer = start + running.core.poll_timeout().since_start();
+            let input = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                Some(done) = running.tasks.join_next() => match done {
+                    Ok(Done::Loaded(digest, found)) => gate::Input::Loaded(digest, found),
+                    Ok(Done::Persisted(digest, version)) => gate::Input::Persisted(digest, version),
+                    Err(error) => {
+                        tracing::error!(%error, "a task of the gate failed");
+                        gate::Input::Timeout
+                    }
+                },
+                Some(event) = events.recv() => running.event(event),
+                () = sleep_until(timer) => gate::Input::Timeout,
+            };
+            running.core.handle(input, Instant::at(start.elapsed()));
+        }
+    }
+
+    fn hello(&self) -> Hello {
+        Hello {
+            region: self.settings.region.clone(),
+            name: self.settings.name.clone(),
+            incarnation: fastrand::u64(..),
+            role: Role::Gate,
+        }
+    }
+}
+
+struct Running<'a> {
+    gate: &'a Gate,
+    core: gate::Gate,
+    hub: Hub,
+    tasks: JoinSet<Done>,
+    /// Trackers that are not connected, and when to dial them.
+    redial: BTreeMap<Addr, Clock>,
+    dialed: BTreeMap<crate::core::message::ConnId, Addr>,
+}
+
+impl Running<'_> {
+    fn dial_trackers(&mut self) {
+        let now = Clock::now();
+        let due: Vec<Addr> = self.redial.iter().filter(|(_, at)| **at <= now).map(|(addr, _)| addr.clone()).collect();
+        for addr in due {
+            self.redial.remove(&addr);
+            self.hub.connect(addr);
+        }
+    }
+
+    fn event(&mut self, event: Event) -> gate::Input {
+        match event {
+            Event::Connected { conn, hello, dialed, writer, .. } => {
+                self.hub.opened(conn, writer);
+                if let Some(addr) = dialed {
+                    self.dialed.insert(conn, addr);
+                }
+                gate::Input::Connected { conn, peer: PeerId::of(&hello.name), role: hello.role }
+            }
+            Event::ConnectFailed { addr } => {
+                self.redial.insert(addr, Clock::now() + REDIAL);
+                gate::Input::Timeout
+            }
+            Event::Disconnected(conn) => {
+                self.hub.closed(conn);
+                if let Some(addr) = self.dialed.remove(&conn) {
+                    self.redial.insert(addr, Clock::now() + REDIAL);
+                }
+                gate::Input::Disconnected(conn)
+            }
+            Event::Frame(conn, Frame::Control(message)) => gate::Input::Message(conn, message),
+            Event::Frame(conn, _) => {
+                tracing::warn!(%conn, "closing a connection: a gate takes control messages only");
+                self.hub.close(conn, "not a control message");
+                gate::Input::Timeout
+            }
+            Event::ReadFailed { conn, digest, piece, block } => gate::Input::ReadFailed { conn, digest, piece, block },
+            Event::Sent(_, len) => {
+                metrics::counter!("deploycore_gate_served_bytes").increment(u64::from(len));
+                gate::Input::Timeout
+            }
+        }
+    }
+
+    fn execute(&mut self) {
+        while let Some(output) = self.core.poll_output() {
+            match output {
+                gate::Output::Send(conn, message) => self.hub.send(conn, &message),
+                gate::Output::Close(conn, reason) => {
+                    tracing::warn!(%conn, reason, "closing a connection");
+                    self.hub.close(conn, &reason);
+                }
+                gate::Output::Serve { conn, digest, piece, block, offset, len } => {
+                    let source = Arc::new(StoreSource { store: Arc::clone(&self.gate.store), digest });
+                    self.hub.send_block(conn, digest, piece, block, offset, len, source);
+                }
+                gate::Output::Load(digest) => {
+                    let (store, counts) = (Arc::clone(&self.gate.store), Arc::clone(&self.gate.counts));
+                    self.tasks.spawn(async move { Done::Loaded(digest, load(&*store, &*counts, digest).await) });
+                }
+                gate::Output::Persist(digest, version, record) => {
+                    let counts = Arc::clone(&self.gate.counts);
+                    self.tasks.spawn(async move {
+                        persist(&*counts, digest, &record).await;
+                        Done::Persisted(digest, version)
+                    });
+                }
+            }
+        }
+    }
+}
+
+async fn load(store: &dyn ArtifactStore, counts: &dyn Counts, digest: Digest) -> Option<(u64, Record)> {
+    let manifest = match store.manifest(&digest).await {
+        Ok(Some(manifest)) => manifest,
+        Ok(None) => {
+            tracing::info!(digest = %digest.short(), "asked for an artifact that the store does not have");
+            return None;
+        }
+        Err(error) => {
+            tracing::warn!(digest = %digest.short(), error = chain(&error), "the store did not give a manifest");
+            return None;
+        }
+    };
+    let shape = Shape::of(&manifest);
+    match counts.load(&digest).await {
+        Ok(None) => Some((shape.size(), Record::new(&shape))),
+        Ok(Some(record)) if record.fits(&shape) => Some((shape.size(), record)),
+        Ok(Some(_)) => {
+            tracing::error!(digest = %digest.short(), "the counts are of another artifact: it is not served");
+            None
+        }
+        Err(error) => {
+            tracing::error!(digest = %digest.short(), %error, "the counts cannot be read: the artifact is not served");
+            None
+        }
+    }
+}
+
+/// Until it works: no lease goes out that is not counted.
+async fn persist(counts: &dyn Counts, digest: Digest, record: &Record) {
+    let mut delay = Duration::from_millis(100);
+    while let Err(error) = counts.save(&digest, record).await {
+        tracing::error!(digest = %digest.short(), %error, "the counts cannot be written: no leases meanwhile");
+        tokio::time::sleep(delay).await;
+        delay = (delay * 2).min(Duration::from_secs(5));
+    }
+}
+
+#[derive(Debug)]
+struct StoreSource {
+    store: Arc<dyn ArtifactStore>,
+    digest: Digest,
+}
+
+/// A store that takes longer for a block is taken for failed: the piece is leased again.
+const READ_TIME: Duration = Duration::from_secs(20);
+
+#[async_trait]
+impl BlockSource for StoreSource {
+    async fn read_block(&self, offset: u64, len: u32) -> io::Result<Bytes> {
+        let read = async {
+            let range = offset..offset + u64::from(len);
+            let mut chunks = self.store.read(&self.digest, range).await.map_err(io::Error::other)?;
+            let mut bytes = BytesMut::with_capacity(len as usize);
+            while let Some(chunk) = chunks.try_next().await.map_err(io::Error::other)? {
+                if bytes.is_empty() && chunk.len() == len as usize {
+                    return Ok(chunk);
+                }
+                bytes.extend_from_slice(&chunk);
+            }
+            Ok(bytes.freeze())
+        };
+        tokio::time::timeout(READ_TIME, read).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+}

@@ -1,0 +1,526 @@
+//! The task that owns a node's state machine.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use deploycore::model::{Digest, Manifest};
+use deploycore::port::swarm::{Error, FetchProgress, FetchRequest, FetchSummary, Limits, Priority, SwarmStats};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant as Clock, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::{Command, Guard, Joined, Node};
+use crate::core::bitfield::Bitfield;
+use crate::core::message::{Addr, Hello, PeerId, Role};
+use crate::core::peer::{self, Peer};
+use crate::core::shape::Shape;
+use crate::core::time::Instant;
+use crate::core::wire::Frame;
+use crate::net::connection::{Event, Hub};
+use crate::net::files::{Open, PieceFile, Stored};
+use crate::net::transport::Listener;
+
+/// How often progress is told.
+const PROGRESS: Duration = Duration::from_millis(50);
+
+/// An artifact that the node fetches or offers.
+#[derive(Debug)]
+struct Entry {
+    /// Tells one stay of an artifact from the next: what a task reports of an earlier one is ignored.
+    serial: u64,
+    manifest: Arc<Manifest>,
+    path: PathBuf,
+    priority: Priority,
+    limits: Limits,
+    open: Open,
+    file: Option<Arc<dyn PieceFile>>,
+    started: Clock,
+    resumed: u64,
+    progress: watch::Sender<FetchProgress>,
+    waiting: Vec<oneshot::Sender<Result<FetchSummary, Error>>>,
+    seeding: Vec<oneshot::Sender<Result<(), Error>>>,
+    guard: Weak<Guard>,
+    /// Set when it is complete and durable.
+    summary: Option<FetchSummary>,
+    /// Tasks that use its file.
+    busy: u32,
+    leaving: Vec<oneshot::Sender<()>>,
+    checkpointed: (u32, Clock),
+    checkpointing: bool,
+}
+
+/// What a task of the node has done, and with which stay of an artifact.
+#[derive(Debug)]
+struct Done {
+    digest: Digest,
+    serial: u64,
+    what: What,
+}
+
+#[derive(Debug)]
+enum What {
+    Opened(io::Result<Arc<dyn PieceFile>>, oneshot::Sender<Result<Joined, Error>>),
+    SeedOpened(io::Result<Arc<dyn PieceFile>>),
+    Verified(io::Result<Bitfield>),
+    Stored(u32, io::Result<Stored>),
+    Checkpointed(u32, io::Result<()>),
+    Finished(io::Result<()>),
+    Abandoned,
+}
+
+pub(super) struct Running<'a> {
+    node: &'a Node,
+    start: Clock,
+    core: Peer,
+    hub: Hub,
+    events: mpsc::Receiver<Event>,
+    tasks: JoinSet<Done>,
+    entries: BTreeMap<Digest, Entry>,
+    next_serial: u64,
+    progress_at: Clock,
+}
+
+impl<'a> Running<'a> {
+    pub(super) fn new(node: &'a Node, listener: Box<dyn Listener>) -> Self {
+        let settings = &node.settings;
+        let rng = settings.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
+        let addr = Addr::from(settings.advertise.as_deref().unwrap_or(&node.local_addr));
+        let trackers = settings.trackers.iter().map(|addr| Addr::from(addr.as_str())).collect();
+        let id = PeerId::of(&settings.name);
+        let core = Peer::new(settings.swarm.clone(), id, addr, trackers, rng, Instant::ZERO);
+        let hello = Hello {
+            region: settings.region.clone(),
+            name: settings.name.clone(),
+            incarnation: core.incarnation(),
+            role: Role::Node,
+        };
+        // Blocks travel through it: its length bounds what waits between the network and the machine.
+        let (sender, events) = mpsc::channel(32);
+        let hub = Hub::new(hello, Arc::clone(&node.transport), settings.timeouts.clone(), sender);
+        hub.accept(listener);
+        let start = Clock::now();
+        Self {
+            node,
+            start,
+            core,
+            hub,
+            events,
+            tasks: JoinSet::new(),
+            entries: BTreeMap::new(),
+            next_serial: 0,
+            progress_at: start,
+        }
+    }
+
+    fn now(&self) -> Instant {
+        Instant::at(self.start.elapsed())
+    }
+
+    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>, shutdown: CancellationToken) {
+        loop {
+            self.execute();
+            let core_timer = self.start + self.core.poll_timeout().since_start();
+            let fetching = self.entries.values().any(|entry| entry.summary.is_none());
+            let timer = if fetching { core_timer.min(self.progress_at) } else { core_timer };
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => break,
+                Some(done) = self.tasks.join_next() => match done {
+                    Ok(done) => self.done(done),
+                    Err(error) => tracing::error!(%error, "a task of the node failed"),
+                },
+                command = commands.recv() => match command {
+                    Some(command) => self.command(command),
+                    None => break,
+                },
+                Some(event) = self.events.recv() => self.event(event),
+                () = sleep_until(timer) => {}
+            }
+            let now = self.now();
+            if now >= self.core.poll_timeout() {
+                self.core.handle(peer::Input::Timeout, now);
+            }
+            if fetching && Clock::now() >= self.progress_at {
+                self.progress_at = Clock::now() + PROGRESS;
+                self.tell_progress();
+                self.checkpoint();
+            }
+        }
+    }
+
+    fn input(&mut self, input: peer::Input) {
+        let now = self.now();
+        self.core.handle(input, now);
+    }
+
+    fn event(&mut self, event: Event) {
+        let input = match event {
+            Event::Connected { conn, hello, dialed, writer, .. } => {
+                self.hub.opened(conn, writer);
+                let (peer, incarnation, role) = (PeerId::of(&hello.name), hello.incarnation, hello.role);
+                tracing::debug!(%conn, name = hello.name, ?role, "connected");
+                peer::Input::Connected { conn, peer, incarnation, role, dialed }
+            }
+            Event::ConnectFailed { addr } => peer::Input::ConnectFailed(addr),
+            Event::Disconnected(conn) => {
+                self.hub.closed(conn);
+                peer::Input::Disconnected(conn)
+            }
+            Event::Frame(conn, Frame::Control(message)) => peer::Input::Message(conn, message),
+            Event::Frame(conn, Frame::Block(block)) => peer::Input::Block(conn, block),
+            Event::Frame(conn, Frame::Hello(_)) => {
+                tracing::warn!(%conn, "closing a connection: a second hello");
+                self.hub.close(conn, "a second hello");
+                peer::Input::Disconnected(conn)
+            }
+            Event::Sent(conn, len) => {
+                metrics::counter!("deploycore_swarm_uploaded_bytes").increment(u64::from(len));
+                peer::Input::Sent(conn, len)
+            }
+            Event::ReadFailed { conn, digest, piece, block } => peer::Input::ReadFailed { conn, digest, piece, block },
+        };
+        self.input(input);
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Fetch(request, reply) => self.fetch(&request, reply),
+            Command::Seed(manifest, path, reply) => self.seed(manifest, &path, reply),
+            Command::Leave(digest, reply) => match self.entries.get_mut(&digest) {
+                Some(entry) => {
+                    entry.leaving.push(reply);
+                    self.input(peer::Input::Stop(digest));
+                    self.leave_if_quiet(&digest);
+                }
+                None => {
+                    let _ = reply.send(());
+                }
+            },
+            Command::Stats(reply) => {
+                let totals = self.core.totals();
+                let _ = reply.send(SwarmStats {
+                    fetching: self.entries.values().filter(|entry| entry.summary.is_none()).count() as u32,
+                    seeding: totals.seeding,
+                    peers: totals.peers,
+                    downloaded: totals.downloaded,
+                    uploaded: totals.uploaded,
+                    quarantined: totals.quarantined,
+                });
+            }
+        }
+    }
+
+    fn fetch(&mut self, request: &FetchRequest, reply: oneshot::Sender<Result<Joined, Error>>) {
+        let digest = request.manifest.digest();
+        if let Some(entry) = self.entries.get_mut(&digest) {
+            if entry.path != request.destination {
+                let _ = reply.send(Err(Error::Conflict { digest, path: entry.path.clone() }));
+                return;
+            }
+            if !entry.leaving.is_empty() {
+                let _ = reply.send(Err(Error::Stopped { digest }));
+                return;
+            }
+            let joined = self.join(&digest, request.priority, request.limits);
+            let _ = reply.send(joined.ok_or(Error::Stopped { digest }));
+            return;
+        }
+        self.insert(&request.manifest, &request.destination, Open::Fetch);
+        let Some(entry) = self.entries.get_mut(&digest) else { return };
+        (entry.priority, entry.limits) = (request.priority, request.limits);
+        self.open(&digest, move |opened| What::Opened(opened, reply));
+    }
+
+    /// A further caller for a fetch under way or complete. The more urgent of the priorities holds.
+    fn join(&mut self, digest: &Digest, priority: Priority, limits: Limits) -> Option<Joined> {
+        let entry = self.entries.get_mut(digest)?;
+        let (sender, done) = oneshot::channel();
+        let guard = entry.guard.upgrade().unwrap_or_else(|| Arc::new(Guard(CancellationToken::new())));
+        let progress = entry.progress.subscribe();
+        if let Some(summary) = &entry.summary {
+            let _ = sender.send(Ok(summary.clone()));
+            return Some(Joined { progress, done, guard });
+        }
+        entry.waiting.push(sender);
+        if entry.guard.upgrade().is_none() {
+            entry.guard = Arc::downgrade(&guard);
+            let (dropped, digest, serial) = (guard.0.clone(), *digest, entry.serial);
+            self.tasks.spawn(async move {
+                dropped.cancelled().await;
+                Done { digest, serial, what: What::Abandoned }
+            });
+        }
+        if priority > entry.priority || limits != entry.limits {
+            (entry.priority, entry.limits) = (priority.max(entry.priority), limits);
+            let adjust = peer::Input::Adjust(*digest, entry.priority, limits);
+            self.input(adjust);
+        }
+        Some(Joined { progress, done, guard })
+    }
+
+    fn seed(&mut self, manifest: Arc<Manifest>, path: &Path, reply: oneshot::Sender<Result<(), Error>>) {
+        let digest = manifest.digest();
+        if let Some(entry) = self.entries.get_mut(&digest) {
+            if entry.path != path {
+                let _ = reply.send(Err(Error::Conflict { digest, path: entry.path.clone() }));
+            } else if entry.summary.is_some() {
+                let _ = reply.send(Ok(()));
+            } else {
+                entry.seeding.push(reply);
+            }
+            return;
+        }
+        self.insert(&manifest, path, Open::Seed);
+        if let Some(entry) = self.entries.get_mut(&digest) {
+            entry.seeding.push(reply);
+        }
+        self.open(&digest, What::SeedOpened);
+    }
+
+    fn insert(&mut self, manifest: &Arc<Manifest>, path: &Path, open: Open) {
+        self.next_serial += 1;
+        let waiting_for = Some("the verification of what is on disk".to_owned());
+        let (progress, _) = watch::channel(FetchProgress { waiting_for, ..FetchProgress::default() });
+        let entry = Entry {
+            serial: self.next_serial,
+            path: path.to_owned(),
+            priority: Priority::Normal,
+            limits: Limits::default(),
+            open,
+            file: None,
+            started: Clock::now(),
+            resumed: 0,
+            progress,
+            waiting: Vec::new(),
+            seeding: Vec::new(),
+            guard: Weak::new(),
+            summary: None,
+            busy: 0,
+            leaving: Vec::new(),
+            checkpointed: (0, Clock::now()),
+            checkpointing: false,
+            manifest: Arc::clone(manifest),
+        };
+        self.entries.insert(manifest.digest(), entry);
+    }
+
+    fn open(&mut self, digest: &Digest, what: impl FnOnce(io::Result<Arc<dyn PieceFile>>) -> What + Send + 'static) {
+        let Some(entry) = self.entries.get(digest) else { return };
+        let (files, manifest) = (Arc::clone(&self.node.files), Arc::clone(&entry.manifest));
+        let (path, open) = (entry.path.clone(), entry.open);
+        self.work(digest, async move { what(files.open(manifest, &path, open).await) });
+    }
+
+    /// Runs a task that uses an artifact's file; leaving the artifact waits for it.
+    fn work(&mut self, digest: &Digest, work: impl Future<Output = What> + Send + 'static) {
+        let Some(entry) = self.entries.get_mut(digest) else { return };
+        entry.busy += 1;
+        let (digest, serial) = (*digest, entry.serial);
+        self.tasks.spawn(async move { Done { digest, serial, what: work.await } });
+    }
+
+    fn done(&mut self, done: Done) {
+        let Done { digest, serial, what } = done;
+        let Some(entry) = self.entries.get_mut(&digest).filter(|entry| entry.serial == serial) else {
+            return;
+        };
+        if !matches!(what, What::Abandoned) {
+            entry.busy -= 1;
+        }
+        let leaving = !entry.leaving.is_empty();
+        match what {
+            What::Abandoned => {
+                let wanted = entry.guard.upgrade().is_some() || !entry.seeding.is_empty();
+                if entry.summary.is_none() && !wanted {
+                    tracing::info!(digest = %digest.short(), "nobody waits for the fetch any more: it stops");
+                    self.drop_entry(&digest);
+                }
+                return;
+            }
+            What::Opened(Err(source), reply) => {
+                let path = entry.path.clone();
+                let _ = reply.send(Err(Error::Disk { path: path.clone(), source: copy(&source) }));
+                self.fail(&digest, || Error::Disk { path: path.clone(), source: copy(&source) });
+            }
+            What::Opened(Ok(file), reply) => {
+                entry.file = Some(Arc::clone(&file));
+                let (priority, limits) = (entry.priority, entry.limits);
+                if let Some(joined) = self.join(&digest, priority, limits) {
+                    let _ = reply.send(Ok(joined));
+                }
+                if !leaving {
+                    self.work(&digest, async move { What::Verified(file.verify().await) });
+                }
+            }
+            What::SeedOpened(Ok(file)) => {
+                entry.file = Some(Arc::clone(&file));
+                if !leaving {
+                    self.work(&digest, async move { What::Verified(file.verify().await) });
+                }
+            }
+            What::Verified(Ok(have)) if !leaving => self.verified(&digest, have),
+            What::Stored(piece, Ok(stored)) if !leaving => {
+                let Stored { verified, blocks } = stored;
+                metrics::counter!("deploycore_swarm_pieces", "verified" => if verified { "yes" } else { "no" })
+                    .increment(1);
+                self.input(peer::Input::Stored { digest, piece, verified, blocks });
+            }
+            What::Checkpointed(pieces, Ok(())) => {
+                entry.checkpointing = false;
+                entry.checkpointed = (pieces, Clock::now());
+            }
+            What::Finished(Ok(())) if !leaving => self.finished(&digest),
+            What::SeedOpened(Err(source))
+            | What::Verified(Err(source))
+            | What::Stored(_, Err(source))
+            | What::Checkpointed(_, Err(source))
+            | What::Finished(Err(source)) => self.fail_disk(&digest, &source),
+            What::Verified(_) | What::Stored(..) | What::Finished(_) => {}
+        }
+        self.leave_if_quiet(&digest);
+    }
+
+    fn verified(&mut self, digest: &Digest, have: Bitfield) {
+        let Some(entry) = self.entries.get_mut(digest) else { return };
+        if entry.open == Open::Seed && !have.is_full() {
+            let (path, missing) = (entry.path.clone(), have.len() - have.count());
+            let detail = format!("{missing} of {} pieces do not verify", have.len());
+            let digest = *digest;
+            return self.fail(&digest, || Error::Corrupt { digest, path: path.clone(), detail: detail.clone() });
+        }
+        let shape = Shape::of(&entry.manifest);
+        entry.resumed = have.iter().map(|piece| shape.piece_len(piece)).sum();
+        entry.checkpointed = (have.count(), Clock::now());
+        let (priority, limits) = (entry.priority, entry.limits);
+        self.input(peer::Input::Start { shape, have, priority, limits });
+    }
+
+    fn finished(&mut self, digest: &Digest) {
+        let progress = self.core.progress(digest).unwrap_or_default();
+        let Some(entry) = self.entries.get_mut(digest) else { return };
+        let summary = FetchSummary {
+            from_store: progress.from_store,
+            from_peers: progress.from_peers,
+            resumed: entry.resumed,
+            bad_pieces: progress.bad_pieces,
+            elapsed: entry.started.elapsed(),
+        };
+        if entry.open == Open::Fetch {
+            tracing::info!(digest = %digest.short(), ?summary, wasted = progress.wasted, "fetched");
+        }
+        entry.summary = Some(summary.clone());
+        entry.progress.send_replace(told(&progress));
+        entry.waiting.drain(..).for_each(|waiting| drop(waiting.send(Ok(summary.clone()))));
+        entry.seeding.drain(..).for_each(|waiting| drop(waiting.send(Ok(()))));
+    }
+
+    fn fail_disk(&mut self, digest: &Digest, source: &io::Error) {
+        let Some(path) = self.entries.get(digest).map(|entry| entry.path.clone()) else { return };
+        self.fail(digest, || Error::Disk { path: path.clone(), source: copy(source) });
+    }
+
+    /// Ends an artifact's stay with an error for all who wait.
+    fn fail(&mut self, digest: &Digest, error: impl Fn() -> Error) {
+        let Some(entry) = self.entries.get_mut(digest) else { return };
+        tracing::warn!(digest = %digest.short(), error = deploycore::port::chain(&error()), "the artifact is given up");
+        entry.waiting.drain(..).for_each(|waiting| drop(waiting.send(Err(error()))));
+        entry.seeding.drain(..).for_each(|waiting| drop(waiting.send(Err(error()))));
+        self.drop_entry(digest);
+    }
+
+    fn drop_entry(&mut self, digest: &Digest) {
+        if let Some(entry) = self.entries.remove(digest) {
+            for reply in entry.leaving {
+                let _ = reply.send(());
+            }
+            self.input(peer::Input::Stop(*digest));
+        }
+    }
+
+    /// Ends an artifact's stay once it is to be left and no task uses its file. Those who wait see it stopped.
+    fn leave_if_quiet(&mut self, digest: &Digest) {
+        if self.entries.get(digest).is_some_and(|entry| !entry.leaving.is_empty() && entry.busy == 0) {
+            self.drop_entry(digest);
+        }
+    }
+
+    fn execute(&mut self) {
+        while let Some(output) = self.core.poll_output() {
+            match output {
+                peer::Output::Connect(addr, _) => self.hub.connect(addr),
+                peer::Output::Close(conn, reason) => {
+                    tracing::debug!(%conn, reason, "closing a connection");
+                    self.hub.close(conn, &reason);
+                }
+                peer::Output::Send(conn, message) => self.hub.send(conn, &message),
+                peer::Output::SendBlock { conn, digest, piece, block, offset, len } => {
+                    match self.entries.get(&digest).and_then(|entry| entry.file.clone()) {
+                        Some(file) => self.hub.send_block(conn, digest, piece, block, offset, len, Arc::new(file)),
+                        None => self.input(peer::Input::ReadFailed { conn, digest, piece, block }),
+                    }
+                }
+                peer::Output::Store { digest, piece, blocks, hash_blocks } => {
+                    if let Some(file) = self.entries.get(&digest).and_then(|entry| entry.file.clone()) {
+                        self.work(
+                            &digest,
+                            async move { What::Stored(piece, file.store(piece, blocks, hash_blocks).await) },
+                        );
+                    }
+                }
+                peer::Output::Complete(digest) => {
+                    if let Some(file) = self.entries.get(&digest).and_then(|entry| entry.file.clone()) {
+                        self.work(&digest, async move { What::Finished(file.finish().await) });
+                    }
+                }
+            }
+        }
+    }
+
+    fn tell_progress(&mut self) {
+        for (digest, entry) in self.entries.iter().filter(|(_, entry)| entry.summary.is_none()) {
+            let Some(progress) = self.core.progress(digest) else { continue };
+            let next = told(&progress);
+            entry.progress.send_if_modified(|last| {
+                let changed = *last != next;
+                *last = next;
+                changed
+            });
+        }
+    }
+
+    fn checkpoint(&mut self) {
+        let mut due = Vec::new();
+        for (digest, entry) in &mut self.entries {
+            let Some(have) = self.core.have(digest) else { continue };
+            let (pieces, at) = entry.checkpointed;
+            let waits = entry.checkpointing || at.elapsed() < self.node.settings.checkpoint;
+            if entry.summary.is_none() && !waits && have.count() > pieces && !have.is_full() {
+                entry.checkpointing = true;
+                due.push((*digest, have.clone()));
+            }
+        }
+        for (digest, have) in due {
+            if let Some(file) = self.entries.get(&digest).and_then(|entry| entry.file.clone()) {
+                self.work(&digest, async move { What::Checkpointed(have.count(), file.checkpoint(&have).await) });
+            }
+        }
+    }
+}
+
+fn told(progress: &peer::Progress) -> FetchProgress {
+    FetchProgress {
+        pieces: progress.pieces,
+        bytes: progress.bytes,
+        peers: progress.peers,
+        waiting_for: progress.waiting_for.clone(),
+    }
+}
+
+/// An I/O error again: the original cannot be cloned, and several may wait for it.
+fn copy(error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), error.to_string())
+}

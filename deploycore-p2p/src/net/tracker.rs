@@ -1,0 +1,152 @@
+//! The tracker as a service.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+
+use deploycore::model::RegionName;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tokio::time::{Instant as Clock, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::connection::{Event, Hub};
+use super::transport::{Listener, Tcp, Transport};
+use super::{Security, Timeouts};
+use crate::core::message::{Hello, PeerId, Role};
+use crate::core::time::Instant;
+use crate::core::tracker;
+use crate::core::wire::Frame;
+
+/// How a tracker is set up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrackerSettings {
+    /// Its name, unique in the region.
+    pub name: String,
+    /// The region.
+    pub region: RegionName,
+    /// Where to listen, as `host:port`; port 0 takes a free one.
+    pub listen: String,
+    /// How connections are protected.
+    pub security: Security,
+    /// Time limits of connections.
+    #[serde(default)]
+    pub timeouts: Timeouts,
+    /// How it introduces.
+    #[serde(default)]
+    pub tracking: tracker::Settings,
+    /// Seeds its choices; drawn anew at each start if not given.
+    #[serde(default)]
+    pub seed: Option<u64>,
+}
+
+impl TrackerSettings {
+    /// Settings of a tracker that listens on a free port of this host.
+    pub fn new(name: impl Into<String>, region: RegionName, security: Security) -> Self {
+        Self {
+            name: name.into(),
+            region,
+            listen: "127.0.0.1:0".to_owned(),
+            security,
+            timeouts: Timeouts::default(),
+            tracking: tracker::Settings::default(),
+            seed: None,
+        }
+    }
+
+    /// Listens there.
+    #[must_use]
+    pub fn with_listen(mut self, addr: impl Into<String>) -> Self {
+        self.listen = addr.into();
+        self
+    }
+}
+
+/// Introduces the members of a region to each other. Soft state only: it may be killed and started again at any time.
+#[derive(Debug)]
+pub struct Tracker {
+    settings: TrackerSettings,
+    transport: Arc<dyn Transport>,
+    local_addr: String,
+    listener: Mutex<Option<Box<dyn Listener>>>,
+}
+
+impl Tracker {
+    /// Opens the port. Connections are answered once [`run`](Self::run) runs.
+    pub async fn bind(settings: TrackerSettings) -> io::Result<Self> {
+        Self::bind_with(settings, Arc::new(Tcp)).await
+    }
+
+    /// As [`bind`](Self::bind), over another transport.
+    pub async fn bind_with(settings: TrackerSettings, transport: Arc<dyn Transport>) -> io::Result<Self> {
+        let listener = transport.listen(&settings.listen).await?;
+        let local_addr = listener.local_addr()?;
+        Ok(Self { settings, transport, local_addr, listener: Mutex::new(Some(listener)) })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> &str {
+        &self.local_addr
+    }
+
+    /// Serves until told to end. It can run once.
+    ///
+    /// # Panics
+    ///
+    /// When called a second time.
+    #[tracing::instrument(name = "tracker", skip_all, fields(region = %self.settings.region))]
+    pub async fn run(&self, shutdown: CancellationToken) {
+        let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let listener = listener.expect("a tracker runs once");
+        let start = Clock::now();
+        let now = || Instant::at(start.elapsed());
+        let rng = self.settings.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed);
+        let mut core = tracker::Tracker::new(self.settings.tracking.clone(), rng, now());
+        let hello = Hello {
+            region: self.settings.region.clone(),
+            name: self.settings.name.clone(),
+            incarnation: fastrand::u64(..),
+            role: Role::Tracker,
+        };
+        let (sender, mut events) = mpsc::channel(256);
+        let mut hub = Hub::new(hello, Arc::clone(&self.transport), self.settings.timeouts.clone(), sender);
+        hub.accept(listener);
+        loop {
+            while let Some(output) = core.poll_output() {
+                match output {
+                    tracker::Output::Send(conn, message) => hub.send(conn, &message),
+                    tracker::Output::Close(conn, reason) => {
+                        tracing::warn!(%conn, reason, "closing a connection");
+                        hub.close(conn, &reason);
+                    }
+                }
+            }
+            let timer = start + core.poll_timeout().since_start();
+            let event = tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                event = events.recv() => event,
+                () = sleep_until(timer) => None,
+            };
+            let input = match event {
+                Some(Event::Connected { conn, hello, host, writer, .. }) => {
+                    hub.opened(conn, writer);
+                    tracker::Input::Connected { conn, peer: PeerId::of(&hello.name), role: hello.role, host }
+                }
+                Some(Event::Disconnected(conn)) => {
+                    hub.closed(conn);
+                    tracker::Input::Disconnected(conn)
+                }
+                Some(Event::Frame(conn, Frame::Control(message))) => tracker::Input::Message(conn, message),
+                Some(Event::Frame(conn, frame)) => {
+                    tracing::warn!(%conn, ?frame, "closing a connection: a tracker takes control messages only");
+                    hub.close(conn, "not a control message");
+                    tracker::Input::Disconnected(conn)
+                }
+                Some(_) | None => tracker::Input::Timeout,
+            };
+            core.handle(input, now());
+        }
+    }
+}

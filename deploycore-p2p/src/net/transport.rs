@@ -1,0 +1,79 @@
+//! What connections are made of.
+
+use std::fmt::Debug;
+use std::io;
+
+use async_trait::async_trait;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+
+/// A connection: two halves, and the host at the other end.
+pub struct Connection {
+    /// What comes.
+    pub read: Box<dyn AsyncRead + Send + Unpin>,
+    /// What goes.
+    pub write: Box<dyn AsyncWrite + Send + Unpin>,
+    /// The other end's host, as an address without port.
+    pub host: String,
+}
+
+impl Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").field("host", &self.host).finish_non_exhaustive()
+    }
+}
+
+/// How members reach each other.
+#[async_trait]
+pub trait Transport: Send + Sync + Debug + 'static {
+    /// Listens at `host:port`; port 0 means any free one.
+    async fn listen(&self, addr: &str) -> io::Result<Box<dyn Listener>>;
+
+    /// Connects to `host:port`. The name is resolved anew each time. Cancel safe.
+    async fn connect(&self, addr: &str) -> io::Result<Connection>;
+}
+
+/// An open port.
+#[async_trait]
+pub trait Listener: Send + Debug {
+    /// The next connection. Cancel safe.
+    async fn accept(&mut self) -> io::Result<Connection>;
+
+    /// Where it listens, as `host:port`.
+    fn local_addr(&self) -> io::Result<String>;
+}
+
+/// Plain TCP.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tcp;
+
+fn connection(stream: TcpStream) -> io::Result<Connection> {
+    // Control messages are small and wanted at once; blocks are written whole.
+    stream.set_nodelay(true)?;
+    let host = stream.peer_addr()?.ip().to_string();
+    let (read, write) = stream.into_split();
+    Ok(Connection { read: Box::new(read), write: Box::new(write), host })
+}
+
+#[async_trait]
+impl Transport for Tcp {
+    async fn listen(&self, addr: &str) -> io::Result<Box<dyn Listener>> {
+        Ok(Box::new(TcpListener::bind(addr).await?))
+    }
+
+    async fn connect(&self, addr: &str) -> io::Result<Connection> {
+        connection(TcpStream::connect(addr).await?)
+    }
+}
+
+#[async_trait]
+impl Listener for TcpListener {
+    async fn accept(&mut self) -> io::Result<Connection> {
+        let (stream, _) = TcpListener::accept(self).await?;
+        connection(stream)
+    }
+
+    fn local_addr(&self) -> io::Result<String> {
+        TcpListener::local_addr(self).map(|addr| addr.to_string())
+    }
+}
