@@ -19,7 +19,7 @@ use futures::TryStreamExt;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 
 /// A repository with a scratch folder beside it.
 struct Place {

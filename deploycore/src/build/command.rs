@@ -17,6 +17,7 @@ mod settings;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::time::timeout;
@@ -71,17 +72,12 @@ impl CommandBuilder {
         let stop = context.stop.child_token();
         let run = program.run(Sink::log(&context.log), settings.stop_grace, &stop);
         tokio::pin!(run);
-        let exit = match settings.time_limit {
-            None => run.await,
-            Some(limit) => match timeout(limit, &mut run).await {
-                Ok(exit) => exit,
-                Err(_) => {
-                    stop.cancel();
-                    let _ = run.await;
-                    let text = format!("the build command was stopped after its time limit of {limit:?}");
-                    return Err(BuildError::Timeout(text));
-                }
-            },
+        let limit = settings.time_limit.unwrap_or(Duration::MAX);
+        let Ok(exit) = timeout(limit, &mut run).await else {
+            stop.cancel();
+            let _ = run.await;
+            let text = format!("the build command was stopped after its time limit of {limit:?}");
+            return Err(BuildError::Timeout(text));
         };
         let exit = exit.map_err(|error| BuildError::infrastructure("the build command could not be started", error))?;
         judge(exit, &context.log, &settings.command)

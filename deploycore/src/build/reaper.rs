@@ -30,7 +30,8 @@ pub struct ReaperSettings {
     pub lost_after: Duration,
     /// The delay before a job's second rescue; it doubles with each further one. The first has none.
     pub rescue: Backoff,
-    /// Finished jobs are deleted at this age; never by default. It must leave the registrar time to see them.
+    /// Finished jobs are deleted at this age; never by default. It must leave the registrar time to see them. Written in hours:
+    /// `720h`.
     #[serde(with = "friendly_option")]
     pub prune_after: Option<Duration>,
     /// How long one call to the queue may take; 30 s by default.

@@ -274,7 +274,9 @@ mod tests {
         #[test]
         fn only_pins_that_no_goal_needs_are_spare(deployed in prop::collection::vec(0_u8..9, 1..20), pinned in prop::collection::btree_set(0_u8..12, 0..12)) {
             let mut history = Vec::new();
-            deployed.iter().for_each(|artifact| deploy(&mut history, *artifact));
+            for artifact in &deployed {
+                deploy(&mut history, *artifact);
+            }
             let name = |artifact: &u8| content(*artifact).artifact.name;
             let spare = spare_pins(&history, pinned.iter().map(name).collect());
             let wanted: BTreeSet<_> = pinned.iter().filter(|artifact| !deployed.contains(artifact)).map(name).collect();

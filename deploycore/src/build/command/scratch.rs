@@ -143,7 +143,7 @@ impl Folder {
         match ended {
             Ok(0) => {}
             Ok(count) => {
-                tracing::warn!(count, folder = %self.path().display(), "processes that left their build were killed")
+                tracing::warn!(count, folder = %self.path().display(), "processes that left their build were killed");
             }
             Err(error) => tracing::warn!(%error, "processes that left their build could not be looked for"),
         }

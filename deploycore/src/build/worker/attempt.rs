@@ -83,7 +83,7 @@ impl Attempt {
         tokio::pin!(work);
         tokio::select! {
             biased;
-            end = &mut work => return end,
+            end = &mut work => return self.heard(end),
             _ = self.held.stopped() => {}
         }
         // What it still yields is not wanted. Past the grace its drop must end it.
@@ -92,6 +92,14 @@ impl Attempt {
             tracing::warn!(grace = ?self.shared.settings.stop_grace, "the build did not stop when told; it is dropped");
         }
         End::Stopped(self.held.verdict().unwrap_or(Verdict::Lost))
+    }
+
+    /// A build that failed because it was told to stop did not fail. One whose bytes are stored is done in any case.
+    fn heard(&self, end: End) -> End {
+        match (end, self.held.verdict()) {
+            (End::Failed(_), Some(verdict)) => End::Stopped(verdict),
+            (end, _) => end,
+        }
     }
 
     async fn produce(&self) -> End {

@@ -1,0 +1,474 @@
+//! Deployer, mirror and board over the memory backends, in virtual time.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use deploycore::deploy::{
+    DeployRequest, Deployer, DeployerSettings, Error, Mirror, MirrorSettings, Redeploy, ReportBoard,
+};
+use deploycore::memory::{Clock, Goals, Ledger};
+use deploycore::model::{
+    ArtifactName, ArtifactRef, ClaimId, CopyState, Digest, Generation, Goal, GoalEpoch, GoalPosition, JobId, Labels,
+    MachineName, MachineReport, NewArtifact, Origin, PinHolder, RegionName, Revision, RunSpec, Selector, ServiceName,
+    ServicePhase, ServiceReport, Timestamp,
+};
+use deploycore::port::goals::{self, Changes, Expect, Snapshot, Stored};
+use deploycore::port::ledger::{self, ClaimRequest};
+use deploycore::port::{BackendError, GoalStateStore, ReplicationLedger, ReportSink};
+use futures::stream::BoxStream;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn web() -> ServiceName {
+    ServiceName::new("web").unwrap()
+}
+
+fn region(name: &str) -> RegionName {
+    RegionName::new(name).unwrap()
+}
+
+fn at(generation: u64) -> GoalPosition {
+    GoalPosition { epoch: GoalEpoch(0), generation: Generation(generation) }
+}
+
+/// Goals behind a bad line.
+#[derive(Debug, Default)]
+struct Line {
+    goals: Goals,
+    down: AtomicBool,
+    /// The next puts arrive, their replies do not.
+    lost_replies: Mutex<usize>,
+    /// Written by someone else just before the next put.
+    rivals: Mutex<VecDeque<Goal>>,
+    /// Written by someone else just after the next put.
+    followers: Mutex<VecDeque<Goal>>,
+}
+
+impl Line {
+    fn check(&self) -> Result<(), goals::Error> {
+        if self.down.load(Ordering::SeqCst) {
+            return Err(BackendError::retryable("line", "down").into());
+        }
+        Ok(())
+    }
+
+    async fn write(&self, goal: &Goal) {
+        let current = self.goals.get(&goal.service).await.unwrap();
+        let expect = current.map_or(Expect::Absent, |stored| Expect::At(stored.revision));
+        self.goals.put(goal, expect).await.unwrap();
+    }
+}
+
+#[async_trait]
+impl GoalStateStore for Line {
+    async fn get(&self, service: &ServiceName) -> Result<Option<Stored>, goals::Error> {
+        self.check()?;
+        self.goals.get(service).await
+    }
+    async fn list(&self, prefix: &str) -> Result<Snapshot, goals::Error> {
+        self.check()?;
+        self.goals.list(prefix).await
+    }
+    async fn put(&self, goal: &Goal, expect: Expect) -> Result<Revision, goals::Error> {
+        self.check()?;
+        let rival = self.rivals.lock().unwrap().pop_front();
+        if let Some(rival) = rival {
+            self.write(&rival).await;
+        }
+        let answer = self.goals.put(goal, expect).await;
+        let follower = self.followers.lock().unwrap().pop_front();
+        if let Some(follower) = follower {
+            self.write(&follower).await;
+        }
+        let mut lost = self.lost_replies.lock().unwrap();
+        if *lost > 0 {
+            *lost -= 1;
+            return Err(BackendError::retryable("line", "no reply").into());
+        }
+        answer
+    }
+    async fn history(&self, service: &ServiceName, limit: usize) -> Result<Vec<Stored>, goals::Error> {
+        self.check()?;
+        self.goals.history(service, limit).await
+    }
+    async fn changes(&self, since: Revision) -> Result<Changes, goals::Error> {
+        self.check()?;
+        self.goals.changes(since).await
+    }
+    fn watch(&self, since: Revision) -> BoxStream<'static, Result<Changes, goals::Error>> {
+        self.goals.watch(since)
+    }
+    async fn compact(&self, through: Revision) -> Result<(), goals::Error> {
+        self.goals.compact(through).await
+    }
+}
+
+struct Yard {
+    goals: Arc<Line>,
+    ledger: Arc<Ledger>,
+    board: Arc<ReportBoard>,
+    deployer: Deployer,
+}
+
+impl Yard {
+    fn new() -> Self {
+        let (goals, ledger, board) = (Arc::<Line>::default(), Arc::new(Ledger::new(Clock::default())), Arc::default());
+        let deployer = deployer(&goals, &ledger, &board);
+        Self { goals, ledger, board, deployer }
+    }
+
+    /// Registers an artifact of `web` and copies it to these of its regions `r1` and `r2`.
+    async fn artifact(&self, number: u8, regions: &[&str]) -> ArtifactName {
+        let name = ArtifactName::new(format!("web-{number}")).unwrap();
+        let artifact = ArtifactRef { name: name.clone(), digest: Digest::of(&[number]), size: 1 };
+        let required = [region("r1"), region("r2")].into();
+        let new = NewArtifact { artifact, service: web(), job: JobId::new(), required };
+        self.ledger.register(&new).await.unwrap();
+        self.copy(&name, regions).await;
+        name
+    }
+
+    async fn copy(&self, name: &ArtifactName, regions: &[&str]) {
+        for place in regions {
+            let claim = ClaimRequest { claim: ClaimId::new(), region: region(place), lease: secs(60), limit: 100 };
+            for task in self.ledger.claim(&claim).await.unwrap() {
+                if task.artifact.name == *name {
+                    self.ledger.complete(&task.lease).await.unwrap();
+                }
+            }
+        }
+    }
+
+    async fn deployed(&self, numbers: impl IntoIterator<Item = u8>) {
+        for number in numbers {
+            let artifact = self.artifact(number, &["r1", "r2"]).await;
+            self.deployer.deploy(&DeployRequest::new(web(), artifact)).await.unwrap();
+        }
+    }
+
+    async fn pins(&self) -> Vec<String> {
+        let page = self.ledger.list(&ledger::LedgerFilter::default(), None, 1000).await.unwrap();
+        let pinned = page.artifacts.into_iter().filter(|status| status.pins.contains(&PinHolder::goal(&web())));
+        let mut names: Vec<_> = pinned.map(|status| status.registered.artifact.name.to_string()).collect();
+        names.sort();
+        names
+    }
+
+    async fn report(&self, machine: &str, generation: u64, phase: ServicePhase) {
+        let service = ServiceReport {
+            service: web(),
+            goal: at(generation),
+            phase,
+            current: None,
+            pid: None,
+            port: None,
+            bytes_fetched: 0,
+            message: Some("not ready within 60 s".to_owned()),
+        };
+        let report = MachineReport {
+            machine: MachineName::new(machine).unwrap(),
+            region: region("r1"),
+            labels: Labels(BTreeMap::new()),
+            agent_pid: 1,
+            services: vec![service],
+        };
+        self.board.report(&report).await.unwrap();
+    }
+}
+
+fn deployer(goals: &Arc<Line>, ledger: &Arc<Ledger>, board: &Arc<ReportBoard>) -> Deployer {
+    Deployer::new(DeployerSettings::default(), goals.clone(), ledger.clone())
+        .with_directory(region("r1"), board.clone())
+        .with_clock(|| Timestamp::UNIX_EPOCH)
+        .with_seed(1)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deploy_waits_for_every_region_and_names_the_missing() {
+    let yard = Yard::new();
+    let artifact = yard.artifact(1, &["r1"]).await;
+    let request = DeployRequest::new(web(), artifact);
+    let error = yard.deployer.deploy(&request).await.unwrap_err();
+    let Error::Ledger(ledger::Error::NotDeployable { missing, .. }) = &error else { panic!("{error:?}") };
+    assert_eq!(*missing, BTreeMap::from([(region("r2"), CopyState::Pending)]));
+    assert!(error.is_retryable() && error.to_string().contains("r2 (pending)"), "{error}");
+    assert!(yard.deployer.current(&web()).await.unwrap().is_none());
+    assert!(yard.pins().await.is_empty());
+
+    yard.copy(&request.artifact, &["r2"]).await;
+    assert_eq!(yard.deployer.deploy(&request).await.unwrap().position, at(1));
+    assert_eq!(yard.pins().await, ["web-1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn unknown_artifacts_and_those_of_another_service_are_refused() {
+    let yard = Yard::new();
+    let artifact = yard.artifact(1, &["r1", "r2"]).await;
+    let other = ServiceName::new("other").unwrap();
+    let error = yard.deployer.deploy(&DeployRequest::new(other, artifact)).await.unwrap_err();
+    assert_eq!(error.to_string(), "artifact web-1 is of service web, not of other");
+    let unknown = DeployRequest::new(web(), ArtifactName::new("web-9").unwrap());
+    let error = yard.deployer.deploy(&unknown).await.unwrap_err();
+    assert!(matches!(error, Error::Ledger(ledger::Error::NotFound { .. })), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_repeated_deploy_changes_nothing_and_any_other_content_is_a_new_generation() {
+    let yard = Yard::new();
+    let artifact = yard.artifact(1, &["r1", "r2"]).await;
+    let request = DeployRequest::new(web(), artifact);
+    let first = yard.deployer.deploy(&request).await.unwrap();
+    assert_eq!((first.position, first.origin), (at(1), Origin::Deploy));
+    assert_eq!(yard.deployer.deploy(&request).await.unwrap(), first);
+    let run = RunSpec { args: vec!["-v".to_owned()], ..RunSpec::default() };
+    let second = yard.deployer.deploy(&request.clone().with_run(run)).await.unwrap();
+    assert_eq!(second.position, at(2));
+    let third = yard.deployer.deploy(&request.clone().with_redeploy(Redeploy::Always)).await.unwrap();
+    let fourth = yard.deployer.deploy(&request.with_redeploy(Redeploy::Always)).await.unwrap();
+    assert_eq!((third.position, fourth.position), (at(3), at(4)));
+    assert_eq!(yard.pins().await, ["web-1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_rollback_goes_further_back_and_history_stays() {
+    let yard = Yard::new();
+    yard.deployed(1..=3).await;
+    let back = async |to| yard.deployer.rollback(&web(), to).await;
+    let goal = back(None).await.unwrap();
+    assert_eq!((goal.position, goal.artifact.name.as_str()), (at(4), "web-2"));
+    assert_eq!(goal.origin, Origin::Rollback { restores: at(2) });
+    let goal = back(None).await.unwrap();
+    assert_eq!((goal.position, goal.origin), (at(5), Origin::Rollback { restores: at(1) }));
+    assert!(matches!(back(None).await.unwrap_err(), Error::NothingToRollBackTo { .. }));
+    // By name it may be repeated, and forwards too. A rollback's own generation stands for what it restored.
+    let goal = back(Some(Generation(3))).await.unwrap();
+    assert_eq!((goal.position, goal.origin), (at(6), Origin::Rollback { restores: at(3) }));
+    assert_eq!(back(Some(Generation(3))).await.unwrap(), goal);
+    let goal = back(Some(Generation(4))).await.unwrap();
+    assert_eq!((goal.position, goal.origin), (at(7), Origin::Rollback { restores: at(2) }));
+    let history = yard.deployer.history(&web()).await.unwrap();
+    let positions: Vec<_> = history.iter().map(|stored| stored.goal.position.generation.0).collect();
+    assert_eq!(positions, [7, 6, 5, 4, 3, 2, 1]);
+    assert_eq!(yard.pins().await, ["web-1", "web-2", "web-3"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rollback_to_an_artifact_that_a_region_lost_is_refused() {
+    let yard = Yard::new();
+    yard.deployed(1..=2).await;
+    let lost = ArtifactName::new("web-1").unwrap();
+    let epoch = yard.ledger.status(&lost).await.unwrap().unwrap().copies[&region("r2")].epoch;
+    yard.ledger.reopen(&lost, &region("r2"), epoch, "gone").await.unwrap();
+    let error = yard.deployer.rollback(&web(), None).await.unwrap_err();
+    assert!(matches!(error, Error::Ledger(ledger::Error::NotDeployable { .. })), "{error}");
+    assert_eq!(yard.deployer.current(&web()).await.unwrap().unwrap().goal.position, at(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_reply_is_not_written_twice_even_when_others_wrote_since() {
+    let yard = Yard::new();
+    yard.deployed(1..=1).await;
+    *yard.goals.lost_replies.lock().unwrap() = 2;
+    yard.deployed(2..=2).await;
+    assert_eq!(yard.deployer.current(&web()).await.unwrap().unwrap().goal.position, at(2));
+    // The reply is lost, and before the repetition another goal is there.
+    let current = yard.deployer.current(&web()).await.unwrap().unwrap().goal;
+    yard.goals.followers.lock().unwrap().push_back(Goal { position: at(4), ..current });
+    *yard.goals.lost_replies.lock().unwrap() = 1;
+    let artifact = yard.artifact(3, &["r1", "r2"]).await;
+    let goal = yard.deployer.deploy(&DeployRequest::new(web(), artifact)).await.unwrap();
+    assert_eq!(goal.position, at(3));
+    assert_eq!(yard.deployer.current(&web()).await.unwrap().unwrap().goal.position, at(4));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deploy_that_lost_a_race_comes_after_and_a_rollback_stops() {
+    let yard = Yard::new();
+    yard.deployed(1..=2).await;
+    let current = yard.deployer.current(&web()).await.unwrap().unwrap().goal;
+    yard.artifact(9, &["r1", "r2"]).await;
+    let rival = |generation| {
+        let artifact = ArtifactRef { name: ArtifactName::new("web-9").unwrap(), ..current.artifact.clone() };
+        Goal { position: at(generation), artifact, ..current.clone() }
+    };
+    yard.goals.rivals.lock().unwrap().push_back(rival(3));
+    let artifact = yard.artifact(3, &["r1", "r2"]).await;
+    let goal = yard.deployer.deploy(&DeployRequest::new(web(), artifact)).await.unwrap();
+    assert_eq!(goal.position, at(4));
+    yard.goals.rivals.lock().unwrap().push_back(rival(5));
+    let error = yard.deployer.rollback(&web(), None).await.unwrap_err();
+    assert_eq!(error.to_string(), "web is at 0.5 now, not at 0.4 any more: look again, then roll back again");
+    // A name says what is wanted, whatever came between.
+    yard.goals.rivals.lock().unwrap().push_back(rival(6));
+    let goal = yard.deployer.rollback(&web(), Some(Generation(1))).await.unwrap();
+    assert_eq!((goal.position, goal.artifact.name.as_str()), (at(7), "web-1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pin_that_no_goal_needs_goes_after_its_grace() {
+    let yard = Yard::new();
+    yard.deployed(1..=2).await;
+    // A deployer died between pin and goal.
+    let orphan = yard.artifact(3, &["r1", "r2"]).await;
+    yard.ledger.pin(&orphan, &PinHolder::goal(&web())).await.unwrap();
+    assert_eq!(yard.deployer.tick().await.unwrap(), 0);
+    sleep(secs(599)).await;
+    assert_eq!(yard.deployer.tick().await.unwrap(), 0);
+    assert_eq!(yard.pins().await, ["web-1", "web-2", "web-3"]);
+    sleep(secs(1)).await;
+    assert_eq!(yard.deployer.tick().await.unwrap(), 1);
+    assert_eq!(yard.pins().await, ["web-1", "web-2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_wait_ends_when_each_live_machine_runs_the_goal() {
+    let yard = Yard::new();
+    yard.deployed(1..=1).await;
+    yard.report("a", 1, ServicePhase::Good).await;
+    yard.report("gone", 1, ServicePhase::Fetching).await;
+    let wait = |at_least, limit| {
+        let looks = Mutex::new(0);
+        let deployer = &yard.deployer;
+        async move { deployer.wait_converged(&web(), at(1), at_least, limit, |_| *looks.lock().unwrap() += 1).await }
+    };
+    let error = wait(1, secs(5)).await.unwrap_err();
+    let Error::NotConverged { last, .. } = &error else { panic!("{error:?}") };
+    assert_eq!(last.behind.len(), 1);
+    assert_eq!(error.to_string(), "1 of 2 machines run 0.1 after 5s");
+    // The silent one becomes absent and blocks nobody.
+    let keep = async {
+        for _ in 0..4 {
+            sleep(secs(10)).await;
+            yard.report("a", 1, ServicePhase::Good).await;
+        }
+    };
+    let started = Instant::now();
+    let (found, ()) = tokio::join!(wait(1, secs(60)), keep);
+    let found = found.unwrap();
+    assert_eq!((found.converged.len(), found.absent.len()), (1, 1));
+    assert!(started.elapsed() <= secs(41));
+    // Fewer than were asked for is not enough.
+    assert!(matches!(wait(2, secs(3)).await, Err(Error::NotConverged { .. })));
+    yard.report("b", 1, ServicePhase::Reverted).await;
+    let error = wait(2, secs(3)).await.unwrap_err();
+    assert_eq!(error.to_string(), "1 of 2 machines reverted 0.1");
+    yard.deployed(2..=2).await;
+    assert!(matches!(wait(1, secs(3)).await, Err(Error::Superseded { .. })));
+}
+
+fn mirror(settings: MirrorSettings, from: &Arc<Line>, to: &Arc<Line>) -> Arc<Mirror> {
+    Arc::new(Mirror::new(settings, from.clone(), to.clone()).with_seed(3))
+}
+
+fn run(mirror: &Arc<Mirror>) -> AbortOnDropHandle<()> {
+    let mirror = Arc::clone(mirror);
+    AbortOnDropHandle::new(tokio::spawn(async move { mirror.run(CancellationToken::new()).await }))
+}
+
+async fn arrives(store: &Line, position: GoalPosition) -> Duration {
+    let started = Instant::now();
+    let look = async {
+        while store.goals.get(&web()).await.unwrap().is_none_or(|stored| stored.goal.position != position) {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(secs(600), look).await.expect("the goal never arrives");
+    started.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn goals_arrive_within_a_second_by_watch_and_within_a_period_without() {
+    let yard = Yard::new();
+    let (watched, polled) = (Arc::<Line>::default(), Arc::<Line>::default());
+    let hourly = MirrorSettings::default().with_period(secs(3600));
+    let _by_watch = run(&mirror(hourly, &yard.goals, &watched));
+    let _by_poll = run(&mirror(MirrorSettings::default().with_watch(false), &yard.goals, &polled));
+    sleep(secs(5)).await;
+    for generation in 1..=3 {
+        yard.deployed([generation]).await;
+        let position = at(generation.into());
+        assert!(arrives(&watched, position).await <= secs(1));
+        assert!(arrives(&polled, position).await <= secs(10));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mirror_catches_up_after_either_store_was_away_or_lost() {
+    let yard = Yard::new();
+    let near = Arc::<Line>::default();
+    let mirror = mirror(MirrorSettings::default(), &yard.goals, &near);
+    yard.deployed(1..=1).await;
+    assert_eq!(mirror.tick().await.unwrap().copied, 1);
+    assert_eq!(mirror.tick().await.unwrap().copied, 0);
+    yard.deployed(2..=2).await;
+    near.down.store(true, Ordering::SeqCst);
+    mirror.tick().await.unwrap_err();
+    near.down.store(false, Ordering::SeqCst);
+    yard.goals.down.store(true, Ordering::SeqCst);
+    mirror.tick().await.unwrap_err();
+    yard.goals.down.store(false, Ordering::SeqCst);
+    assert_eq!(mirror.tick().await.unwrap().copied, 1);
+    yard.deployed(3..=3).await;
+    yard.goals.compact(Revision(u64::MAX)).await.unwrap();
+    assert_eq!(mirror.tick().await.unwrap().copied, 1, "compaction hides nothing");
+    assert_eq!(near.goals.get(&web()).await.unwrap().unwrap().goal.position, at(3));
+
+    // The region's store starts anew behind the mirror's back: the full comparison notices.
+    let (fresh, yard_goals) = (Arc::<Line>::default(), &yard.goals);
+    let mirror = Arc::new(Mirror::new(MirrorSettings::default(), yard_goals.clone(), fresh.clone()));
+    assert_eq!(mirror.tick().await.unwrap().copied, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_region_stays_ahead_of_a_restored_source_until_a_greater_epoch_comes() {
+    let yard = Yard::new();
+    yard.deployed(1..=3).await;
+    let near = Arc::<Line>::default();
+    mirror(MirrorSettings::default(), &yard.goals, &near).tick().await.unwrap();
+
+    let restored = Arc::<Line>::default();
+    let history = yard.goals.goals.history(&web(), 10).await.unwrap();
+    restored.write(&history[2].goal).await;
+    let mirror = mirror(MirrorSettings::default().with_compare_all(Duration::ZERO), &restored, &near);
+    let done = mirror.tick().await.unwrap();
+    assert_eq!((done.copied, done.stale), (0, 1));
+    // The same generation again, with other content: the region keeps its own, and other services go on.
+    let service = ServiceName::new("api").unwrap();
+    let other = Goal { service: service.clone(), ..history[0].goal.clone() };
+    let selector = Selector([("a".to_owned(), "b".to_owned())].into());
+    restored.write(&Goal { selector, ..history[0].goal.clone() }).await;
+    restored.write(&other).await;
+    let done = mirror.tick().await.unwrap();
+    assert_eq!((done.copied, done.equivocations), (1, 1));
+    assert_eq!(near.goals.get(&web()).await.unwrap().unwrap().goal, history[0].goal);
+    assert_eq!(near.goals.get(&service).await.unwrap().unwrap().goal, other);
+
+    let settings = DeployerSettings::default().with_epoch(GoalEpoch(1));
+    let deployer = Deployer::new(settings, restored.clone(), yard.ledger.clone());
+    let artifact = yard.artifact(4, &["r1", "r2"]).await;
+    let goal = deployer.deploy(&DeployRequest::new(web(), artifact)).await.unwrap();
+    assert_eq!(mirror.tick().await.unwrap().copied, 1);
+    assert_eq!(near.goals.get(&web()).await.unwrap().unwrap().goal, goal);
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_mirrors_of_one_region_do_no_harm() {
+    let yard = Yard::new();
+    let near = Arc::<Line>::default();
+    let (a, b) =
+        (mirror(MirrorSettings::default(), &yard.goals, &near), mirror(MirrorSettings::default(), &yard.goals, &near));
+    for generation in 1..=5 {
+        yard.deployed([generation]).await;
+        let (one, two) = tokio::join!(a.tick(), b.tick());
+        assert_eq!((one.unwrap().equivocations, two.unwrap().equivocations), (0, 0));
+        assert_eq!(near.goals.get(&web()).await.unwrap().unwrap().goal.position, at(generation.into()));
+    }
+}
