@@ -9,6 +9,7 @@
 mod case;
 pub mod ledger;
 pub mod queue;
+pub mod store;
 pub mod swarm;
 
 pub use case::{CASE_LIMIT, Case};

@@ -21,7 +21,9 @@ const MAX_LOOKS: usize = 3;
 pub(super) async fn read(store: &BlobStore, digest: &Digest, range: Range<u64>) -> Result<Chunks, Error> {
     let mut missing: Option<BlobKey> = None;
     for _ in 0..MAX_LOOKS {
-        let place = if missing.is_none() { store.remembered(digest) } else { None };
+        // What is remembered may be deleted by now. A blob that is gone tells; a range that reads no blob cannot.
+        let reads = |place: &Header| missing.is_none() && range.start < range.end && range.end <= place.size;
+        let place = store.remembered(digest).filter(reads);
         let place = match place {
             Some(place) => place,
             None => look_up(store, digest).await?,
