@@ -75,6 +75,18 @@ impl Queue {
         Self { clock, capacity: Self::DEFAULT_CAPACITY, state: Mutex::new(state) }
     }
 
+    /// A queue that goes on from a snapshot, by a clock that should not show an earlier instant.
+    pub fn from_snapshot(clock: Clock, snapshot: QueueSnapshot) -> Self {
+        let mut claims: HashMap<_, Vec<_>> = HashMap::new();
+        for attempt in snapshot.jobs.values().flat_map(|(_, attempts)| attempts) {
+            claims.entry(attempt.lease.claim).or_default().push(attempt.lease.job);
+        }
+        let entries = snapshot.jobs.into_iter().map(|(id, (job, attempts))| (id, Entry { job, attempts }));
+        let state =
+            State { jobs: entries.collect(), claims, claiming: snapshot.claiming, limits: snapshot.concurrency_limits };
+        Self { clock, capacity: Self::DEFAULT_CAPACITY, state: Mutex::new(state) }
+    }
+
     /// Sets how many jobs it holds; a further enqueue fails, and may be tried again after a prune.
     #[must_use]
     pub fn with_capacity(mut self, jobs: usize) -> Self {

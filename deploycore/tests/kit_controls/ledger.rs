@@ -1,0 +1,246 @@
+//! The memory ledger behind a door with one fault.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use deploycore::conformance::ledger::cases;
+use deploycore::memory::Ledger;
+use deploycore::model::{
+    ArtifactName, ArtifactStatus, ClaimId, CopyLease, CopyTask, Epoch, NewArtifact, PinHolder, RegionName,
+};
+use deploycore::port::ReplicationLedger;
+use deploycore::port::ledger::{ClaimRequest, CopyRetry, Error, LedgerCursor, LedgerFilter, LedgerPage, Registered};
+
+use crate::failures;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    None,
+    RegisterIgnoresTheBody,
+    RegisterRefusesRepeats,
+    ClaimIsNotIdempotent,
+    ClaimLeasesTooLate,
+    StaleLeaseCompletes,
+    NoEpochGuard,
+    NoClaimGuard,
+    CompleteRefusesRepeats,
+    GivingUpIsForgotten,
+    ReopenIgnoresWhatWasSeen,
+    PinWithoutCheck,
+    PinChecksBeforeItPins,
+}
+
+/// Each fault with the cases that must catch it.
+const CONTROLS: &[(Fault, &[&str])] = &[
+    (Fault::RegisterIgnoresTheBody, &["register::another_body_is_a_conflict"]),
+    (
+        Fault::RegisterRefusesRepeats,
+        &["register::repeating_changes_nothing", "register::concurrent_repeats_register_once"],
+    ),
+    (Fault::ClaimIsNotIdempotent, &["copy::repeating_gives_only_copies_whose_lease_holds"]),
+    (Fault::ClaimLeasesTooLate, &["copy::claims_at_once_share_no_copy"]),
+    (
+        Fault::StaleLeaseCompletes,
+        &[
+            "copy::a_lease_that_ran_out_gives_way",
+            "copy::attempts_and_epochs_grow",
+            "model::a_random_run_is_as_in_the_reference",
+        ],
+    ),
+    (Fault::NoEpochGuard, &["copy::a_forged_lease_is_refused"]),
+    (Fault::NoClaimGuard, &["copy::a_forged_lease_is_refused"]),
+    (Fault::CompleteRefusesRepeats, &["copy::a_complete_copy_stays_complete"]),
+    (Fault::GivingUpIsForgotten, &["copy::a_copy_may_be_given_up"]),
+    (Fault::ReopenIgnoresWhatWasSeen, &["pin::a_reopening_of_what_moved_on_does_nothing"]),
+    (Fault::PinWithoutCheck, &["pin::a_pin_wants_every_region"]),
+    (Fault::PinChecksBeforeItPins, &["pin::a_pin_is_decided_in_one_step"]),
+];
+
+#[tokio::test(start_paused = true)]
+async fn without_a_fault_every_case_passes() {
+    let failed = failures(&cases(), |_| true, || Broken::make(Fault::None)).await;
+    assert!(failed.is_empty(), "{failed:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_fault_fails_the_cases_that_are_about_it() {
+    for (fault, wanted) in CONTROLS {
+        let failed = failures(&cases(), |name| wanted.contains(&name), || Broken::make(*fault)).await;
+        assert_eq!(failed.len(), wanted.len(), "{fault:?}: of {wanted:?} only {failed:?} fail");
+    }
+}
+
+/// A fault is one fault: most of the contract still holds.
+#[tokio::test(start_paused = true)]
+async fn each_fault_passes_what_is_about_something_else() {
+    let elsewhere = [
+        "register::a_new_artifact_is_pending_everywhere",
+        "copy::copies_come_oldest_first",
+        "pin::pins_are_kept_by_holder",
+    ];
+    for (fault, _) in CONTROLS {
+        let failed = failures(&cases(), |name| elsewhere.contains(&name), || Broken::make(*fault)).await;
+        assert!(failed.is_empty(), "{fault:?}: {failed:?}");
+    }
+}
+
+#[derive(Debug)]
+struct Broken {
+    fault: Fault,
+    inner: Ledger,
+    door: Mutex<Door>,
+}
+
+/// What the door knows of those behind it.
+#[derive(Debug, Default)]
+struct Door {
+    /// The newest lease of each copy, as the ledger behind knows it and as it was handed out.
+    leases: BTreeMap<(ArtifactName, RegionName), (CopyLease, CopyLease)>,
+    completed: Vec<CopyLease>,
+    /// Pins that the ledger behind would have refused.
+    pins: BTreeMap<ArtifactName, BTreeSet<PinHolder>>,
+}
+
+impl Broken {
+    fn make(fault: Fault) -> Arc<dyn ReplicationLedger> {
+        Arc::new(Self { fault, inner: Ledger::default(), door: Mutex::default() })
+    }
+
+    fn is(&self, fault: Fault) -> bool {
+        self.fault == fault
+    }
+
+    fn door(&self) -> MutexGuard<'_, Door> {
+        self.door.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The lease that is checked in place of the given one.
+    fn guarded(&self, lease: &CopyLease) -> CopyLease {
+        let door = self.door();
+        let Some((known, given)) = door.leases.get(&(lease.artifact.clone(), lease.region.clone())) else {
+            return lease.clone();
+        };
+        let passes = match self.fault {
+            Fault::StaleLeaseCompletes => true,
+            Fault::NoEpochGuard => lease.claim == given.claim,
+            Fault::NoClaimGuard => lease.epoch == given.epoch,
+            _ => lease == given,
+        };
+        if passes { known.clone() } else { lease.clone() }
+    }
+
+    fn with_pins(&self, mut status: ArtifactStatus) -> ArtifactStatus {
+        let name = &status.registered.artifact.name;
+        status.pins.extend(self.door().pins.get(name).into_iter().flatten().cloned());
+        status
+    }
+}
+
+#[async_trait]
+impl ReplicationLedger for Broken {
+    async fn register(&self, artifact: &NewArtifact) -> Result<Registered, Error> {
+        match self.inner.register(artifact).await {
+            Err(Error::Conflict { .. }) if self.is(Fault::RegisterIgnoresTheBody) => Ok(Registered::Repeated),
+            Ok(Registered::Repeated) if self.is(Fault::RegisterRefusesRepeats) => {
+                Err(Error::Conflict { artifact: artifact.artifact.name.clone() })
+            }
+            answer => answer,
+        }
+    }
+
+    async fn unregistered(&self, names: &[ArtifactName]) -> Result<BTreeSet<ArtifactName>, Error> {
+        self.inner.unregistered(names).await
+    }
+
+    async fn claim(&self, request: &ClaimRequest) -> Result<Vec<CopyTask>, Error> {
+        let mut behind = request.clone();
+        if self.is(Fault::ClaimIsNotIdempotent) {
+            behind.claim = ClaimId::new();
+        }
+        if self.is(Fault::ClaimLeasesTooLate) {
+            behind.lease = Duration::ZERO;
+        }
+        let mut tasks = self.inner.claim(&behind).await?;
+        for task in &mut tasks {
+            let known = task.lease.clone();
+            task.lease.claim = request.claim;
+            let copy = (known.artifact.clone(), known.region.clone());
+            self.door().leases.insert(copy, (known, task.lease.clone()));
+        }
+        if self.is(Fault::ClaimLeasesTooLate) {
+            tokio::task::yield_now().await;
+            for task in &tasks {
+                // Who lost the copy meanwhile does not notice.
+                self.inner.progress(&task.lease, 0, request.lease).await.ok();
+            }
+        }
+        Ok(tasks)
+    }
+
+    async fn progress(&self, lease: &CopyLease, bytes: u64, extend: Duration) -> Result<(), Error> {
+        self.inner.progress(&self.guarded(lease), bytes, extend).await
+    }
+
+    async fn complete(&self, lease: &CopyLease) -> Result<(), Error> {
+        if self.is(Fault::CompleteRefusesRepeats) && self.door().completed.contains(lease) {
+            return Err(Error::LeaseLost { artifact: lease.artifact.clone(), region: lease.region.clone() });
+        }
+        self.inner.complete(&self.guarded(lease)).await?;
+        self.door().completed.push(lease.clone());
+        Ok(())
+    }
+
+    async fn fail(&self, lease: &CopyLease, reason: &str, retry: CopyRetry) -> Result<(), Error> {
+        let retry = if self.is(Fault::GivingUpIsForgotten) { CopyRetry::After(Duration::ZERO) } else { retry };
+        self.inner.fail(&self.guarded(lease), reason, retry).await
+    }
+
+    async fn reopen(
+        &self,
+        artifact: &ArtifactName,
+        region: &RegionName,
+        seen: Epoch,
+        reason: &str,
+    ) -> Result<bool, Error> {
+        let status = self.inner.status(artifact).await?;
+        let now = status.and_then(|status| status.copies.get(region).map(|copy| copy.epoch));
+        let seen = now.filter(|_| self.is(Fault::ReopenIgnoresWhatWasSeen)).unwrap_or(seen);
+        self.inner.reopen(artifact, region, seen, reason).await
+    }
+
+    async fn status(&self, artifact: &ArtifactName) -> Result<Option<ArtifactStatus>, Error> {
+        Ok(self.inner.status(artifact).await?.map(|status| self.with_pins(status)))
+    }
+
+    async fn list(
+        &self,
+        filter: &LedgerFilter,
+        after: Option<&LedgerCursor>,
+        limit: usize,
+    ) -> Result<LedgerPage, Error> {
+        let mut page = self.inner.list(filter, after, limit).await?;
+        page.artifacts = page.artifacts.into_iter().map(|status| self.with_pins(status)).collect();
+        Ok(page)
+    }
+
+    async fn pin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), Error> {
+        let status = self.inner.status(artifact).await?;
+        let status = status.ok_or_else(|| Error::NotFound { artifact: artifact.clone() })?;
+        match self.fault {
+            Fault::PinWithoutCheck => {}
+            Fault::PinChecksBeforeItPins if status.is_deployable() => tokio::task::yield_now().await,
+            _ => return self.inner.pin(artifact, holder).await,
+        }
+        self.door().pins.entry(artifact.clone()).or_default().insert(holder.clone());
+        Ok(())
+    }
+
+    async fn unpin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), Error> {
+        if let Some(pins) = self.door().pins.get_mut(artifact) {
+            pins.remove(holder);
+        }
+        self.inner.unpin(artifact, holder).await
+    }
+}
