@@ -8,6 +8,7 @@
 pub mod core;
 pub mod disk;
 pub mod journal;
+pub mod memory;
 pub mod runner;
 
 pub mod agent;

@@ -56,7 +56,7 @@ use crate::port::{ArtifactStore, PeerSwarm};
 /// Makes regions to test.
 #[async_trait]
 pub trait Regions: Send + Sync + Debug + 'static {
-    /// A fresh region, with all that its swarm needs, fed by a store that the kit controls: it counts, fails and lies.
+    /// A fresh region, with all that its swarm needs, fed by a store that the kit controls: it fails and lies.
     async fn open(&self, store: Arc<dyn ArtifactStore>) -> Arc<dyn Region>;
 }
 

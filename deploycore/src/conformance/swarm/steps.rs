@@ -22,13 +22,12 @@ const PATIENCE: Duration = Duration::from_mins(1);
 
 pub(super) const PIECE: u64 = MIN_PIECE_SIZE;
 
-/// A store that counts what is read, and that can fail or lie.
+/// A store that can fail or lie.
 #[derive(Debug)]
 pub(super) struct Tap {
     store: Store,
     /// Bytes that may still be read.
     budget: AtomicU64,
-    read: AtomicU64,
     lie: AtomicBool,
 }
 
@@ -72,7 +71,6 @@ impl ArtifactStore for Tap {
         if self.budget.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take).is_err() {
             return Err(BackendError::retryable("tap", "the store is closed for now").into());
         }
-        self.read.fetch_add(len, Ordering::SeqCst);
         let chunks = self.store.read(digest, range).await?;
         if !self.lie.swap(false, Ordering::SeqCst) {
             return Ok(chunks);
@@ -110,12 +108,7 @@ pub(super) struct Site {
 
 impl Site {
     pub(super) async fn open(regions: Arc<dyn Regions>) -> Self {
-        let tap = Tap {
-            store: Store::new(),
-            budget: AtomicU64::new(u64::MAX),
-            read: AtomicU64::new(0),
-            lie: AtomicBool::new(false),
-        };
+        let tap = Tap { store: Store::new(), budget: AtomicU64::new(u64::MAX), lie: AtomicBool::new(false) };
         let tap = Arc::new(tap);
         let region = regions.open(Arc::clone(&tap) as Arc<dyn ArtifactStore>).await;
         Self { tap, region, folder: tempfile::tempdir().expect("a temporary folder") }

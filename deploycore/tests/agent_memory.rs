@@ -1,0 +1,193 @@
+//! The agent in virtual time, on a machine in memory: its region goes away, its disk is full, and it is lost at any await.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use deploycore::machine::memory::{MemoryDisk, MemoryRunner, Program};
+use deploycore::machine::{Agent, AgentDeps, AgentSettings};
+use deploycore::memory::{Goals, Store, SwarmRegion};
+use deploycore::model::{
+    ArtifactName, ArtifactRef, Generation, Goal, GoalEpoch, GoalPosition, MachineName, MachineReport, Origin, Port,
+    Readiness, RegionName, RunSpec, Selector, ServiceName, ServicePhase,
+};
+use deploycore::port::goals::Expect;
+use deploycore::port::{ArtifactStoreExt, BackendError, GoalStateStore, ReportSink};
+use futures::FutureExt;
+use tokio_util::sync::CancellationToken;
+
+#[derive(Debug, Default)]
+struct Sink {
+    away: AtomicBool,
+    taken: AtomicU64,
+}
+
+#[async_trait]
+impl ReportSink for Sink {
+    async fn report(&self, _: &MachineReport) -> Result<(), BackendError> {
+        if self.away.load(Ordering::SeqCst) {
+            return Err(BackendError::retryable("sink", "away"));
+        }
+        self.taken.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+struct World {
+    disk: MemoryDisk,
+    runner: MemoryRunner,
+    store: Store,
+    swarm: SwarmRegion,
+    goals: Goals,
+    sink: Arc<Sink>,
+}
+
+impl World {
+    fn new(capacity: u64) -> Self {
+        let (disk, store) = (MemoryDisk::new("/m1", capacity), Store::new());
+        let swarm = SwarmRegion::with_files(Arc::new(store.clone()), Arc::new(disk.clone()));
+        let runner = MemoryRunner::new(|_| Program { answers_after: Some(Duration::from_secs(1)), ends_after: None });
+        Self { disk, runner, store, swarm, goals: Goals::new(), sink: Arc::default() }
+    }
+
+    fn agent(&self) -> Agent {
+        let settings = AgentSettings::new(MachineName::new("m1").unwrap(), RegionName::new("r1").unwrap());
+        let deps = AgentDeps {
+            goals: Arc::new(self.goals.clone()),
+            manifests: Arc::new(self.store.clone()),
+            swarm: Arc::new(self.swarm.join()),
+            runner: Arc::new(self.runner.clone()),
+            reports: Arc::clone(&self.sink) as Arc<dyn ReportSink>,
+            disk: Arc::new(self.disk.clone()),
+        };
+        Agent::new(settings, deps)
+    }
+
+    async fn deploy(&self, generation: u64, bytes: &[u8]) -> ArtifactRef {
+        let manifest = self.store.put_bytes(Bytes::copy_from_slice(bytes)).await.unwrap();
+        let name = ArtifactName::new(format!("web-{}", manifest.digest().short())).unwrap();
+        let artifact = ArtifactRef { name, digest: manifest.digest(), size: manifest.size() };
+        let goal = Goal {
+            service: service(),
+            position: GoalPosition { epoch: GoalEpoch(1), generation: Generation(generation) },
+            artifact: artifact.clone(),
+            run: RunSpec { port: Port::Free, readiness: Readiness::Http("/".to_owned()), ..RunSpec::default() },
+            selector: Selector::all(),
+            origin: Origin::Deploy,
+            created_at: "2026-01-01T00:00:00Z".parse().unwrap(),
+        };
+        let stored = self.goals.get(&service()).await.unwrap();
+        let expect = stored.map_or(Expect::Absent, |stored| Expect::At(stored.revision));
+        self.goals.put(&goal, expect).await.unwrap();
+        artifact
+    }
+
+    /// What executes now, with the promise that it is one build at most and a whole one.
+    fn running(&self) -> Option<String> {
+        let mut running = self.runner.running();
+        assert!(running.len() <= 1, "{running:?}");
+        let (instance, launch) = running.pop()?;
+        let digest = launch.executable.file_name().unwrap().to_str().unwrap().to_owned();
+        assert!(self.disk.whole().contains(&digest.parse().unwrap()));
+        let (journal, _) = self.disk.service(&service()).unwrap();
+        assert_eq!(journal.process.unwrap().instance, instance, "nobody would find it again");
+        Some(digest)
+    }
+}
+
+fn service() -> ServiceName {
+    ServiceName::new("web").unwrap()
+}
+
+async fn run_for(agent: &Agent, span: Duration) {
+    let run = agent.run(CancellationToken::new());
+    assert!(tokio::time::timeout(span, run).await.is_err(), "the agent does not end by itself");
+}
+
+fn phase(agent: &Agent) -> ServicePhase {
+    agent.status().borrow().services[0].phase
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_is_lost_at_any_await_leaves_one_build_and_its_successor_reaches_the_goal() {
+    let mut polls = 1_u32;
+    loop {
+        let world = World::new(1 << 30);
+        let old = world.deploy(1, b"old").await;
+        run_for(&world.agent(), Duration::from_mins(1)).await;
+        assert_eq!(world.running(), Some(old.digest.to_string()));
+        let new = world.deploy(2, b"new").await;
+
+        // The agent is driven so many steps towards the new goal, then dropped.
+        let agent = world.agent();
+        let mut lost = Box::pin(agent.run(CancellationToken::new()));
+        for _ in 0..polls {
+            assert!((&mut lost).now_or_never().is_none());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            world.running();
+        }
+        let reached = agent
+            .status()
+            .borrow()
+            .services
+            .first()
+            .is_some_and(|service| service.phase == ServicePhase::Good && service.goal.generation == Generation(2));
+        drop(lost);
+        drop(agent);
+        world.runner.lose_agent();
+        if polls.is_multiple_of(3) {
+            world.disk.lose_power();
+            world.runner.reboot();
+        }
+        // Its tasks are gone once the runtime has looked at them.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let before = world.running();
+        let allowed = [Some(old.digest.to_string()), Some(new.digest.to_string()), None];
+        assert!(allowed.contains(&before));
+
+        let next = world.agent();
+        run_for(&next, Duration::from_mins(1)).await;
+        assert_eq!((world.running(), phase(&next)), (Some(new.digest.to_string()), ServicePhase::Good), "{polls}");
+        if reached {
+            break;
+        }
+        polls += 1;
+        assert!(polls < 500, "the goal is never reached");
+    }
+    assert!(polls > 5, "only {polls} places to be lost at");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_goes_on_without_its_region() {
+    let world = World::new(1 << 30);
+    world.deploy(1, b"one").await;
+    run_for(&world.agent(), Duration::from_mins(1)).await;
+    let pid = world.runner.running()[0].0.pid;
+    let taken = world.sink.taken.load(Ordering::SeqCst);
+    assert!((4..20).contains(&taken), "one report each ten seconds and at each change: {taken}");
+
+    // A region that forgot everything, and takes no report.
+    world.sink.away.store(true, Ordering::SeqCst);
+    let world = World { goals: Goals::new(), store: Store::new(), ..world };
+    let agent = world.agent();
+    run_for(&agent, Duration::from_hours(1)).await;
+    assert_eq!(world.runner.running()[0].0.pid, pid);
+    assert_eq!(phase(&agent), ServicePhase::Good);
+    assert_eq!(world.sink.taken.load(Ordering::SeqCst), taken);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_disk_is_reported_with_its_numbers_and_the_old_build_runs_on() {
+    let world = World::new(1000);
+    let old = world.deploy(1, &[1; 600]).await;
+    run_for(&world.agent(), Duration::from_mins(1)).await;
+    world.deploy(2, &[2; 600]).await;
+    let agent = world.agent();
+    run_for(&agent, Duration::from_mins(1)).await;
+    assert_eq!(phase(&agent), ServicePhase::Fetching);
+    let message = agent.status().borrow().services[0].message.clone().unwrap();
+    assert!(message.contains("400 bytes free") && message.contains("needs 600"), "{message}");
+    assert_eq!(world.running(), Some(old.digest.to_string()));
+}

@@ -1,0 +1,125 @@
+//! The data folder of a machine.
+
+#![cfg(feature = "process")]
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use bytesize::ByteSize;
+use deploycore::machine::disk::Error;
+use deploycore::machine::journal::Links;
+use deploycore::machine::{Disk, Journal, LocalDisk, LocalDiskSettings};
+use deploycore::model::{ArtifactName, ArtifactRef, Manifest, ServiceName};
+
+fn open(data: &Path) -> Result<LocalDisk, Error> {
+    LocalDisk::open(data, LocalDiskSettings::default())
+}
+
+fn service() -> ServiceName {
+    ServiceName::new("web").unwrap()
+}
+
+fn artifact(size: u64, manifest: &Manifest) -> ArtifactRef {
+    ArtifactRef { name: ArtifactName::new("web-1").unwrap(), digest: manifest.digest(), size }
+}
+
+async fn stage(disk: &LocalDisk, bytes: &[u8]) -> Manifest {
+    let manifest = Manifest::of(bytes);
+    let room = disk.reserve(&artifact(manifest.size(), &manifest)).await.unwrap();
+    fs::write(&room.part, bytes).unwrap();
+    disk.stage(&manifest).await.unwrap();
+    manifest
+}
+
+#[test]
+fn a_folder_has_one_agent_and_one_version() {
+    let data = tempfile::tempdir().unwrap();
+    let disk = open(data.path()).unwrap();
+    assert!(matches!(open(data.path()), Err(Error::InUse { .. })));
+    drop(disk);
+    fs::write(data.path().join("version"), "7\n").unwrap();
+    let error = open(data.path()).unwrap_err();
+    assert!(matches!(&error, Error::Version { found, wanted: 1, .. } if found == "7"), "{error}");
+    assert!(error.to_string().contains(data.path().to_str().unwrap()));
+}
+
+#[tokio::test]
+async fn a_blob_is_named_only_when_its_bytes_are_the_artifact() {
+    let data = tempfile::tempdir().unwrap();
+    let disk = open(data.path()).unwrap();
+    let manifest = Manifest::of(b"good bytes");
+    let digest = manifest.digest();
+    assert!(matches!(disk.stage(&manifest).await, Err(Error::Missing { .. })));
+    for bad in [&b"good byteS"[..], b"good bytes and more", b""] {
+        let room = disk.reserve(&artifact(10, &manifest)).await.unwrap();
+        fs::write(&room.part, bad).unwrap();
+        assert!(matches!(disk.stage(&manifest).await, Err(Error::Corrupt { .. })));
+        assert!(!disk.holds(&digest).await.unwrap());
+    }
+    stage(&disk, b"good bytes").await;
+    assert!(disk.holds(&digest).await.unwrap());
+    assert_eq!(fs::metadata(disk.blob(&digest)).unwrap().permissions().mode() & 0o777, 0o755);
+    assert_eq!(disk.manifest(&digest).await.unwrap(), Some(manifest));
+    fs::write(data.path().join(format!("blobs/{digest}.part.pieces")), "the swarm's own").unwrap();
+    disk.remove(&digest).await.unwrap();
+    disk.remove(&digest).await.unwrap();
+    assert_eq!(fs::read_dir(data.path().join("blobs")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn the_next_agent_finds_journal_links_and_blobs() {
+    let data = tempfile::tempdir().unwrap();
+    let disk = open(data.path()).unwrap();
+    let (one, two) = (stage(&disk, b"one").await.digest(), stage(&disk, b"two").await.digest());
+    let journal = Journal { bytes_fetched: 5, ..Journal::new(service()) };
+    disk.write_journal(&journal).await.unwrap();
+    let absent = Links { current: Some(Manifest::of(b"three").digest()), previous: None };
+    assert!(matches!(disk.switch(&service(), absent).await, Err(Error::Missing { .. })));
+    for links in [Links { current: Some(one), previous: None }, Links { current: Some(two), previous: Some(one) }] {
+        disk.switch(&service(), links).await.unwrap();
+    }
+    assert_eq!(fs::read(disk.folder(&service()).join("current")).unwrap(), b"two");
+    assert_eq!(fs::read(disk.folder(&service()).join("previous")).unwrap(), b"one");
+    // A crash between the making of a service's folder and its journal, and within a write.
+    fs::create_dir(data.path().join("services/new")).unwrap();
+    fs::write(disk.folder(&service()).join("journal.new"), "{").unwrap();
+    drop(disk);
+
+    let disk = open(data.path()).unwrap();
+    let loaded = disk.load().await.unwrap();
+    assert_eq!(loaded.services, [(journal, Links { current: Some(two), previous: Some(one) })]);
+    assert_eq!(loaded.blobs, [one, two].into());
+    disk.switch(&service(), Links::default()).await.unwrap();
+    assert_eq!(disk.load().await.unwrap().services[0].1, Links::default());
+
+    fs::write(disk.folder(&service()).join("journal"), r#"{"version": 9}"#).unwrap();
+    let error = disk.load().await.unwrap_err();
+    assert!(error.to_string().contains("services/web/journal") && error.to_string().contains("version 9"), "{error}");
+}
+
+#[tokio::test]
+async fn room_is_promised_once() {
+    let data = tempfile::tempdir().unwrap();
+    let free = {
+        let disk = LocalDisk::open(data.path(), LocalDiskSettings { keep_free: ByteSize::b(0) }).unwrap();
+        let huge = artifact(u64::MAX / 2, &Manifest::of(b"huge"));
+        match disk.reserve(&huge).await.unwrap_err() {
+            Error::NoSpace { needed, free, .. } => {
+                assert_eq!(needed, u64::MAX / 2);
+                free
+            }
+            other => panic!("{other}"),
+        }
+    };
+    let disk = LocalDisk::open(data.path(), LocalDiskSettings { keep_free: ByteSize::b(free / 2) }).unwrap();
+    // Others use the disk meanwhile, so the numbers are far apart.
+    let (one, two) = (artifact(free / 3, &Manifest::of(b"one")), artifact(free / 3, &Manifest::of(b"two")));
+    let room = disk.reserve(&one).await.unwrap();
+    let again = disk.reserve(&one).await.unwrap();
+    assert!(matches!(disk.reserve(&two).await, Err(Error::NoSpace { .. })));
+    drop(room);
+    assert!(matches!(disk.reserve(&two).await, Err(Error::NoSpace { .. })), "the first is still promised");
+    drop(again);
+    let _room = disk.reserve(&two).await.unwrap();
+}
