@@ -49,8 +49,7 @@ pub(super) async fn complete(moment: &mut Moment, lease: &Lease, completion: Com
     let now = moment.now;
     let before = require(moment, lease.job).await?;
     let outcome = AttemptOutcome::Completed { completion: completion.clone() };
-    let attempt = row::attempt(moment.connection(), lease).await?;
-    if transition::standing(&before, attempt.as_ref(), lease, &outcome)? == Standing::Repeated {
+    if standing(moment, &before, lease, &outcome).await? == Standing::Repeated {
         return Ok(before);
     }
     let mut job = before.clone();
@@ -65,8 +64,7 @@ pub(super) async fn release(moment: &mut Moment, lease: &Lease, reason: &str, de
     let now = moment.now;
     let before = require(moment, lease.job).await?;
     let outcome = AttemptOutcome::Released { reason: reason.to_owned() };
-    let attempt = row::attempt(moment.connection(), lease).await?;
-    if transition::standing(&before, attempt.as_ref(), lease, &outcome)? == Standing::Repeated {
+    if standing(moment, &before, lease, &outcome).await? == Standing::Repeated {
         return Ok(transition::released(&before, lease.epoch));
     }
     let mut job = before.clone();
@@ -127,6 +125,13 @@ pub(super) async fn rescue(moment: &mut Moment, request: &RescueRequest) -> Resu
         taken.jobs.push(rescued);
     }
     Ok(taken)
+}
+
+/// See [`transition::standing`]; the history is asked only when the lease is not the current one.
+async fn standing(moment: &mut Moment, job: &Job, lease: &Lease, outcome: &AttemptOutcome) -> Result<Standing, Error> {
+    let is_current = job.running.as_ref().is_some_and(|running| running.lease == *lease);
+    let attempt = if is_current { None } else { row::attempt(moment.connection(), lease).await? };
+    transition::standing(job, attempt.as_ref(), lease, outcome)
 }
 
 async fn require(moment: &mut Moment, job: JobId) -> Result<Job, Error> {

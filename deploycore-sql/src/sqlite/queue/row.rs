@@ -157,7 +157,7 @@ pub(super) async fn end_attempt(
     const END: &str = "
         UPDATE attempts SET ended_at = ?1, outcome = ?2
         WHERE job = ?3 AND epoch = ?4 AND claim_id = ?5 AND ended_at IS NULL";
-    sqlx::query(END)
+    let ended = sqlx::query(END)
         .bind(stored::micros(now))
         .bind(stored::json(outcome))
         .bind(lease.job.to_string())
@@ -166,7 +166,10 @@ pub(super) async fn end_attempt(
         .execute(connection)
         .await
         .map_err(failed)?;
-    Ok(())
+    match ended.rows_affected() {
+        1 => Ok(()),
+        _ => Err(BackendError::permanent(NAME, format!("job {} runs without an attempt {}", lease.job, lease.epoch))),
+    }
 }
 
 /// The attempt at a job with the epoch of a lease, whatever its claim.
