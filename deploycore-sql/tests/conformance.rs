@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use deploycore::port::JobQueue;
+use deploycore::port::{JobQueue, ReplicationLedger};
 use deploycore_sql::Sqlite;
 
 async fn open() -> (Sqlite, tempfile::TempDir) {
@@ -17,3 +17,10 @@ async fn fresh_queue() -> (Arc<dyn JobQueue>, impl Sized) {
 }
 
 deploycore::queue_conformance!(fresh_queue, flavor = "multi_thread", worker_threads = 2);
+
+async fn fresh_ledger() -> (Arc<dyn ReplicationLedger>, impl Sized) {
+    let (sqlite, folder) = open().await;
+    (sqlite.ledger(), folder)
+}
+
+deploycore::ledger_conformance!(fresh_ledger, flavor = "multi_thread", worker_threads = 2);
