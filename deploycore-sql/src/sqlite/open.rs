@@ -109,7 +109,10 @@ pub(super) async fn open(url: &str, settings: &Settings) -> Result<Database, Ope
     let start = Instant::now();
     loop {
         match connect(&path, &options, settings).await {
-            Err(OpenError::Busy { .. }) if start.elapsed() < settings.busy_timeout => tokio::time::sleep(RETRY).await,
+            Err(OpenError::Busy { path, .. }) if start.elapsed() < settings.busy_timeout => {
+                tracing::debug!(path = %path.display(), "waits for another process that is opening the file");
+                tokio::time::sleep(RETRY).await;
+            }
             Err(OpenError::Busy { path, .. }) => return Err(OpenError::Busy { path, waited: start.elapsed() }),
             other => return other,
         }
