@@ -7,6 +7,7 @@
 #![allow(clippy::wildcard_imports, reason = "the cases of a kit share one vocabulary of steps")]
 
 mod case;
+pub mod goals;
 pub mod ledger;
 pub mod queue;
 pub mod store;

@@ -98,3 +98,10 @@ impl GoalStateStore for Goals {
         Ok(())
     }
 }
+
+#[cfg(all(test, feature = "conformance"))]
+mod tests {
+    use super::*;
+
+    crate::goals_conformance!(async || (Arc::new(Goals::new()), ()));
+}

@@ -112,9 +112,10 @@ mod tests {
                 let before = index.get(&offered.service).cloned();
                 let outcome = index.put(offered.clone(), expect);
                 let now = index.get(&offered.service).cloned();
-                match outcome {
-                    Ok(_) => prop_assert_eq!(&now.as_ref().unwrap().goal, &offered),
-                    Err(_) => prop_assert_eq!(&now, &before),
+                if outcome.is_ok() {
+                    prop_assert_eq!(&now.as_ref().unwrap().goal, &offered);
+                } else {
+                    prop_assert_eq!(&now, &before);
                 }
                 if let (Some((position, content)), Some(now)) = (&last, &now) {
                     prop_assert!(now.goal.position >= *position);
