@@ -1,11 +1,7 @@
 //! The kit over every way to reach goals in this crate.
 
-use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
-use deploycore::memory;
-use deploycore::port::GoalStateStore;
 use deploycore_kv::RedbGoals;
 use tempfile::TempDir;
 
@@ -16,23 +12,18 @@ async fn redb() -> (Arc<RedbGoals>, TempDir) {
 }
 
 mod redb_file {
-    deploycore::goals_conformance!(super::redb);
-}
-
-/// Each write is followed by a restart.
-mod redb_reopened {
-    use super::reopening::Reopening;
     use super::*;
 
-    deploycore::goals_conformance!(async || {
-        let folder = tempfile::tempdir().unwrap();
-        (Arc::new(Reopening::new(folder.path()).await), folder)
-    });
+    deploycore::goals_conformance!(redb);
 }
 
 #[cfg(feature = "gateway")]
 mod over_http {
+    use std::time::Duration;
+
     use super::*;
+    use deploycore::memory;
+    use deploycore::port::GoalStateStore;
     use deploycore_kv::gateway::{Access, Gateway, GatewayClient, GatewayClientSettings, GatewaySettings};
     use tokio::net::TcpListener;
     use tokio_util::sync::{CancellationToken, DropGuard};
@@ -56,97 +47,36 @@ mod over_http {
 
     mod of_memory {
         use super::*;
-        deploycore::goals_conformance!(async || serve(Arc::new(memory::Goals::new())).await);
+
+        async fn served() -> (Arc<GatewayClient>, Served) {
+            serve(Arc::new(memory::Goals::new())).await
+        }
+
+        deploycore::goals_conformance!(served);
     }
 
     mod of_redb {
         use super::*;
-        deploycore::goals_conformance!(async || {
+
+        async fn served() -> (Arc<GatewayClient>, (Served, TempDir)) {
             let (goals, folder) = redb().await;
             let (client, served) = serve(goals).await;
             (client, (served, folder))
-        });
+        }
+
+        deploycore::goals_conformance!(served);
     }
 
     /// A region's gateway reads another gateway when it has no store of its own.
     mod of_a_gateway {
         use super::*;
-        deploycore::goals_conformance!(async || {
+
+        async fn served() -> (Arc<GatewayClient>, (Served, Served)) {
             let (near, far) = serve(Arc::new(memory::Goals::new())).await;
             let (client, served) = serve(near).await;
             (client, (served, far))
-        });
-    }
-}
-
-mod reopening {
-    use super::*;
-    use async_trait::async_trait;
-    use deploycore::model::{Goal, Revision, ServiceName};
-    use deploycore::port::goals::{Changes, Error, Expect, Snapshot, Stored};
-    use futures::stream::BoxStream;
-    use std::path::PathBuf;
-    use tokio::sync::Mutex;
-
-    /// A store whose every read is of a file that was opened anew after the last write. Watches go on over one more store.
-    #[derive(Debug)]
-    pub(super) struct Reopening {
-        file: PathBuf,
-        open: Mutex<Option<RedbGoals>>,
-        /// Written alike, for watches: those end with their process.
-        alive: memory::Goals,
-    }
-
-    impl Reopening {
-        pub(super) async fn new(folder: &Path) -> Self {
-            let file = folder.join("goals.redb");
-            let open = Mutex::new(Some(RedbGoals::open(&file).await.unwrap()));
-            Self { file, open, alive: memory::Goals::new() }
         }
 
-        async fn again(&self, open: &mut Option<RedbGoals>) {
-            *open = None;
-            *open = Some(RedbGoals::open(&self.file).await.expect("the file is free once its owner is dropped"));
-        }
-    }
-
-    #[async_trait]
-    impl GoalStateStore for Reopening {
-        async fn get(&self, service: &ServiceName) -> Result<Option<Stored>, Error> {
-            self.open.lock().await.as_ref().unwrap().get(service).await
-        }
-
-        async fn list(&self, prefix: &str) -> Result<Snapshot, Error> {
-            self.open.lock().await.as_ref().unwrap().list(prefix).await
-        }
-
-        async fn put(&self, goal: &Goal, expect: Expect) -> Result<Revision, Error> {
-            let mut open = self.open.lock().await;
-            if open.is_none() {
-                self.again(&mut open).await;
-            }
-            let outcome = open.as_ref().unwrap().put(goal, expect).await;
-            drop(self.alive.put(goal, expect).await);
-            outcome
-        }
-
-        async fn history(&self, service: &ServiceName, limit: usize) -> Result<Vec<Stored>, Error> {
-            self.open.lock().await.as_ref().unwrap().history(service, limit).await
-        }
-
-        async fn changes(&self, since: Revision) -> Result<Changes, Error> {
-            self.open.lock().await.as_ref().unwrap().changes(since).await
-        }
-
-        fn watch(&self, since: Revision) -> BoxStream<'static, Result<Changes, Error>> {
-            self.alive.watch(since)
-        }
-
-        async fn compact(&self, through: Revision) -> Result<(), Error> {
-            let mut open = self.open.lock().await;
-            open.as_ref().unwrap().compact(through).await?;
-            self.again(&mut open).await;
-            self.alive.compact(through).await
-        }
+        deploycore::goals_conformance!(served);
     }
 }

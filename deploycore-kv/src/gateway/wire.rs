@@ -165,3 +165,61 @@ impl IntoResponse for Report {
         response
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use deploycore::model::{Generation, GoalEpoch};
+
+    use super::*;
+
+    fn back(error: Error) -> Error {
+        let report = Report::from(error);
+        let status = report.problem.status().as_u16();
+        let json = serde_json::to_string(&Envelope { error: report }).unwrap();
+        serde_json::from_str::<Envelope>(&json).unwrap().error.into_error(status)
+    }
+
+    #[test]
+    fn the_errors_of_the_domain_come_back_as_they_were() {
+        let service: ServiceName = "web".parse().unwrap();
+        let position = GoalPosition { epoch: GoalEpoch(u64::MAX), generation: Generation(3) };
+        let offered = GoalPosition { epoch: GoalEpoch(1), generation: Generation(u64::MAX) };
+        let conflict = |expected: Option<u64>, found: Option<u64>| Error::Conflict {
+            service: service.clone(),
+            expected: expected.map(Revision),
+            found: found.map(Revision),
+        };
+        for make in [
+            &(|| Error::Invalid("a \"reason\"".to_owned())) as &dyn Fn() -> Error,
+            &|| Error::Compacted { since: Revision(1), oldest: Revision(u64::MAX) },
+            &|| conflict(None, Some(4)),
+            &|| conflict(Some(4), None),
+            &|| conflict(Some(0), Some(u64::MAX)),
+            &|| Error::Stale { service: service.clone(), stored: position, offered },
+            &|| Error::Equivocation { service: service.clone(), position },
+        ] {
+            assert_eq!(format!("{:?}", back(make())), format!("{:?}", make()));
+        }
+    }
+
+    #[test]
+    fn a_failure_below_keeps_its_cause_and_whether_to_retry() {
+        let what = "the disk is gone";
+        for below in [BackendError::retryable("redb", what), BackendError::permanent("redb", what)] {
+            let retryable = below.is_retryable();
+            let error = back(below.into());
+            assert_eq!(error.is_retryable(), retryable);
+            assert!(chain(&error).contains(what), "{}", chain(&error));
+        }
+    }
+
+    #[test]
+    fn an_unknown_code_is_judged_by_its_status() {
+        let newer = r#"{"error": {"code": "later", "message": "of tomorrow", "detail": {"x": 1}}}"#;
+        for (status, retryable) in [(503, true), (429, true), (409, false)] {
+            let error = serde_json::from_str::<Envelope>(newer).unwrap().error.into_error(status);
+            assert_eq!(error.is_retryable(), retryable, "{status}");
+            assert!(chain(&error).contains("of tomorrow"));
+        }
+    }
+}

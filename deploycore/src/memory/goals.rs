@@ -103,5 +103,9 @@ impl GoalStateStore for Goals {
 mod tests {
     use super::*;
 
-    crate::goals_conformance!(async || (Arc::new(Goals::new()), ()));
+    async fn fresh() -> (Arc<Goals>, ()) {
+        (Arc::new(Goals::new()), ())
+    }
+
+    crate::goals_conformance!(fresh);
 }
