@@ -25,7 +25,7 @@ use tracing::Instrument;
 pub use self::settings::WorkerSettings;
 
 use self::attempt::Attempt;
-use self::leases::{Held, Leases, Verdict, keep_leases};
+use self::leases::{Held, Leases, Verdict, beats, keep_leases};
 use super::Builder;
 use crate::model::{ClaimId, CommitId, Job, Lease, ServiceName, elapsed};
 use crate::pace::{Pace, Wake};
@@ -102,7 +102,7 @@ impl Worker {
     ///
     /// Dropping the future ends every build at once without a word to the queue, as a kill would.
     pub async fn run(&self, shutdown: CancellationToken) {
-        let mut session = Session::new(&self.shared, self.pace());
+        let mut session = Session::new(self);
         while !shutdown.is_cancelled() {
             session.refill(self).await;
             if session.rest(&shutdown).await == Wake::Shutdown {
@@ -114,16 +114,14 @@ impl Worker {
 
     /// Claims once, up to all slots, and works until each of these jobs has ended; how many there were.
     pub async fn tick(&self) -> usize {
-        let mut session = Session::new(&self.shared, self.pace());
+        let mut session = Session::new(self);
         session.refill(self).await;
         let jobs = session.builds.len();
         session.wait_all().await;
         jobs
     }
 
-    fn pace(&self) -> Pace {
-        let settings = &self.shared.settings;
-        let pace = Pace::new(settings.poll, settings.backoff);
+    fn seeded(&self, pace: Pace) -> Pace {
         match &mut *lock(&self.random) {
             Some(random) => pace.with_seed(random.u64(..)),
             None => pace,
@@ -195,18 +193,22 @@ struct Session {
     builds: JoinSet<()>,
     keeper: JoinSet<()>,
     pace: Pace,
+    beats: Pace,
 }
 
 impl Session {
-    fn new(shared: &Arc<Shared>, pace: Pace) -> Self {
-        let mut session = Self { shared: Arc::clone(shared), builds: JoinSet::new(), keeper: JoinSet::new(), pace };
+    fn new(worker: &Worker) -> Self {
+        let shared = Arc::clone(&worker.shared);
+        let pace = worker.seeded(Pace::new(shared.settings.poll, shared.settings.backoff));
+        let beats = worker.seeded(beats(&shared.settings));
+        let mut session = Self { shared, builds: JoinSet::new(), keeper: JoinSet::new(), pace, beats };
         session.start_keeper();
         session
     }
 
     fn start_keeper(&mut self) {
-        let shared = Arc::clone(&self.shared);
-        self.keeper.spawn(async move { keep_leases(&shared).await }.in_current_span());
+        let (shared, beats) = (Arc::clone(&self.shared), self.beats.clone());
+        self.keeper.spawn(async move { keep_leases(&shared, beats).await }.in_current_span());
     }
 
     /// Claims for the free slots and starts what it got.
@@ -239,6 +241,7 @@ impl Session {
             }
         };
         tokio::select! {
+            biased;
             wake = pace.wait(slot_free, shutdown) => {
                 while let Some(end) = builds.join_next().now_or_never().flatten() {
                     note_end("build", end);
@@ -279,6 +282,7 @@ impl Session {
     async fn wait_all(&mut self) {
         while !self.builds.is_empty() {
             tokio::select! {
+                biased;
                 Some(end) = self.builds.join_next() => note_end("build", end),
                 Some(end) = self.keeper.join_next() => {
                     note_end("heartbeat", end);

@@ -16,7 +16,7 @@ use super::disk::{self, Disk, Loaded};
 use super::journal::{Journal, Links};
 use super::runner::Runner;
 use crate::model::{Digest, Goal, Labels, MachineName, MachineReport, RegionName, ServiceName, friendly};
-use crate::pace::Backoff;
+use crate::pace::{Backoff, Pace};
 use crate::port::swarm::Limits;
 use crate::port::{GoalStateStore, ManifestSource, PeerSwarm, ReportSink};
 
@@ -159,6 +159,7 @@ pub struct Agent {
     settings: AgentSettings,
     deps: AgentDeps,
     status: watch::Sender<MachineReport>,
+    seed: Option<u64>,
 }
 
 impl Agent {
@@ -171,7 +172,14 @@ impl Agent {
             agent_pid: std::process::id(),
             services: Vec::new(),
         });
-        Self { settings, deps, status }
+        Self { settings, deps, status, seed: None }
+    }
+
+    /// Seeds the jitter.
+    #[must_use]
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
     }
 
     /// What the agent would report now, as it changes.
@@ -283,10 +291,19 @@ impl<'a> Running<'a> {
     }
 
     fn spawn_region(&mut self) {
-        let Agent { settings, deps, status } = self.agent;
-        let goals = region::goals(Arc::clone(&deps.goals), settings.rhythm.clone(), self.sender.clone());
-        self.tasks.spawn(goals);
-        self.tasks.spawn(region::report(Arc::clone(&deps.reports), settings.rhythm.clone(), status.subscribe()));
+        let Agent { settings, deps, status, seed } = self.agent;
+        let pace = |period, salt| {
+            let pace = Pace::new(period, settings.rhythm.backoff);
+            match seed {
+                Some(seed) => pace.with_seed(seed.wrapping_add(salt)),
+                None => pace,
+            }
+        };
+        let (goals, reports) = (Arc::clone(&deps.goals), Arc::clone(&deps.reports));
+        let look = pace(settings.rhythm.poll, 0);
+        self.tasks.spawn(region::goals(goals, settings.rhythm.watch, look, self.sender.clone()));
+        let say = pace(settings.rhythm.report, 1);
+        self.tasks.spawn(region::report(reports, settings.rhythm.report_gap, say, status.subscribe()));
     }
 
     fn now(&self) -> Duration {

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::Shared;
+use super::{Shared, WorkerSettings};
 use crate::model::{Epoch, Job, JobId, Lease};
 use crate::pace::{Backoff, Pace};
 use crate::port::chain;
@@ -73,6 +73,7 @@ impl Held {
                 return verdict;
             }
             tokio::select! {
+                biased;
                 // The sender lives as long as self.
                 _ = terms.changed() => {}
                 () = sleep_until(now.held_until) => self.judge(Verdict::Lost),
@@ -111,13 +112,16 @@ impl Leases {
     }
 }
 
+/// The rhythm of heartbeats. Several tries must fit before the leases are lost.
+pub(super) fn beats(settings: &WorkerSettings) -> Pace {
+    let every = settings.heartbeat;
+    let backoff = Backoff { initial: every.min(Duration::from_secs(1)), max: every.min(settings.lost_after / 6) };
+    Pace::new(every, backoff)
+}
+
 /// Beats for all leases, for ever.
-pub(super) async fn keep_leases(shared: &Shared) {
-    let every = shared.settings.heartbeat;
-    // Several tries must fit before the leases are lost.
-    let backoff =
-        Backoff { initial: every.min(Duration::from_secs(1)), max: every.min(shared.settings.lost_after / 6) };
-    let (mut pace, never) = (Pace::new(every, backoff), CancellationToken::new());
+pub(super) async fn keep_leases(shared: &Shared, mut pace: Pace) {
+    let never = CancellationToken::new();
     loop {
         pace.wait(shared.beat_now.notified(), &never).await;
         let mut well = true;

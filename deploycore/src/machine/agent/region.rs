@@ -1,12 +1,13 @@
 //! The agent's two conversations with its region: goals in, reports out.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::stream::{BoxStream, StreamExt};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::{Event, Rhythm};
+use super::Event;
 use crate::model::MachineReport;
 use crate::pace::Pace;
 use crate::port::goals::{Changes, Error};
@@ -15,14 +16,14 @@ use crate::port::{GoalStateStore, ReportSink, chain};
 type Watch = BoxStream<'static, Result<Changes, Error>>;
 
 /// Reads all goals in the rhythm, sooner when the watch says that something changed.
-pub(super) async fn goals(store: Arc<dyn GoalStateStore>, rhythm: Rhythm, events: mpsc::Sender<Event>) {
-    let (mut pace, never) = (Pace::new(rhythm.poll, rhythm.backoff), CancellationToken::new());
+pub(super) async fn goals(store: Arc<dyn GoalStateStore>, watches: bool, mut pace: Pace, events: mpsc::Sender<Event>) {
+    let never = CancellationToken::new();
     let mut hints: Option<Watch> = None;
     loop {
         match store.list("").await {
             Ok(snapshot) => {
                 pace.note(true);
-                if rhythm.watch && hints.is_none() {
+                if watches && hints.is_none() {
                     hints = Some(store.watch(snapshot.revision));
                 }
                 let goals = snapshot.goals.into_iter().map(|stored| stored.goal).collect();
@@ -51,8 +52,13 @@ pub(super) async fn goals(store: Arc<dyn GoalStateStore>, rhythm: Rhythm, events
 }
 
 /// Sends the newest report when it changed and in the rhythm.
-pub(super) async fn report(sink: Arc<dyn ReportSink>, rhythm: Rhythm, mut status: watch::Receiver<MachineReport>) {
-    let (mut pace, never) = (Pace::new(rhythm.report, rhythm.backoff), CancellationToken::new());
+pub(super) async fn report(
+    sink: Arc<dyn ReportSink>,
+    gap: Duration,
+    mut pace: Pace,
+    mut status: watch::Receiver<MachineReport>,
+) {
+    let never = CancellationToken::new();
     loop {
         let newest = status.borrow_and_update().clone();
         match sink.report(&newest).await {
@@ -62,7 +68,7 @@ pub(super) async fn report(sink: Arc<dyn ReportSink>, rhythm: Rhythm, mut status
                 tracing::warn!(error = chain(&error), failures = pace.failures(), "the region takes no report");
             }
         }
-        tokio::time::sleep(rhythm.report_gap).await;
+        tokio::time::sleep(gap).await;
         let changed = async {
             if status.changed().await.is_err() {
                 std::future::pending::<()>().await;

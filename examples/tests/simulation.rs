@@ -1,0 +1,120 @@
+//! The whole pipeline in virtual time, with everything that goes wrong, from seeds.
+//!
+//! `DEPLOYCORE_SIM_SEEDS` sets how many seeds run (1,000 by default). `DEPLOYCORE_SIM_SEED` names one to replay with all its events.
+
+#![allow(unreachable_pub, reason = "the modules are of one test")]
+
+mod simulation {
+    pub mod builder;
+    pub mod chaos;
+    pub mod check;
+    pub mod fault;
+    pub mod mutant;
+    pub mod node;
+    pub mod operator;
+    pub mod port;
+    pub mod run;
+    pub mod settings;
+    pub mod settle;
+    pub mod trace;
+    pub mod world;
+}
+
+use std::env;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use simulation::mutant::Mutant;
+use simulation::run::{Outcome, run};
+use simulation::settings::Settings;
+use simulation::trace::{Met, Tally};
+
+/// Within so many seeds each mutant must be caught.
+const MUTANT_SEEDS: u64 = 40;
+
+fn number(name: &str) -> Option<u64> {
+    env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text:?}")))
+}
+
+/// Every seed keeps every invariant, and all seeds together meet everything that can go wrong.
+#[test]
+fn seeds_keep_every_invariant() {
+    let seeds = number("DEPLOYCORE_SIM_SEEDS").unwrap_or(1_000);
+    let (next, tally, failed) = (AtomicU64::new(0), Mutex::new(Tally::default()), Mutex::new(None::<Outcome>));
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(|| {
+                while failed.lock().expect("no run panics").is_none() {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds {
+                        return;
+                    }
+                    let outcome = run(Settings::of(seed), None, false);
+                    tally.lock().expect("no run panics").add(&outcome.tally);
+                    if outcome.violation.is_some() || outcome.settled_after.is_none() {
+                        failed.lock().expect("no run panics").get_or_insert(outcome);
+                    }
+                }
+            });
+        }
+    });
+    if let Some(outcome) = failed.into_inner().expect("no run panics") {
+        panic!("seed {} fails\n{}", outcome.settings.seed, outcome.explain());
+    }
+    let tally = tally.into_inner().expect("no run panics");
+    println!("{seeds} seeds: {tally}");
+    if seeds >= 100_000 {
+        let unmet: Vec<_> = Met::ALL.into_iter().filter(|met| tally.get(*met) == 0).collect();
+        assert!(unmet.is_empty(), "an idle simulation: {unmet:?} were never met");
+    }
+}
+
+/// Shows one seed, named by `DEPLOYCORE_SIM_SEED`, event by event; does nothing without it.
+#[test]
+fn replay() {
+    let Some(seed) = number("DEPLOYCORE_SIM_SEED") else { return };
+    let outcome = run(Settings::of(seed), None, true);
+    println!("{}\n{}", outcome.explain(), outcome.tally);
+    assert!(outcome.violation.is_none() && outcome.settled_after.is_some());
+}
+
+/// The same seed gives the same events.
+#[test]
+fn a_seed_repeats() {
+    for seed in 0..10 {
+        let hash = || run(Settings::of(seed), None, false).hash;
+        assert_eq!(hash(), hash(), "seed {seed}");
+    }
+}
+
+fn caught(mutant: Mutant) {
+    for seed in 0..MUTANT_SEEDS {
+        let outcome = run(Settings::of(seed), Some(mutant), false);
+        if let Some(violation) = &outcome.violation {
+            assert_eq!(violation.invariant, mutant.breaks(), "{mutant:?} at {}", outcome.explain());
+            return;
+        }
+    }
+    panic!("{mutant:?} was not caught in {MUTANT_SEEDS} seeds");
+}
+
+#[test]
+fn a_queue_that_hears_zombies_is_caught() {
+    caught(Mutant::ZombiesComplete);
+}
+
+#[test]
+fn a_store_that_stores_later_is_caught() {
+    caught(Mutant::StoresLater);
+}
+
+#[test]
+fn a_reaper_that_rescues_nothing_is_caught() {
+    caught(Mutant::NothingIsRescued);
+}
+
+#[test]
+fn a_queue_that_forgets_is_caught() {
+    caught(Mutant::EnqueueIsLost);
+}
