@@ -9,10 +9,13 @@ mod simulation {
     pub mod chaos;
     pub mod check;
     pub mod fault;
+    pub mod machine;
     pub mod mutant;
     pub mod node;
     pub mod operator;
     pub mod port;
+    pub mod region;
+    pub mod roles;
     pub mod run;
     pub mod settings;
     pub mod settle;
@@ -115,6 +118,36 @@ fn a_reaper_that_rescues_nothing_is_caught() {
 }
 
 #[test]
-fn a_queue_that_forgets_is_caught() {
+fn a_queue_that_forgets_a_job_is_caught() {
     caught(Mutant::EnqueueIsLost);
+}
+
+#[test]
+fn a_global_store_that_forgets_a_goal_is_caught() {
+    caught(Mutant::GoalIsLost);
+}
+
+#[test]
+fn a_ledger_that_pins_anything_is_caught() {
+    caught(Mutant::PinsAnything);
+}
+
+#[test]
+fn a_mirror_that_goes_back_is_caught() {
+    caught(Mutant::MirrorGoesBack);
+}
+
+#[test]
+fn a_disk_that_stages_unverified_is_caught() {
+    caught(Mutant::StagesUnverified);
+}
+
+#[test]
+fn a_disk_that_switches_early_is_caught() {
+    caught(Mutant::SwitchesEarly);
+}
+
+#[test]
+fn an_agent_that_ignores_new_goals_is_caught() {
+    caught(Mutant::IgnoresNewGoals);
 }

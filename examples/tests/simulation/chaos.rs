@@ -3,6 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use deploycore::model::CopyState;
+use deploycore::port::ArtifactStore;
+use futures::FutureExt;
 use tokio::time::{Instant, sleep};
 
 use super::node::Node;
@@ -24,16 +27,14 @@ pub async fn storm(world: &World) {
         // Long enough, now and then, for a lease to be lost.
         let span = Duration::from_secs(if random.bool() { random.u64(1..20) } else { random.u64(100..300) });
         let node = pick(world, &mut random);
-        match random.u32(0..10) {
-            0..4 => node.crash("at any instruction"),
-            4..7 => stall(world, node, span),
-            7 => node.shut_down(),
-            _ => {
-                let region = world.regions[random.usize(0..world.regions.len())].clone();
-                let weather = world.weather.clone();
-                weather.cut_off(&region);
-                world.later(span, move || weather.join(&region));
-            }
+        match random.u32(0..16) {
+            0..5 => node.crash("at any instruction"),
+            5..8 => stall(world, node, span),
+            8 => node.shut_down(),
+            9 | 10 => cut_off(world, &mut random, span),
+            11 | 12 => kill_service(world, &mut random),
+            13 => fail_power(world, &mut random),
+            _ => lose_copy(world, &mut random),
         }
     }
 }
@@ -56,4 +57,48 @@ pub fn heal(world: &World) {
 fn stall(world: &World, node: Arc<Node>, span: Duration) {
     node.stall();
     world.later(span, move || node.resume());
+}
+
+fn cut_off(world: &World, random: &mut fastrand::Rng, span: Duration) {
+    let regions = world.regions();
+    let region = regions[random.usize(0..regions.len())].clone();
+    let weather = world.weather.clone();
+    weather.cut_off(&region);
+    world.later(span, move || weather.join(&region));
+}
+
+/// A service's process dies under its agent.
+fn kill_service(world: &World, random: &mut fastrand::Rng) {
+    let machine = &world.machines[random.usize(0..world.machines.len())];
+    if let Some(process) = machine.all_running().first() {
+        world.weather.trace.event("chaos", format_args!("kills {} on {}", process.service, machine.name));
+        process.end(None);
+    }
+}
+
+/// A machine loses power: its agent and all its processes are gone at once.
+fn fail_power(world: &World, random: &mut fastrand::Rng) {
+    let machine = &world.machines[random.usize(0..world.machines.len())];
+    let agent = format!("agent-{}", machine.name);
+    world.nodes.iter().filter(|node| *node.name == *agent).for_each(|node| node.crash("the power fails"));
+    machine.reboot();
+}
+
+/// A copy disappears from a region. Nobody relies on it: no goal has pinned it.
+fn lose_copy(world: &World, random: &mut fastrand::Rng) {
+    let checker = &world.weather.checker;
+    let free = checker.backends.ledger.snapshot().into_values().filter(|status| status.pins.is_empty());
+    let copies: Vec<_> = free
+        .flat_map(|status| {
+            let digest = status.registered.artifact.digest;
+            let complete = status.copies.into_iter().filter(|(_, copy)| copy.state == CopyState::Complete);
+            complete.map(move |(region, _)| (region, digest))
+        })
+        .collect();
+    if let Some((region, digest)) = random.choice(&copies) {
+        world.weather.trace.event("chaos", format_args!("{region} loses {digest:?}"));
+        checker.taken(region, digest);
+        let store = &checker.backends.regions[region].store;
+        store.delete(digest).now_or_never().expect("memory never suspends").expect("memory never fails");
+    }
 }

@@ -172,7 +172,12 @@ impl Life {
 
     /// The way to something at `to`.
     pub fn link(self: &Arc<Self>, to: Place) -> Link {
-        Link { life: self.clone(), to }
+        Link { life: self.clone(), to, local: false }
+    }
+
+    /// The way to something on the service's own host.
+    pub fn local(self: &Arc<Self>) -> Link {
+        Link { life: self.clone(), to: self.place.clone(), local: true }
     }
 }
 
@@ -181,6 +186,8 @@ impl Life {
 pub struct Link {
     pub life: Arc<Life>,
     pub to: Place,
+    /// A call within one host has its effect while its caller lives, or never.
+    local: bool,
 }
 
 /// What happens to one call.
@@ -224,6 +231,7 @@ impl Link {
         }
         match mishap {
             Mishap::CrashBefore => self.crash(what, "before").await,
+            Mishap::Stray if self.local => return Err(error(self.fail(what, Met::Failures, "failed"))),
             Mishap::Stray => {
                 self.stray(after, effect);
                 return Err(error(self.fail(what, Met::Strays, "strays")));

@@ -1,5 +1,7 @@
 //! Seeded mutants: each breaks one invariant, which its check must catch.
 
+pub mod goals;
+mod ledger;
 mod queue;
 mod store;
 
@@ -8,6 +10,7 @@ use std::sync::Arc;
 use deploycore::memory;
 use deploycore::port::{ArtifactStore, GoalStateStore, JobQueue, ReplicationLedger};
 
+use self::goals::Flaw;
 use super::check::Invariant;
 
 /// One broken thing.
@@ -21,19 +24,33 @@ pub enum Mutant {
     NothingIsRescued,
     /// A queue that forgets what it acknowledged.
     EnqueueIsLost,
+    /// A global store that forgets what it acknowledged.
+    GoalIsLost,
+    /// A ledger that pins what is missing in a region.
+    PinsAnything,
+    /// A mirror that copies older goals over newer ones, into a store that lets it.
+    MirrorGoesBack,
+    /// A disk that stages damaged bytes unverified.
+    StagesUnverified,
+    /// A disk that calls a blob whole before it was fetched.
+    SwitchesEarly,
+    /// An agent that does not look at newer goals.
+    IgnoresNewGoals,
 }
 
 impl Mutant {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::ZombiesComplete, Self::StoresLater, Self::NothingIsRescued, Self::EnqueueIsLost];
-
     /// The invariant that it breaks.
     pub fn breaks(self) -> Invariant {
         match self {
             Self::ZombiesComplete => Invariant::OneEffectiveRun,
             Self::StoresLater => Invariant::StoredBeforeSucceeded,
             Self::NothingIsRescued => Invariant::EveryJobEnds,
-            Self::EnqueueIsLost => Invariant::NothingIsLost,
+            Self::EnqueueIsLost | Self::GoalIsLost => Invariant::NothingIsLost,
+            Self::PinsAnything => Invariant::NoEarlyDeploy,
+            Self::MirrorGoesBack => Invariant::NoGoingBack,
+            Self::StagesUnverified => Invariant::VerifiedBytesOnly,
+            Self::SwitchesEarly => Invariant::OldOrNew,
+            Self::IgnoresNewGoals => Invariant::NewestGoalWins,
         }
     }
 
@@ -48,8 +65,11 @@ impl Mutant {
     }
 
     /// The ledger that services see.
-    pub fn ledger(_mutant: Option<Self>, inner: Arc<dyn ReplicationLedger>) -> Arc<dyn ReplicationLedger> {
-        inner
+    pub fn ledger(mutant: Option<Self>, inner: Arc<dyn ReplicationLedger>) -> Arc<dyn ReplicationLedger> {
+        match mutant {
+            Some(Self::PinsAnything) => Arc::new(ledger::PinsAnything(inner)),
+            _ => inner,
+        }
     }
 
     /// The main store that services see.
@@ -61,7 +81,26 @@ impl Mutant {
     }
 
     /// The global goals that services see.
-    pub fn goals(_mutant: Option<Self>, inner: memory::Goals) -> Arc<dyn GoalStateStore> {
-        Arc::new(inner)
+    pub fn goals(mutant: Option<Self>, inner: memory::Goals) -> Arc<dyn GoalStateStore> {
+        match mutant {
+            Some(Self::GoalIsLost) => goals::Goals::new(Arc::new(inner), Flaw::Forgets),
+            _ => Arc::new(inner),
+        }
+    }
+
+    /// The goals of a region that its mirror writes.
+    pub fn region_goals(mutant: Option<Self>, inner: memory::Goals) -> Arc<dyn GoalStateStore> {
+        match mutant {
+            Some(Self::MirrorGoesBack) => goals::Goals::new(Arc::new(inner), Flaw::Agrees),
+            _ => Arc::new(inner),
+        }
+    }
+
+    /// The goals of a region that an agent sees.
+    pub fn agent_goals(mutant: Option<Self>, inner: Arc<dyn GoalStateStore>) -> Arc<dyn GoalStateStore> {
+        match mutant {
+            Some(Self::IgnoresNewGoals) => goals::Goals::new(inner, Flaw::Freezes),
+            _ => inner,
+        }
     }
 }

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
 
 use super::check::Violation;
 use super::mutant::Mutant;
@@ -11,9 +10,6 @@ use super::settings::Settings;
 use super::trace::Tally;
 use super::world::World;
 use super::{chaos, settle};
-
-/// How long after healing everything must be done.
-const PATIENCE: Duration = Duration::from_hours(2);
 
 /// How a run went.
 #[derive(Debug)]
@@ -78,14 +74,5 @@ async fn live(settings: Settings, mutant: Option<Mutant>, print: bool) -> Outcom
 async fn weather_and_settle(world: &World) -> Option<Duration> {
     chaos::storm(world).await;
     chaos::heal(world);
-    let healed = Instant::now();
-    while healed.elapsed() < PATIENCE {
-        if settle::is_settled(world) {
-            settle::check(world);
-            return Some(healed.elapsed());
-        }
-        sleep(Duration::from_secs(5)).await;
-    }
-    settle::check(world);
-    None
+    settle::settle(world).await
 }

@@ -36,6 +36,8 @@ pub struct Settings {
     pub slow_clocks: bool,
     /// Jobs that are enqueued.
     pub jobs: usize,
+    /// Deploys and rollbacks that people want.
+    pub changes: usize,
     /// Services that the jobs are of.
     pub services: usize,
     /// Pieces of the largest artifact.
@@ -77,6 +79,7 @@ impl Settings {
             slots: random.usize(1..=2),
             slow_clocks: random.bool(),
             jobs: random.usize(2..=6),
+            changes: random.usize(2..=8),
             services: random.usize(1..=2),
             pieces: [1, 1, 2, 3, 6][random.usize(0..5)],
             bad_builds: [0, 0, 150, 400][random.usize(0..4)],

@@ -1,22 +1,24 @@
 //! A world: backends, and the nodes of every role around them.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use deploycore::build::{Reaper, ReaperSettings, Worker, WorkerSettings};
+use deploycore::deploy::{Deployer, DeployerSettings};
 use deploycore::memory;
-use deploycore::model::RegionName;
-use deploycore::port::{ArtifactStore, GoalStateStore, JobQueue, ReplicationLedger};
+use deploycore::model::{Labels, RegionName};
+use deploycore::port::{ArtifactStore, GoalStateStore, JobQueue, MachineDirectory, ManifestSource, ReplicationLedger};
 use tokio::task::JoinSet;
 
-use super::builder::SimulatedBuilder;
 use super::check::{Backends, Checker, RegionBackends};
-use super::fault::{Place, Weather};
+use super::fault::{Life, Place, Weather};
+use super::machine::Machine;
+use super::machine::files::VirtualFiles;
 use super::mutant::Mutant;
-use super::node::Node;
-use super::operator;
+use super::node::{Node, Start};
 use super::port::Far;
+use super::region::Board;
 use super::settings::Settings;
 use super::trace::Trace;
 
@@ -24,21 +26,35 @@ use super::trace::Trace;
 #[derive(Debug)]
 pub struct World {
     pub settings: Arc<Settings>,
+    pub mutant: Option<Mutant>,
     pub weather: Arc<Weather>,
     pub nodes: Vec<Arc<Node>>,
-    pub regions: Vec<RegionName>,
-    ports: Arc<Ports>,
-    ordered: Arc<AtomicBool>,
+    pub machines: Vec<Arc<Machine>>,
+    pub ports: Arc<Ports>,
+    /// Scripts of people that have not come to their end.
+    pub scripts: Arc<AtomicUsize>,
     timers: Mutex<JoinSet<()>>,
 }
 
 /// The backends as services see them: beneath the mishaps, above the mutants.
 #[derive(Debug)]
 pub struct Ports {
-    pub queue: Arc<dyn JobQueue>,
-    pub ledger: Arc<dyn ReplicationLedger>,
-    pub main: Arc<dyn ArtifactStore>,
+    queue: Arc<dyn JobQueue>,
+    ledger: Arc<dyn ReplicationLedger>,
+    main: Arc<dyn ArtifactStore>,
+    goals: Arc<dyn GoalStateStore>,
+    pub regions: BTreeMap<RegionName, RegionPorts>,
+    clock: memory::Clock,
+}
+
+/// The same of a region.
+#[derive(Debug)]
+pub struct RegionPorts {
+    pub store: Arc<dyn ArtifactStore>,
     pub goals: Arc<dyn GoalStateStore>,
+    pub manifests: Arc<dyn ManifestSource>,
+    pub board: Arc<Board>,
+    pub swarm: memory::SwarmRegion,
 }
 
 impl World {
@@ -50,38 +66,49 @@ impl World {
         let clock = memory::Clock::starting_at("2026-01-01T00:00:00Z".parse().expect("a valid instant"));
         let backends = Arc::new(Backends {
             queue: Arc::new(memory::Queue::new(clock.clone())),
-            ledger: Arc::new(memory::Ledger::new(clock)),
+            ledger: Arc::new(memory::Ledger::new(clock.clone())),
             main: memory::Store::new(),
             goals: memory::Goals::new(),
             regions: regions.iter().map(|region| (region.clone(), RegionBackends::default())).collect(),
         });
         let trace = Arc::new(Trace::new(print));
         let checker = Arc::new(Checker::new(backends.clone(), trace.clone()));
+        let files = VirtualFiles::default();
+        let machines = machines(&settings, &regions, &files, &checker);
         let weather = Weather::new(&settings, trace, checker);
+        let region = |backends: &RegionBackends| RegionPorts {
+            store: Arc::new(backends.store.clone()),
+            goals: Mutant::region_goals(mutant, backends.goals.clone()),
+            manifests: Arc::new(backends.store.clone()),
+            board: Arc::default(),
+            swarm: memory::SwarmRegion::with_files(Arc::new(backends.store.clone()), Arc::new(files.clone())),
+        };
         let ports = Arc::new(Ports {
             queue: Mutant::queue(mutant, backends.queue.clone()),
             ledger: Mutant::ledger(mutant, backends.ledger.clone()),
             main: Mutant::main(mutant, backends.main.clone()),
             goals: Mutant::goals(mutant, backends.goals.clone()),
+            regions: backends.regions.iter().map(|(name, backends)| (name.clone(), region(backends))).collect(),
+            clock,
         });
-        let mut world = Self {
-            settings,
-            weather,
-            nodes: Vec::new(),
-            regions,
-            ports,
-            ordered: Arc::default(),
-            timers: Mutex::default(),
-        };
-        world.add_operator();
-        world.add_workers();
-        world.add_reapers();
+        let (nodes, scripts, timers) = (Vec::new(), Arc::default(), Mutex::default());
+        let mut world = Self { settings, mutant, weather, nodes, machines, ports, scripts, timers };
+        world.add_people();
+        world.add_builds();
+        world.add_copies();
+        world.add_regions();
+        world.add_agents();
         world
     }
 
-    /// Whether all orders were given.
-    pub fn ordered(&self) -> bool {
-        self.ordered.load(Ordering::Relaxed)
+    /// Its regions.
+    pub fn regions(&self) -> Vec<RegionName> {
+        self.ports.regions.keys().cloned().collect()
+    }
+
+    /// Whether people have nothing more in mind.
+    pub fn is_ordered(&self) -> bool {
+        self.scripts.load(Ordering::Relaxed) == 0
     }
 
     /// Does something after a while.
@@ -93,68 +120,69 @@ impl World {
         });
     }
 
-    fn add_operator(&mut self) {
-        let (orders, ports) = (operator::orders(&self.settings), self.ports.clone());
-        let (trace, ordered) = (self.weather.trace.clone(), self.ordered.clone());
-        self.add(
-            "operator",
-            Place::Global,
-            Box::new(move |life, shutdown| {
-                let queue: Arc<dyn JobQueue> = Far::new(ports.queue.clone(), life.link(Place::Global));
-                let (orders, trace, ordered) = (orders.clone(), trace.clone(), ordered.clone());
-                Box::pin(async move {
-                    let work = async {
-                        operator::enqueue(orders, || trace.elapsed(), queue).await;
-                        ordered.store(true, Ordering::Relaxed);
-                        std::future::pending::<()>().await
-                    };
-                    shutdown.run_until_cancelled(work).await;
-                })
-            }),
-        );
-    }
-
-    fn add(&mut self, name: &str, place: Place, start: super::node::Start) {
+    /// Adds a node.
+    pub fn add(&mut self, name: &str, place: Place, start: Start) {
         self.nodes.push(Node::new(name, place, self.weather.clone(), start));
     }
+}
 
-    fn add_workers(&mut self) {
-        for number in 1..=self.settings.workers {
-            let (settings, ports) = (self.settings.clone(), self.ports.clone());
-            let name = format!("worker-{number}");
-            let mut worker = WorkerSettings::default()
-                .with_poll(Duration::from_secs(8))
-                .with_name(name.parse().expect("a valid name"))
-                .with_slots(settings.slots.try_into().expect("at least one slot"));
-            if settings.slow_clocks {
-                worker = worker.with_heartbeat(Duration::from_secs(30), Duration::from_mins(20));
-            }
-            self.add(
-                &name,
-                Place::Global,
-                Box::new(move |life, shutdown| {
-                    let queue: Arc<dyn JobQueue> = Far::new(ports.queue.clone(), life.link(Place::Global));
-                    let main: Arc<dyn ArtifactStore> = Far::new(ports.main.clone(), life.link(Place::Global));
-                    let builder = Arc::new(SimulatedBuilder::new(settings.clone(), life.clone()));
-                    let service = Worker::new(worker.clone(), queue, main, builder).with_seed(life.seed());
-                    Box::pin(async move { service.run(shutdown).await })
-                }),
-            );
-        }
+impl Ports {
+    /// The queue, as a service sees it.
+    pub fn queue(&self, life: &Arc<Life>) -> Arc<dyn JobQueue> {
+        Far::new(self.queue.clone(), life.link(Place::Global))
     }
 
-    fn add_reapers(&mut self) {
-        for number in 1..=2 {
-            let ports = self.ports.clone();
-            self.add(
-                &format!("reaper-{number}"),
-                Place::Global,
-                Box::new(move |life, shutdown| {
-                    let queue: Arc<dyn JobQueue> = Far::new(ports.queue.clone(), life.link(Place::Global));
-                    let service = Reaper::new(ReaperSettings::default(), queue).with_seed(life.seed());
-                    Box::pin(async move { service.run(shutdown).await })
-                }),
-            );
-        }
+    /// The ledger, as a service sees it.
+    pub fn ledger(&self, life: &Arc<Life>) -> Arc<dyn ReplicationLedger> {
+        Far::new(self.ledger.clone(), life.link(Place::Global))
     }
+
+    /// The main store, as a service sees it.
+    pub fn main(&self, life: &Arc<Life>) -> Arc<dyn ArtifactStore> {
+        Far::new(self.main.clone(), life.link(Place::Global))
+    }
+
+    /// The global goals, as a service sees them.
+    pub fn goals(&self, life: &Arc<Life>) -> Arc<dyn GoalStateStore> {
+        Far::new(self.goals.clone(), life.link(Place::Global))
+    }
+
+    /// A region's store, as a service sees it.
+    pub fn region_store(&self, region: &RegionName, life: &Arc<Life>) -> Arc<dyn ArtifactStore> {
+        Far::new(self.regions[region].store.clone(), life.link(Place::Region(region.clone())))
+    }
+
+    /// A region's goals, as a service sees them.
+    pub fn region_goals(&self, region: &RegionName, life: &Arc<Life>) -> Arc<dyn GoalStateStore> {
+        Far::new(self.regions[region].goals.clone(), life.link(Place::Region(region.clone())))
+    }
+
+    /// A deployer with all its backends far away.
+    pub fn deployer(&self, life: &Arc<Life>) -> Deployer {
+        let clock = self.clock.clone();
+        let mut deployer = Deployer::new(DeployerSettings::default(), self.goals(life), self.ledger(life))
+            .with_clock(move || clock.now())
+            .with_seed(life.seed());
+        for (region, ports) in &self.regions {
+            let directory: Arc<dyn MachineDirectory> = ports.board.clone();
+            let directory: Arc<dyn MachineDirectory> = Far::new(directory, life.link(Place::Region(region.clone())));
+            deployer = deployer.with_directory(region.clone(), directory);
+        }
+        deployer
+    }
+}
+
+fn machines(
+    settings: &Settings,
+    regions: &[RegionName],
+    files: &VirtualFiles,
+    checker: &Arc<Checker>,
+) -> Vec<Arc<Machine>> {
+    let all = regions.iter().flat_map(|region| (1..=settings.machines).map(move |number| (region.clone(), number)));
+    let machine = |(region, number): (RegionName, usize)| {
+        let name = format!("{region}-m{number}").parse().expect("a valid name");
+        let labels = Labels([("half".to_owned(), (number % 2).to_string())].into());
+        Machine::new(region, name, labels, files.clone(), checker.clone())
+    };
+    all.map(machine).collect()
 }
