@@ -10,7 +10,7 @@ use std::time::Duration;
 use deploycore::model::RegionName;
 use deploycore::port::BackendError;
 use futures::future::pending;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::check::{Checker, Invariant};
@@ -43,6 +43,8 @@ pub struct Weather {
     pub trace: Arc<Trace>,
     pub checker: Arc<Checker>,
     state: Mutex<State>,
+    /// A goal was written somewhere.
+    pub written: Notify,
     /// Effects under way whose caller has given up.
     strays: Mutex<JoinSet<()>>,
 }
@@ -57,7 +59,15 @@ impl Weather {
     /// Nothing goes wrong yet.
     pub fn new(settings: &Settings, trace: Arc<Trace>, checker: Arc<Checker>) -> Arc<Self> {
         let (seed, watch) = (settings.seed, settings.watch);
-        Arc::new(Self { seed, watch, trace, checker, state: Mutex::default(), strays: Mutex::default() })
+        Arc::new(Self {
+            seed,
+            watch,
+            trace,
+            checker,
+            state: Mutex::default(),
+            written: Notify::new(),
+            strays: Mutex::default(),
+        })
     }
 
     /// From now on calls go wrong as often as `rates` say.
@@ -101,6 +111,28 @@ impl Weather {
     }
 }
 
+/// Whether a host stands still. Those who wait go on in the order in which they came, so that a run repeats: tokio's watch channel
+/// would wake them in a random one.
+#[derive(Debug, Default)]
+pub struct Stall {
+    stalled: AtomicBool,
+    over: Notify,
+}
+
+impl Stall {
+    /// It stands still.
+    pub fn begin(&self) {
+        self.stalled.store(true, Ordering::Relaxed);
+    }
+
+    /// It goes on; whether it stood still.
+    pub fn end(&self) -> bool {
+        let stood = self.stalled.swap(false, Ordering::Relaxed);
+        self.over.notify_waiters();
+        stood
+    }
+}
+
 /// One incarnation of a service: from its start to its crash.
 #[derive(Debug)]
 pub struct Life {
@@ -109,22 +141,16 @@ pub struct Life {
     pub weather: Arc<Weather>,
     alive: AtomicBool,
     /// Shared by all incarnations: a stalled host stays stalled.
-    stalled: watch::Receiver<bool>,
+    stall: Arc<Stall>,
     random: Mutex<fastrand::Rng>,
     task: Mutex<Option<AbortHandle>>,
 }
 
 impl Life {
     /// The `number`-th life of a node.
-    pub fn new(
-        node: Arc<str>,
-        place: Place,
-        number: u64,
-        weather: Arc<Weather>,
-        stalled: watch::Receiver<bool>,
-    ) -> Self {
+    pub fn new(node: Arc<str>, place: Place, number: u64, weather: Arc<Weather>, stall: Arc<Stall>) -> Self {
         let random = Mutex::new(stream(weather.seed, &format!("{node} {number}")));
-        Self { node, place, weather, alive: AtomicBool::new(true), stalled, random, task: Mutex::default() }
+        Self { node, place, weather, alive: AtomicBool::new(true), stall, random, task: Mutex::default() }
     }
 
     /// Whether it has not crashed.
@@ -166,8 +192,9 @@ impl Life {
 
     /// Resolves when the host is not stalled.
     pub async fn awake(&self) {
-        // The sender lives as long as the world.
-        let _ = self.stalled.clone().wait_for(|stalled| !stalled).await;
+        while self.stall.stalled.load(Ordering::Relaxed) {
+            self.stall.over.notified().await;
+        }
     }
 
     /// The way to something at `to`.

@@ -5,12 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::check::Invariant;
-use super::fault::{Life, Place, Weather};
+use super::fault::{Life, Place, Stall, Weather};
 use super::trace::Met;
 
 /// Starts a service with fresh memory over the durable backends; resolves when it has ended.
@@ -22,7 +21,7 @@ pub struct Node {
     pub place: Place,
     weather: Arc<Weather>,
     start: Start,
-    stalled: watch::Sender<bool>,
+    stall: Arc<Stall>,
     current: Mutex<Option<(Arc<Life>, CancellationToken)>>,
 }
 
@@ -35,16 +34,19 @@ impl fmt::Debug for Node {
 impl Node {
     /// A node that is not running yet.
     pub fn new(name: &str, place: Place, weather: Arc<Weather>, start: Start) -> Arc<Self> {
-        let stalled = watch::Sender::new(false);
-        Arc::new(Self { name: name.into(), place, weather, start, stalled, current: Mutex::default() })
+        Arc::new(Self { name: name.into(), place, weather, start, stall: Arc::default(), current: Mutex::default() })
     }
 
     /// Runs the service, life after life.
     pub async fn keep(self: Arc<Self>) {
         for number in 0.. {
-            let stalled = self.stalled.subscribe();
-            let life =
-                Arc::new(Life::new(self.name.clone(), self.place.clone(), number, self.weather.clone(), stalled));
+            let life = Arc::new(Life::new(
+                self.name.clone(),
+                self.place.clone(),
+                number,
+                self.weather.clone(),
+                self.stall.clone(),
+            ));
             let shutdown = CancellationToken::new();
             let mut task = JoinSet::new();
             let service = (self.start)(life.clone(), shutdown.clone());
@@ -89,12 +91,12 @@ impl Node {
     pub fn stall(&self) {
         self.weather.trace.met(Met::Stalls);
         self.weather.trace.event(&self.name, "stalls");
-        self.stalled.send_replace(true);
+        self.stall.begin();
     }
 
     /// It goes on where it was.
     pub fn resume(&self) {
-        if self.stalled.send_replace(false) {
+        if self.stall.end() {
             self.weather.trace.event(&self.name, "goes on");
         }
     }

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use deploycore::deploy::{DeployRequest, Redeploy};
 use deploycore::model::{Goal, GoalPosition, Readiness, RunSpec, Selector};
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use super::check::Invariant;
@@ -75,8 +74,7 @@ fn complain(world: &World) {
 /// Deploys something that works of each service, in good weather: no machine has a reason to give it up.
 async fn last_deploys(world: &World) -> Vec<Goal> {
     let checker = &world.weather.checker;
-    let (_, stalled) = watch::channel(false);
-    let life = Arc::new(Life::new("closing".into(), Place::Global, 0, world.weather.clone(), stalled));
+    let life = Arc::new(Life::new("closing".into(), Place::Global, 0, world.weather.clone(), Arc::default()));
     let deployer = world.ports.deployer(&life);
     let mut goals = Vec::new();
     let mut done = std::collections::BTreeSet::new();

@@ -79,6 +79,7 @@ impl Lane {
                 }
             }
             tokio::select! {
+                biased;
                 // A free slot may be filled at once, unless the ledger fails: then only the backoff leads back to it.
                 Some(ended) = copies.join_next(), if pace.failures() == 0 => { self.note(ended); }
                 wake = pace.wait(self.nudge.given(), shutdown) => if wake == Wake::Shutdown { return },

@@ -29,8 +29,9 @@ impl Checker {
         };
         if let Some(known) = known {
             // The reply was lost, and the call was repeated; nothing else may come under a position that was used.
-            self.require(Invariant::NoGoingBack, known == *goal, || {
-                format!("{place} took two goals of {} at {}", goal.service, goal.position)
+            let repeats = known == *goal && newest == Some(goal.position);
+            self.require(Invariant::NoGoingBack, repeats, || {
+                format!("{place} took {} {} again, after {newest:?}", goal.service, goal.position)
             });
         } else {
             let rises = newest.is_none_or(|newest| newest < goal.position);

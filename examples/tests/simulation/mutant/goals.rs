@@ -18,7 +18,9 @@ pub async fn mirror_backwards(source: Arc<dyn GoalStateStore>, target: Arc<dyn G
         for stored in snapshot.goals {
             let history = source.history(&stored.goal.service, 10).await.unwrap_or_default();
             for older in history {
-                let _ = target.put(&older.goal, Expect::Absent).await;
+                let found = target.get(&older.goal.service).await.ok().flatten();
+                let expect = found.map_or(Expect::Absent, |found| Expect::At(found.revision));
+                let _ = target.put(&older.goal, expect).await;
             }
         }
     }

@@ -9,6 +9,7 @@ use deploycore::port::goals::{Changes, Error, Expect, Snapshot, Stored};
 use futures::stream::{self, BoxStream, StreamExt};
 
 use super::Far;
+use crate::simulation::fault::Link;
 
 #[async_trait]
 impl GoalStateStore for Far<dyn GoalStateStore> {
@@ -29,6 +30,7 @@ impl GoalStateStore for Far<dyn GoalStateStore> {
             let answer = inner.put(&goal, expect).await;
             if answer.is_ok() {
                 weather.checker.goal_written(&place, &goal);
+                weather.written.notify_waiters();
             }
             answer
         };
@@ -49,21 +51,38 @@ impl GoalStateStore for Far<dyn GoalStateStore> {
         if !self.link.life.weather.watches() {
             return stream::pending().boxed();
         }
-        let link = self.link.clone();
-        let faulty = self.inner.watch(since).then(move |change| {
-            let link = link.clone();
+        let (inner, link) = (self.inner.clone(), self.link.clone());
+        let stream = stream::unfold(since, move |since| {
+            let (inner, link) = (inner.clone(), link.clone());
             async move {
-                let delay = Duration::from_micros(link.life.random().u64(200..50_000));
-                tokio::time::sleep(delay).await;
-                link.life.awake().await;
-                if link.breaks() { Err(link.broken("a watch")) } else { change }
+                let change = next_change(&*inner, &link, since).await;
+                let since = change.as_ref().map_or(since, |change| change.revision);
+                Some((change, since))
             }
         });
-        faulty.boxed()
+        stream.boxed()
     }
 
     async fn compact(&self, through: Revision) -> Result<(), Error> {
         let inner = self.inner.clone();
         self.link.call("goals.compact", async move { inner.compact(through).await }).await
+    }
+}
+
+/// What changed after `since`, some time after it changed.
+async fn next_change(inner: &dyn GoalStateStore, link: &Link, since: Revision) -> Result<Changes, Error> {
+    loop {
+        let written = link.life.weather.written.notified();
+        futures::pin_mut!(written);
+        written.as_mut().enable();
+        let changes = inner.changes(since).await?;
+        if changes.goals.is_empty() {
+            written.await;
+            continue;
+        }
+        let delay = Duration::from_micros(link.life.random().u64(200..50_000));
+        tokio::time::sleep(delay).await;
+        link.life.awake().await;
+        return if link.breaks() { Err(link.broken("a watch")) } else { Ok(changes) };
     }
 }
