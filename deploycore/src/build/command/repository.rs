@@ -209,8 +209,8 @@ impl Call<'_> {
                 }
             }
         };
-        // Whoever holds it makes up to four calls of git.
-        match self.context.stop.run_until_cancelled(timeout(self.repository.fetch_limit * 4, wait)).await {
+        // A holder that stands still must not cost the job its whole time: another attempt may find it gone.
+        match self.context.stop.run_until_cancelled(timeout(self.repository.fetch_limit, wait)).await {
             None => Err(BuildError::Stopped),
             Some(Err(_)) => Err(around(io::Error::other("another process holds it for too long"))),
             Some(Ok(locked)) => locked.map(|()| file),
