@@ -5,7 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -100,7 +100,10 @@ impl Default for DiskFiles {
 
 #[derive(Debug)]
 struct DiskFile {
+    /// Read only: a program that anybody holds open for writing cannot be started.
     file: Arc<File>,
+    /// Open for writing until the file is finished.
+    writer: Mutex<Option<Arc<File>>>,
     path: PathBuf,
     manifest: Arc<Manifest>,
     shape: Shape,
@@ -129,11 +132,12 @@ impl Files for DiskFiles {
         let own = Arc::clone(&threads);
         blocking(&own, move || {
             let shape = Shape::of(&manifest);
-            let file = match open {
-                Open::Seed => File::open(&path)?,
-                Open::Fetch => prepare(&path, &shape)?,
+            let writer = match open {
+                Open::Seed => None,
+                Open::Fetch => Some(Arc::new(prepare(&path, &shape)?)),
             };
-            let file = DiskFile { file: Arc::new(file), path, manifest, shape, threads, open };
+            let (file, writer) = (Arc::new(File::open(&path)?), Mutex::new(writer));
+            let file = DiskFile { file, writer, path, manifest, shape, threads, open };
             Ok(Arc::new(file) as Arc<dyn PieceFile>)
         })
         .await
@@ -190,7 +194,9 @@ impl PieceFile for DiskFile {
     }
 
     async fn store(&self, piece: u32, blocks: Vec<Bytes>, hash_blocks: bool) -> io::Result<Stored> {
-        let (file, manifest, shape) = (Arc::clone(&self.file), Arc::clone(&self.manifest), self.shape);
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let file = writer.ok_or_else(|| io::Error::other("the file is finished, or open for reading only"))?;
+        let (manifest, shape) = (Arc::clone(&self.manifest), self.shape);
         blocking(&self.threads, move || {
             let stored = check(&manifest, piece, &blocks, hash_blocks);
             if stored.verified {
@@ -228,8 +234,10 @@ impl PieceFile for DiskFile {
         if self.open == Open::Seed {
             return Ok(());
         }
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         let (file, path) = (Arc::clone(&self.file), self.path.clone());
         blocking(&self.threads, move || {
+            drop(writer);
             file.sync_all()?;
             match fs::remove_file(note_path(&path)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -278,4 +286,26 @@ fn read_note(path: &Path, shape: &Shape) -> Option<Bitfield> {
         Bitfield::from_bytes(bits, shape.pieces()).filter(|_| intact)
     };
     Some(named().unwrap_or_else(|| Bitfield::new(shape.pieces())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// A file that somebody holds open for writing cannot be executed (`ETXTBSY`), and nodes go on serving what machines run.
+    #[tokio::test]
+    async fn a_fetched_program_starts_while_it_is_served() {
+        let program = Bytes::from_static(b"#!/bin/sh\nexit 7\n");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("program");
+        let manifest = Arc::new(Manifest::of(&program));
+        let file = DiskFiles::default().open(manifest, &path, Open::Fetch).await.unwrap();
+        assert!(file.store(0, vec![program.clone()], false).await.unwrap().verified);
+        file.finish().await.unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let status = std::process::Command::new(&path).status().unwrap();
+        assert_eq!(status.code(), Some(7));
+        assert_eq!(file.read(0, program.len() as u32).await.unwrap(), program);
+    }
 }
