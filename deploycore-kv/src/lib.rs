@@ -5,6 +5,8 @@
 //! | `redb` (default) | [`redb::Goals`]: goals in one file with one owner process | `redb://` |
 //! | `gateway` | [`gateway::Gateway`]: offers any store over HTTP; [`gateway::GatewayClient`]: the same store from elsewhere | `http://` |
 
+#![warn(missing_docs)]
+
 #[cfg(feature = "gateway")]
 pub mod gateway;
 #[cfg(feature = "redb")]

@@ -7,6 +7,8 @@
 //!
 //! Start reading at [`core`], where the decisions are made by state machines without I/O; [`net`] puts them on sockets.
 
+#![warn(missing_docs)]
+
 pub mod core;
 pub mod net;
 

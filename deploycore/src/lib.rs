@@ -17,6 +17,8 @@
 //! Each service is a reconciler: it reads state, computes what is missing, does it, and can be killed at any instruction and
 //! started again. The order of the modules below is the order to read them in.
 
+#![warn(missing_docs)]
+
 pub mod model;
 pub mod port;
 

@@ -1,3 +1,5 @@
-//! The reference cluster.
+//! `cluster`: a commit, built, stored, replicated, deployed, rolled forward and rolled back, on this machine.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    deploycore_examples::cluster::main()
+}

@@ -1,0 +1,143 @@
+//! The control plane's HTTP API: what goes over the wire. `docs/cluster.md` shows each call with curl.
+
+use std::collections::BTreeMap;
+
+use deploycore::deploy::{Convergence, Redeploy};
+use deploycore::model::{
+    ArtifactName, CommitId, Digest, Generation, Goal, GoalPosition, JobId, RegionName, RunSpec, Selector, ServiceName,
+};
+use deploycore::port::queue::{Enqueued, QueueStats};
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+/// `POST /v1/builds`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BuildRequest {
+    /// The commit.
+    pub commit: CommitId,
+    /// The service; the cluster's only one where it has one.
+    #[serde(default)]
+    pub name: Option<ServiceName>,
+    /// Chosen by the caller, so that the call may be repeated; a fresh one by default.
+    #[serde(default)]
+    pub job: Option<JobId>,
+    /// Higher goes first.
+    #[serde(default)]
+    pub priority: i16,
+}
+
+/// Answer to `POST /v1/builds`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BuildAnswer {
+    /// The job that stands for the request.
+    pub job: JobId,
+    /// What the queue did.
+    pub outcome: Enqueued,
+    /// What the artifact will be called.
+    pub artifact: ArtifactName,
+}
+
+/// `POST /v1/deploys`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeployRequest {
+    /// The service.
+    pub service: ServiceName,
+    /// What it shall run.
+    pub artifact: ArtifactName,
+    /// How; by default as the cluster is configured to.
+    #[serde(default)]
+    pub run: Option<RunSpec>,
+    /// Where; by default on every machine.
+    #[serde(default)]
+    pub selector: Selector,
+    /// What to do when the goal says this already.
+    #[serde(default)]
+    pub redeploy: Redeploy,
+}
+
+impl DeployRequest {
+    /// Deploys as the cluster is configured to, on every machine.
+    pub fn new(service: ServiceName, artifact: ArtifactName) -> Self {
+        Self { service, artifact, run: None, selector: Selector::all(), redeploy: Redeploy::IfChanged }
+    }
+}
+
+/// `POST /v1/rollbacks`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RollbackRequest {
+    /// The service.
+    pub service: ServiceName,
+    /// The generation whose artifact shall run again; by default the one before.
+    #[serde(default)]
+    pub to: Option<Generation>,
+    /// Refuse unless this is the current generation, so that a repeated call does not go back twice.
+    #[serde(default)]
+    pub current: Option<Generation>,
+}
+
+/// `GET /v1/status`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// Each service with its goal and how far machines are with it.
+    pub services: Vec<ServiceStatus>,
+    /// The queue.
+    pub queue: QueueStats,
+    /// The regions.
+    pub regions: BTreeMap<RegionName, RegionStatus>,
+}
+
+/// One service in [`Status`], and `GET /v1/services/{service}`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Its goal.
+    pub goal: Goal,
+    /// How far machines are.
+    pub convergence: Convergence,
+}
+
+/// One region in [`Status`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RegionStatus {
+    /// Its gateway.
+    pub gateway: Url,
+    /// The position of each service's goal there; `None` when the region does not answer.
+    pub goals: Option<BTreeMap<ServiceName, GoalPosition>>,
+    /// Machines that reported lately.
+    pub live_machines: usize,
+}
+
+/// `GET /v1/usage/{digest}`, of a region: what its gate gave out of an artifact.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreUsage {
+    /// Bytes read from the store under leases.
+    pub leased_bytes: u64,
+    /// Bytes read again because every holder was gone.
+    pub recovery_bytes: u64,
+}
+
+/// `GET /v1/usage/{digest}`, of the control plane: by region; a region that does not answer is left out.
+pub type UsageByRegion = BTreeMap<RegionName, StoreUsage>;
+
+/// The path of an artifact's usage.
+pub fn usage_path(digest: &Digest) -> String {
+    format!("v1/usage/{digest}")
+}
+
+/// The body of every answer that is not a success.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// What went wrong.
+    pub error: ErrorDetail,
+}
+
+/// What went wrong: a word for programs and a sentence for people.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ErrorDetail {
+    /// For programs.
+    pub code: String,
+    /// For people.
+    pub message: String,
+}

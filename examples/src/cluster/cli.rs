@@ -1,0 +1,212 @@
+//! What a user may ask for.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::{Args, Parser, Subcommand};
+use deploycore::model::{ArtifactName, CommitId, Generation, Readiness, ServiceName};
+use url::Url;
+
+/// Builds commits, puts them on every machine, rolls forward and back: a whole deploycore cluster on this host.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// The main job: bring a cluster up, build, deploy, roll forward, roll back, check.
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
+    /// Git repository to build from, a path or URL [default: a small HTTP service that is made on the spot]
+    #[arg(long, value_name = "PATH", requires_all = ["commit", "build_command", "output"])]
+    pub repo: Option<String>,
+    /// Commits to build and deploy, in this order
+    #[arg(long, value_name = "SHA", num_args = 1.., requires = "repo")]
+    pub commit: Vec<CommitId>,
+    /// Build command, run by `sh -c` in the checkout
+    #[arg(long = "command", value_name = "CMD", requires = "repo")]
+    pub build_command: Option<String>,
+    /// File that the build command leaves in the checkout: the artifact
+    #[arg(long, value_name = "FILE", requires = "repo")]
+    pub output: Option<PathBuf>,
+    /// Arguments to start the artifact with; `{port}` stands for a free port. Without it the artifact is only installed
+    #[arg(long = "run", value_name = "ARGS", requires = "repo", allow_hyphen_values = true)]
+    pub run_args: Option<String>,
+    /// When the started artifact counts as running
+    #[arg(long, value_name = "http:PATH|alive:5s|exit", requires = "run_args", value_parser = parse_readiness)]
+    pub ready: Option<Readiness>,
+    /// Name of the service
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<ServiceName>,
+    /// Regions
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=20))]
+    pub regions: u16,
+    /// Machines in each region
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=200))]
+    pub machines: u16,
+    /// Workers
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=50))]
+    pub workers: u16,
+    /// Folder for everything; goes on where an earlier run on it stopped [default: a temporary one]
+    #[arg(long, value_name = "DIR", env = "DEPLOYCORE_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Pad each artifact with this many incompressible bytes
+    #[arg(long, value_name = "SIZE")]
+    pub payload: Option<ByteSize>,
+    /// Address of the control plane's API [default: a free port]
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<std::net::SocketAddr>,
+    /// Write what happened as JSON
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Stay up afterwards and print the endpoints
+    #[arg(long)]
+    pub keep_running: bool,
+    /// Give up after this long
+    #[arg(long, value_name = "DURATION", default_value = "30m", value_parser = parse_duration)]
+    pub time_limit: Duration,
+}
+
+/// How to reach a running cluster.
+#[derive(Debug, Clone, Args)]
+pub struct Target {
+    /// URL of the control plane
+    #[arg(long, value_name = "URL", env = "DEPLOYCORE_API", global = true)]
+    pub api: Option<Url>,
+    /// Data folder of the running cluster, instead of its URL
+    #[arg(long = "data-dir", value_name = "DIR", env = "DEPLOYCORE_DATA_DIR", global = true)]
+    pub data_dir: Option<PathBuf>,
+    /// Print the JSON of the API
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// Commands to a running cluster, and the roles that the main job starts.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Enqueue a build
+    Build {
+        /// The commit
+        #[arg(long, value_name = "SHA")]
+        commit: CommitId,
+        /// The service [default: the cluster's]
+        #[arg(long, value_name = "NAME")]
+        name: Option<ServiceName>,
+        /// Wait until the artifact is deployable
+        #[arg(long)]
+        wait: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Make every machine run an artifact
+    Deploy {
+        service: ServiceName,
+        artifact: ArtifactName,
+        /// Wait until every live machine runs it
+        #[arg(long)]
+        wait: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Go back to the previous generation, or a named one
+    Rollback {
+        service: ServiceName,
+        /// The generation whose artifact shall run again
+        #[arg(long, value_name = "GENERATION", value_parser = parse_generation)]
+        to: Option<Generation>,
+        /// Wait until every live machine runs it
+        #[arg(long)]
+        wait: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Show services, queue and regions
+    Status {
+        /// Show again every second until Ctrl-C
+        #[arg(long)]
+        watch: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// List jobs, newest first
+    Jobs {
+        /// At most this many
+        #[arg(long, default_value_t = 20)]
+        limit: u32,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// List machines and what they run
+    Machines {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Run one role of a cluster; the main job starts these
+    Role {
+        /// Which
+        role: RoleName,
+        /// Its configuration
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+        /// End when standard input ends: the parent is gone
+        #[arg(long)]
+        lifeline: bool,
+    },
+}
+
+/// The roles of a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum RoleName {
+    /// HTTP API, global goals, deployer, reaper, registrar
+    Control,
+    /// Builds jobs
+    Worker,
+    /// Mirror, gateway, replicator lane, store gate, tracker
+    Region,
+    /// One machine
+    Agent,
+    /// Ends what outlives a killed cluster
+    Warden,
+}
+
+fn parse_readiness(text: &str) -> Result<Readiness, String> {
+    let wanted = "use http:/PATH, alive:DURATION (for instance alive:5s) or exit";
+    match text.split_once(':') {
+        None if text == "exit" => Ok(Readiness::Exit),
+        Some(("http", path)) if path.starts_with('/') => Ok(Readiness::Http(path.to_owned())),
+        Some(("alive", time)) => parse_duration(time).map(Readiness::Alive),
+        _ => Err(wanted.to_owned()),
+    }
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    jiff::fmt::friendly::SpanParser::new().parse_unsigned_duration(text).map_err(|error| error.to_string())
+}
+
+fn parse_generation(text: &str) -> Result<Generation, String> {
+    text.parse().map(Generation).map_err(|_| "a generation is a number, as `cluster status` shows it".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn readiness_is_read_as_the_help_says() {
+        assert_eq!(parse_readiness("http:/healthz").unwrap(), Readiness::Http("/healthz".into()));
+        assert_eq!(parse_readiness("alive:5s").unwrap(), Readiness::Alive(Duration::from_secs(5)));
+        assert_eq!(parse_readiness("exit").unwrap(), Readiness::Exit);
+        assert!(parse_readiness("http:healthz").is_err());
+        assert!(parse_readiness("soon").is_err());
+    }
+}

@@ -1,0 +1,167 @@
+//! A client of the control plane's API.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use deploycore::model::{ArtifactName, ArtifactStatus, Attempt, Digest, Goal, Job, JobId, KnownMachine, ServiceName};
+use deploycore::port::goals::Stored;
+use deploycore::port::queue::JobPage;
+use reqwest::Method;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use url::Url;
+
+use super::api::{
+    BuildAnswer, BuildRequest, DeployRequest, ErrorBody, RollbackRequest, ServiceStatus, Status, UsageByRegion,
+    usage_path,
+};
+
+/// An answer of the API that is not a success.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Refused {
+    /// For programs.
+    pub code: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// For people.
+    pub message: String,
+}
+
+/// The control plane did not answer at all.
+#[derive(Debug, thiserror::Error)]
+#[error("the control plane at {url} does not answer: is the cluster running?")]
+pub struct Unreachable {
+    url: Url,
+    #[source]
+    source: reqwest::Error,
+}
+
+/// A client of the control plane's API.
+#[derive(Debug, Clone)]
+pub struct Client {
+    base: Url,
+    http: reqwest::Client,
+}
+
+impl Client {
+    /// A client for the API at `base`.
+    pub fn new(base: Url) -> Result<Self> {
+        let http = reqwest::Client::builder()
+            .connect_timeout(Duration::from_secs(5))
+            .timeout(Duration::from_secs(30))
+            .no_proxy()
+            .build()?;
+        Ok(Self { base, http })
+    }
+
+    /// Enqueues a build.
+    pub async fn build(&self, request: &BuildRequest) -> Result<BuildAnswer> {
+        self.call(Method::POST, "v1/builds", Some(request)).await
+    }
+
+    /// Deploys an artifact.
+    pub async fn deploy(&self, request: &DeployRequest) -> Result<Goal> {
+        self.call(Method::POST, "v1/deploys", Some(request)).await
+    }
+
+    /// Rolls a service back.
+    pub async fn rollback(&self, request: &RollbackRequest) -> Result<Goal> {
+        self.call(Method::POST, "v1/rollbacks", Some(request)).await
+    }
+
+    /// The cluster at a glance.
+    pub async fn status(&self) -> Result<Status> {
+        self.get("v1/status").await
+    }
+
+    /// One service.
+    pub async fn service(&self, service: &ServiceName) -> Result<ServiceStatus> {
+        self.get(&format!("v1/services/{service}")).await
+    }
+
+    /// The goals of a service, newest first.
+    pub async fn history(&self, service: &ServiceName) -> Result<Vec<Stored>> {
+        self.get(&format!("v1/services/{service}/history")).await
+    }
+
+    /// Jobs, newest first.
+    pub async fn jobs(&self, limit: u32) -> Result<JobPage> {
+        self.get(&format!("v1/jobs?limit={limit}")).await
+    }
+
+    /// One job.
+    pub async fn job(&self, job: JobId) -> Result<Job> {
+        self.get(&format!("v1/jobs/{job}")).await
+    }
+
+    /// The attempts at a job, oldest first.
+    pub async fn attempts(&self, job: JobId) -> Result<Vec<Attempt>> {
+        self.get(&format!("v1/jobs/{job}/attempts")).await
+    }
+
+    /// The log of a job's newest attempt that has one.
+    pub async fn log(&self, job: JobId) -> Result<String> {
+        let answer = self.send(Method::GET, &format!("v1/jobs/{job}/log"), None::<&()>).await?;
+        Ok(answer.text().await?)
+    }
+
+    /// An artifact in all its regions.
+    pub async fn artifact(&self, artifact: &ArtifactName) -> Result<ArtifactStatus> {
+        self.get(&format!("v1/artifacts/{artifact}")).await
+    }
+
+    /// Every machine that reported.
+    pub async fn machines(&self) -> Result<Vec<KnownMachine>> {
+        self.get("v1/machines").await
+    }
+
+    /// What each region's gate gave out of an artifact.
+    pub async fn usage(&self, digest: &Digest) -> Result<UsageByRegion> {
+        self.get(&usage_path(digest)).await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        self.call(Method::GET, path, None::<&()>).await
+    }
+
+    async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&(impl Serialize + Sync)>,
+    ) -> Result<T> {
+        let answer = self.send(method, path, body).await?;
+        answer.json().await.with_context(|| format!("the answer of {path} is not what this version expects"))
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&(impl Serialize + Sync)>,
+    ) -> Result<reqwest::Response> {
+        let mut request = self.http.request(method, self.base.join(path)?);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        let answer = request.send().await.map_err(|source| Unreachable { url: self.base.clone(), source })?;
+        let status = answer.status();
+        if status.is_success() {
+            return Ok(answer);
+        }
+        let bytes = answer.bytes().await.unwrap_or_default();
+        let refused = match serde_json::from_slice::<ErrorBody>(&bytes) {
+            Ok(ErrorBody { error }) => Refused { code: error.code, status: status.as_u16(), message: error.message },
+            Err(_) => Refused { code: "unknown".into(), status: status.as_u16(), message: format!("{path}: {status}") },
+        };
+        Err(refused.into())
+    }
+}
+
+/// Whether the same call may succeed later: the control plane was away or busy.
+pub fn is_passing(error: &anyhow::Error) -> bool {
+    error.is::<Unreachable>()
+        || error.downcast_ref::<Refused>().is_some_and(|refused| refused.status >= 500)
+        || error.downcast_ref::<reqwest::Error>().is_some()
+}

@@ -1,0 +1,182 @@
+//! Commands to a running cluster.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use deploycore::model::{ArtifactName, Goal, JobId, ServiceName};
+use serde::Serialize;
+use url::Url;
+
+use super::api::{BuildRequest, DeployRequest, RollbackRequest, ServiceStatus, Status};
+use super::cli::{Command, Target};
+use super::client::Client;
+
+/// How often something is asked for again while waiting.
+const POLL: Duration = Duration::from_millis(500);
+/// The longest wait for an artifact to be deployable, or for machines to converge.
+const PATIENCE: Duration = Duration::from_mins(30);
+
+/// Does one command.
+pub(super) async fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Build { commit, name, wait, target } => {
+            let client = client(&target)?;
+            let request = BuildRequest { commit, name, job: Some(JobId::new()), priority: 0 };
+            let answer = client.build(&request).await?;
+            show(&target, &answer, |answer| println!("job {}\nartifact {}", answer.job, answer.artifact))?;
+            if wait { deployable(&client, answer.job, &answer.artifact).await } else { Ok(()) }
+        }
+        Command::Deploy { service, artifact, wait, target } => {
+            let client = client(&target)?;
+            let goal = client.deploy(&DeployRequest::new(service, artifact)).await?;
+            show(&target, &goal, show_goal)?;
+            if wait { converged(&client, &goal).await } else { Ok(()) }
+        }
+        Command::Rollback { service, to, wait, target } => {
+            let client = client(&target)?;
+            let goal = client.rollback(&RollbackRequest { service, to, current: None }).await?;
+            show(&target, &goal, show_goal)?;
+            if wait { converged(&client, &goal).await } else { Ok(()) }
+        }
+        Command::Status { watch, target } => {
+            let client = client(&target)?;
+            loop {
+                let status = client.status().await?;
+                if watch && !target.json {
+                    // Home and clear, as `watch` does.
+                    print!("\x1b[H\x1b[2J");
+                }
+                show(&target, &status, show_status)?;
+                if !watch {
+                    return Ok(());
+                }
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+        Command::Jobs { limit, target } => {
+            let page = client(&target)?.jobs(limit).await?;
+            show(&target, &page, |page| {
+                for job in &page.jobs {
+                    let artifact = job.artifact.as_ref().map_or(String::new(), |artifact| artifact.name.to_string());
+                    let spec = &job.spec;
+                    println!("{}  {:<10} {:<12} {}  {artifact}", spec.id, job.status, spec.service, spec.commit);
+                }
+            })
+        }
+        Command::Machines { target } => {
+            let machines = client(&target)?.machines().await?;
+            show(&target, &machines, |machines| {
+                for machine in machines {
+                    let there = if machine.live { "live" } else { "absent" };
+                    println!("{:<12} {:<16} {there}", machine.report.region, machine.report.machine);
+                    for service in &machine.report.services {
+                        let digest =
+                            service.current.as_ref().map_or(String::new(), |(_, artifact)| artifact.digest.short());
+                        let port = service.port.map_or(String::new(), |port| format!("port {port}"));
+                        println!(
+                            "    {:<12} {:<8} {:?}  {digest}  {port}",
+                            service.service, service.goal, service.phase
+                        );
+                    }
+                }
+            })
+        }
+        Command::Role { .. } => unreachable!("roles are dispatched before"),
+    }
+}
+
+fn client(target: &Target) -> Result<Client> {
+    match (&target.api, &target.data_dir) {
+        (Some(api), _) => Client::new(api.clone()),
+        (None, Some(dir)) => Client::new(api_of(dir)?),
+        (None, None) => {
+            bail!("which cluster? name it with --api URL or --data-dir DIR, as `cluster --keep-running` printed them")
+        }
+    }
+}
+
+fn api_of(dir: &Path) -> Result<Url> {
+    let path = dir.join("run/api");
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("{} is not the data folder of a cluster that was started", dir.display()))?;
+    text.trim().parse().with_context(|| format!("{} holds no URL", path.display()))
+}
+
+fn show<T: Serialize>(target: &Target, value: &T, text: impl FnOnce(&T)) -> Result<()> {
+    if target.json {
+        println!("{}", serde_json::to_string_pretty(value)?);
+    } else {
+        text(value);
+    }
+    Ok(())
+}
+
+fn show_goal(goal: &Goal) {
+    println!("{} generation {}: {}", goal.service, goal.position.generation, goal.artifact.name);
+}
+
+fn show_status(status: &Status) {
+    for service in &status.services {
+        show_goal(&service.goal);
+        show_convergence(service);
+    }
+    let counts: BTreeMap<_, _> = status.queue.counts.iter().filter(|(_, count)| **count > 0).collect();
+    let counts: Vec<_> = counts.iter().map(|(status, count)| format!("{status} {count}")).collect();
+    println!("queue     {}{}", counts.join(", "), if status.queue.paused { "  (claiming is paused)" } else { "" });
+    for (name, region) in &status.regions {
+        let there = if region.goals.is_some() { "answers" } else { "does not answer" };
+        println!("{name:<9} {there}, {} live machines, {}", region.live_machines, region.gateway);
+    }
+}
+
+fn show_convergence(service: &ServiceStatus) {
+    let convergence = &service.convergence;
+    println!(
+        "          {} good, {} behind, {} reverted, {} absent",
+        convergence.converged.len(),
+        convergence.behind.len(),
+        convergence.reverted.len(),
+        convergence.absent.len()
+    );
+}
+
+async fn deployable(client: &Client, job: JobId, artifact: &ArtifactName) -> Result<()> {
+    let wait = async {
+        loop {
+            let state = client.job(job).await?;
+            if let Some(failure) = state.failure.filter(|_| state.status.is_finished() && state.artifact.is_none()) {
+                bail!("job {job} is {}: {}", state.status, failure.message);
+            }
+            match client.artifact(artifact).await {
+                Ok(status) if status.is_deployable() => return Ok(()),
+                _ => tokio::time::sleep(POLL).await,
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.with_context(|| format!("{artifact} is still not deployable"))??;
+    println!("deployable");
+    Ok(())
+}
+
+async fn converged(client: &Client, goal: &Goal) -> Result<()> {
+    let service: &ServiceName = &goal.service;
+    let wait = async {
+        loop {
+            let status = client.service(service).await?;
+            if status.goal.position > goal.position {
+                bail!("{service} moved on to generation {}", status.goal.position.generation);
+            }
+            if let Some((key, reason)) = status.convergence.reverted.first() {
+                bail!("{} reverted: {reason}", key.machine);
+            }
+            if status.convergence.is_converged() {
+                println!("converged on {} machines", status.convergence.converged.len());
+                return Ok(());
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, wait).await.with_context(|| format!("{service} has still not converged"))?
+}

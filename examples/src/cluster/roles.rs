@@ -1,0 +1,170 @@
+//! The roles, one process each.
+
+mod agent;
+mod control;
+mod region;
+mod warden;
+mod worker;
+
+use std::fs::File;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use deploycore_kv::gateway::Gateway;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use super::cli::RoleName;
+use super::config;
+use super::supervisor::Lifeline;
+
+/// How long a role may take to end in order; then it ends anyway. The parent waits a little longer.
+const ORDERLY_END: Duration = Duration::from_secs(10);
+/// How long the lock and the port of an ending predecessor are waited for.
+const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(15);
+
+/// Runs one role until it is told to end or fails.
+pub async fn run(role: RoleName, config: &Path, with_lifeline: bool) -> Result<()> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let lifeline = if with_lifeline { Lifeline::standard_input() } else { Lifeline::none() };
+    let shutdown = shutdown_token(lifeline.clone())?;
+    tracing::info!(?role, config = %config.display(), pid = std::process::id(), "starting");
+    let result = match role {
+        // The warden outlives the others and holds nothing that a second one could harm.
+        RoleName::Warden => warden::run(config::read(config)?, shutdown).await,
+        _ => {
+            let _lock = lock(config).await?;
+            match role {
+                RoleName::Control => control::run(config::read(config)?, shutdown).await,
+                RoleName::Worker => worker::run(config::read(config)?, shutdown).await,
+                RoleName::Region => region::run(config::read(config)?, shutdown).await,
+                RoleName::Agent | RoleName::Warden => agent::run(config::read(config)?, shutdown, lifeline).await,
+            }
+        }
+    };
+    match &result {
+        Ok(()) => tracing::info!("ended"),
+        Err(error) => tracing::error!("{error:#}"),
+    }
+    result
+}
+
+/// Two processes of one configuration would share folders: the second waits for the first to end.
+async fn lock(config: &Path) -> Result<File> {
+    let path = config.with_extension("lock");
+    let open = File::options().create(true).truncate(false).write(true).open(&path);
+    let mut file = open.with_context(|| format!("{} could not be made", path.display()))?;
+    let start = tokio::time::Instant::now();
+    while file.try_lock().is_err() {
+        if start.elapsed() > PREDECESSOR_PATIENCE {
+            bail!("{} is locked: another process runs with {}", path.display(), config.display());
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // For people who look for the process, and for tests that kill it.
+    file.set_len(0)?;
+    std::io::Write::write_all(&mut file, std::process::id().to_string().as_bytes())?;
+    Ok(file)
+}
+
+fn shutdown_token(lifeline: Lifeline) -> Result<CancellationToken> {
+    let token = CancellationToken::new();
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let told = token.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            () = lifeline.cut() => {}
+        }
+        told.cancel();
+        // A service that cannot end in order is what a crash is: everything can be started again after it.
+        tokio::time::sleep(ORDERLY_END).await;
+        tracing::error!("not ended in order within {ORDERLY_END:?}");
+        std::process::exit(1);
+    });
+    Ok(token)
+}
+
+/// The services of a role: they end together.
+struct Services {
+    tasks: JoinSet<(&'static str, Result<()>)>,
+    shutdown: CancellationToken,
+}
+
+impl Services {
+    fn new(shutdown: CancellationToken) -> Self {
+        Self { tasks: JoinSet::new(), shutdown }
+    }
+
+    fn add(&mut self, name: &'static str, service: impl Future<Output = Result<()>> + Send + 'static) {
+        self.tasks.spawn(async move { (name, service.await) });
+    }
+
+    async fn serve(&mut self, name: &'static str, address: SocketAddr, router: axum::Router) -> Result<()> {
+        let listener = listen(address).await?;
+        let shutdown = self.shutdown.clone();
+        self.add(name, async move {
+            let stopped = shutdown.clone();
+            let server = axum::serve(listener, router).with_graceful_shutdown(async move { stopped.cancelled().await });
+            tokio::select! {
+                result = server => Ok(result?),
+                // A client that does not read its answer would hold a graceful end for ever.
+                () = async { shutdown.cancelled().await; tokio::time::sleep(Duration::from_secs(1)).await } => Ok(()),
+            }
+        });
+        Ok(())
+    }
+
+    /// Serves a gateway, with further routes beside its own.
+    async fn serve_gateway(&mut self, address: SocketAddr, gateway: &Gateway, more: axum::Router) -> Result<()> {
+        self.serve("gateway", address, gateway.router().merge(more)).await?;
+        let (gateway, shutdown) = (gateway.clone(), self.shutdown.clone());
+        self.add("gateway waits", async move {
+            shutdown.cancelled().await;
+            gateway.close();
+            Ok(())
+        });
+        Ok(())
+    }
+
+    /// Waits until all have ended; one that ends early takes the others with it.
+    async fn run(mut self) -> Result<()> {
+        let mut first = Ok(());
+        while let Some(ended) = self.tasks.join_next().await {
+            let early = !self.shutdown.is_cancelled();
+            self.shutdown.cancel();
+            let result = match ended {
+                Ok((name, Ok(()))) if early => Err(anyhow::anyhow!("{name} ended by itself")),
+                Ok((name, result)) => result.with_context(|| format!("{name} failed")),
+                Err(panic) => Err(panic.into()),
+            };
+            if first.is_ok() {
+                first = result;
+            }
+        }
+        first
+    }
+}
+
+/// Listens; a port that a predecessor is still letting go of is waited for.
+async fn listen(address: SocketAddr) -> Result<TcpListener> {
+    let start = tokio::time::Instant::now();
+    loop {
+        match TcpListener::bind(address).await {
+            Ok(listener) => return Ok(listener),
+            Err(error) if start.elapsed() > PREDECESSOR_PATIENCE => {
+                return Err(error).with_context(|| {
+                    format!("{address} cannot be listened on: another process holds the port, or the address is not this host's")
+                });
+            }
+            Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! The control plane: HTTP API, global goals, deployer, reaper, registrar.
+
+mod api;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use deploycore::build::{Reaper, ReaperSettings};
+use deploycore::deploy::{Deployer, DeployerSettings};
+use deploycore::model::{RegionName, RunSpec, ServiceName};
+use deploycore::port::{ArtifactStore, GoalStateStore, JobQueue, ReplicationLedger};
+use deploycore::store::{BlobStore, Registrar, RegistrarSettings};
+use deploycore_kv::RedbGoals;
+use deploycore_kv::gateway::{Access, Gateway, GatewayClient, GatewaySettings};
+use deploycore_sql::Sqlite;
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use super::Services;
+use crate::cluster::config;
+
+/// What the handlers of the API work with.
+#[derive(Debug)]
+struct State {
+    queue: Arc<dyn JobQueue>,
+    ledger: Arc<dyn ReplicationLedger>,
+    store: Arc<dyn ArtifactStore>,
+    goals: Arc<dyn GoalStateStore>,
+    deployer: Arc<Deployer>,
+    regions: BTreeMap<RegionName, Region>,
+    services: BTreeMap<ServiceName, RunSpec>,
+    /// Deploys and rollbacks of this process go one after the other, so that their preconditions hold.
+    writing: tokio::sync::Mutex<()>,
+    http: reqwest::Client,
+}
+
+#[derive(Debug)]
+struct Region {
+    url: Url,
+    gateway: Arc<GatewayClient>,
+}
+
+pub(super) async fn run(config: config::Control, shutdown: CancellationToken) -> Result<()> {
+    let queue: Arc<dyn JobQueue> = Sqlite::open(&config.queue).await?.queue();
+    let ledger: Arc<dyn ReplicationLedger> = Sqlite::open(&config.ledger).await?.ledger();
+    let store: Arc<dyn ArtifactStore> = Arc::new(BlobStore::open(&config.store)?);
+    let goals: Arc<dyn GoalStateStore> = Arc::new(RedbGoals::open(&config.goals_file).await?);
+
+    let mut regions = BTreeMap::new();
+    for region in &config.regions {
+        let gateway = Arc::new(GatewayClient::new(region.gateway.clone())?);
+        regions.insert(region.name.clone(), Region { url: region.gateway.clone(), gateway });
+    }
+    let mut deployer = Deployer::new(DeployerSettings::default(), goals.clone(), ledger.clone());
+    for (name, region) in &regions {
+        deployer = deployer.with_directory(name.clone(), region.gateway.clone());
+    }
+    let deployer = Arc::new(deployer);
+    let reaper = Reaper::new(
+        ReaperSettings::default().with_period(config.heartbeat).with_heartbeat(config.heartbeat, config.lost_after),
+        queue.clone(),
+    );
+    let required = config.regions.iter().map(|region| region.name.clone());
+    let registrar = Registrar::new(RegistrarSettings::default().with_required(required), queue.clone(), ledger.clone());
+
+    let mut services = Services::new(shutdown.clone());
+    let gateway =
+        Gateway::new(GatewaySettings::default().with_access(Access::Writable), goals.clone(), None, None, None);
+    services.serve_gateway(config.goals, &gateway, axum::Router::new()).await?;
+    let http = reqwest::Client::builder().timeout(std::time::Duration::from_secs(5)).no_proxy().build();
+    let state = State {
+        queue,
+        ledger,
+        store,
+        goals,
+        deployer: deployer.clone(),
+        regions,
+        services: config.services,
+        writing: tokio::sync::Mutex::default(),
+        http: http.context("the HTTP client could not be made")?,
+    };
+    services.serve("control API", config.api, api::router(Arc::new(state))).await?;
+    let stop = shutdown.clone();
+    services.add("reaper", async move {
+        reaper.run(stop).await;
+        Ok(())
+    });
+    let stop = shutdown.clone();
+    services.add("deployer", async move {
+        deployer.run(stop).await;
+        Ok(())
+    });
+    let stop = shutdown.clone();
+    services.add("registrar", async move {
+        registrar.run(stop).await;
+        Ok(())
+    });
+    services.run().await
+}

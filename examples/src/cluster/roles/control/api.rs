@@ -1,0 +1,295 @@
+//! The handlers of the control plane's API.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::extract::{DefaultBodyLimit, Path, Query, State as Shared};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use deploycore::deploy;
+use deploycore::model::{
+    ArtifactName, ArtifactStatus, Attempt, AttemptOutcome, Completion, Digest, Goal, Job, JobId, KnownMachine, LogName,
+    NewJob, ServiceName,
+};
+use deploycore::port::goals::Stored;
+use deploycore::port::queue::{JobCursor, JobFilter, JobPage};
+use deploycore::port::{
+    GoalStateStore, JobQueueExt, MachineDirectory, ReplicationLedgerExt, chain, goals, ledger, queue, store,
+};
+use futures::future::join_all;
+use serde::Deserialize;
+
+use super::{Region, State};
+use crate::cluster::api::{
+    BuildAnswer, BuildRequest, DeployRequest, ErrorBody, ErrorDetail, RegionStatus, RollbackRequest, ServiceStatus,
+    Status, StoreUsage, UsageByRegion, usage_path,
+};
+
+/// The largest request body.
+const MAX_BODY: usize = 1 << 20;
+/// Goals shown of a service's history.
+const HISTORY_SHOWN: usize = 100;
+
+type Answer<T> = Result<Json<T>, Error>;
+type Context = Shared<Arc<State>>;
+
+pub(super) fn router(state: Arc<State>) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/builds", post(build))
+        .route("/v1/jobs", get(jobs))
+        .route("/v1/jobs/{job}", get(job))
+        .route("/v1/jobs/{job}/attempts", get(attempts))
+        .route("/v1/jobs/{job}/log", get(log))
+        .route("/v1/jobs/{job}/cancel", post(cancel))
+        .route("/v1/artifacts/{artifact}", get(artifact))
+        .route("/v1/services/{service}", get(service))
+        .route("/v1/services/{service}/history", get(history))
+        .route("/v1/deploys", post(deploy_artifact))
+        .route("/v1/rollbacks", post(rollback))
+        .route("/v1/machines", get(machines))
+        .route("/v1/usage/{digest}", get(usage))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(state)
+}
+
+async fn status(Shared(state): Context) -> Answer<Status> {
+    let mut services = Vec::new();
+    for stored in state.goals.list("").await?.goals {
+        let convergence = state.deployer.convergence(&stored.goal.service).await?;
+        services.push(ServiceStatus { goal: stored.goal, convergence });
+    }
+    let regions = join_all(state.regions.iter().map(|(name, region)| async { (name.clone(), describe(region).await) }));
+    let queue = state.queue.stats().await?;
+    Ok(Json(Status { services, queue, regions: regions.await.into_iter().collect() }))
+}
+
+async fn describe(region: &Region) -> RegionStatus {
+    let (goals, machines) = futures::join!(region.gateway.list(""), region.gateway.machines());
+    let positions = |stored: Stored| (stored.goal.service, stored.goal.position);
+    RegionStatus {
+        gateway: region.url.clone(),
+        goals: goals.ok().map(|snapshot| snapshot.goals.into_iter().map(positions).collect()),
+        live_machines: machines.map_or(0, |machines| machines.iter().filter(|machine| machine.live).count()),
+    }
+}
+
+async fn build(Shared(state): Context, Json(request): Json<BuildRequest>) -> Answer<BuildAnswer> {
+    let service = match request.name {
+        Some(name) if state.services.contains_key(&name) => name,
+        Some(name) => return Err(Error::bad(format!("service {name} is not configured: known are {}", state.known()))),
+        None => match state.services.keys().collect::<Vec<_>>()[..] {
+            [only] => only.clone(),
+            _ => return Err(Error::bad(format!("which service? known are {}", state.known()))),
+        },
+    };
+    let mut job = NewJob::new(service, request.commit).with_priority(request.priority);
+    if let Some(id) = request.job {
+        job = job.with_id(id);
+    }
+    let outcome = state.queue.enqueue_one(&job).await?;
+    let artifact = ArtifactName::for_job(&job.service, outcome.job());
+    Ok(Json(BuildAnswer { job: outcome.job(), outcome, artifact }))
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct JobsQuery {
+    limit: Option<u32>,
+    service: Option<ServiceName>,
+    after_created_at: Option<deploycore::model::Timestamp>,
+    after_job: Option<JobId>,
+}
+
+async fn jobs(Shared(state): Context, Query(query): Query<JobsQuery>) -> Answer<JobPage> {
+    let after = match (query.after_created_at, query.after_job) {
+        (Some(created_at), Some(job)) => Some(JobCursor { created_at, job }),
+        (None, None) => None,
+        _ => {
+            return Err(Error::bad(
+                "after_created_at and after_job go together: both stand in `next` of the page before",
+            ));
+        }
+    };
+    let filter = JobFilter { service: query.service, ..JobFilter::default() };
+    Ok(Json(state.queue.list(&filter, after, query.limit.unwrap_or(100)).await?))
+}
+
+async fn job(Shared(state): Context, Path(job): Path<JobId>) -> Answer<Job> {
+    Ok(Json(state.queue.require(job).await?))
+}
+
+async fn cancel(Shared(state): Context, Path(job): Path<JobId>) -> Answer<Job> {
+    Ok(Json(state.queue.cancel(job).await?))
+}
+
+async fn attempts(Shared(state): Context, Path(job): Path<JobId>) -> Answer<Vec<Attempt>> {
+    Ok(Json(state.queue.attempts(job).await?))
+}
+
+async fn log(Shared(state): Context, Path(job): Path<JobId>) -> Result<Response, Error> {
+    let attempts = state.queue.attempts(job).await?;
+    let name: Option<LogName> = attempts.iter().rev().find_map(|attempt| match &attempt.outcome {
+        Some(AttemptOutcome::Completed { completion: Completion::Succeeded { log, .. } }) => *log,
+        Some(AttemptOutcome::Completed { completion: Completion::Failed { failure } }) => failure.log,
+        _ => None,
+    });
+    let missing = || Error::new(StatusCode::NOT_FOUND, "not_found", format!("job {job} has no log"));
+    let bytes = state.store.log(&name.ok_or_else(missing)?).await?.ok_or_else(missing)?;
+    Ok(([("content-type", "text/plain; charset=utf-8")], bytes).into_response())
+}
+
+async fn artifact(Shared(state): Context, Path(artifact): Path<ArtifactName>) -> Answer<ArtifactStatus> {
+    Ok(Json(state.ledger.require(&artifact).await?))
+}
+
+async fn service(Shared(state): Context, Path(service): Path<ServiceName>) -> Answer<ServiceStatus> {
+    let goal = state.current(&service).await?.ok_or_else(|| no_goal(&service))?;
+    let convergence = state.deployer.convergence(&service).await?;
+    Ok(Json(ServiceStatus { goal, convergence }))
+}
+
+async fn history(Shared(state): Context, Path(service): Path<ServiceName>) -> Answer<Vec<Stored>> {
+    Ok(Json(state.goals.history(&service, HISTORY_SHOWN).await?))
+}
+
+async fn deploy_artifact(Shared(state): Context, Json(request): Json<DeployRequest>) -> Answer<Goal> {
+    let run = match request.run.or_else(|| state.services.get(&request.service).cloned()) {
+        Some(run) => run,
+        None => {
+            let service = &request.service;
+            return Err(Error::bad(format!("service {service} is not configured: say how to run it in `run`")));
+        }
+    };
+    let _one_at_a_time = state.writing.lock().await;
+    let wanted = deploy::DeployRequest::new(request.service, request.artifact).with_run(run);
+    Ok(Json(state.deployer.deploy(&wanted.with_selector(request.selector).with_redeploy(request.redeploy)).await?))
+}
+
+async fn rollback(Shared(state): Context, Json(request): Json<RollbackRequest>) -> Answer<Goal> {
+    let _one_at_a_time = state.writing.lock().await;
+    let current = state.current(&request.service).await?.map(|goal| goal.position.generation);
+    if request.current.is_some() && request.current != current {
+        let message = format!("{} is at generation {current:?}, not at {:?}", request.service, request.current);
+        return Err(Error::new(StatusCode::CONFLICT, "moved_on", message));
+    }
+    Ok(Json(state.deployer.rollback(&request.service, request.to).await?))
+}
+
+async fn machines(Shared(state): Context) -> Answer<Vec<KnownMachine>> {
+    let answers = join_all(state.regions.values().map(|region| region.gateway.machines())).await;
+    Ok(Json(answers.into_iter().flatten().flatten().collect()))
+}
+
+async fn usage(Shared(state): Context, Path(digest): Path<Digest>) -> Answer<UsageByRegion> {
+    let asked = state.regions.iter().map(|(name, region)| async {
+        let url = region.url.join(&usage_path(&digest)).ok()?;
+        let answer = state.http.get(url).send().await.ok()?.error_for_status().ok()?;
+        Some((name.clone(), answer.json::<StoreUsage>().await.ok()?))
+    });
+    let usage: BTreeMap<_, _> = join_all(asked).await.into_iter().flatten().collect();
+    if let Some(silent) = state.regions.keys().find(|name| !usage.contains_key(*name)) {
+        let message = format!("{silent} does not answer");
+        return Err(Error::new(StatusCode::SERVICE_UNAVAILABLE, "region_unavailable", message));
+    }
+    Ok(Json(usage))
+}
+
+impl State {
+    fn known(&self) -> String {
+        self.services.keys().map(ServiceName::as_str).collect::<Vec<_>>().join(", ")
+    }
+
+    async fn current(&self, service: &ServiceName) -> Result<Option<Goal>, goals::Error> {
+        Ok(self.goals.get(service).await?.map(|stored| stored.goal))
+    }
+}
+
+fn no_goal(service: &ServiceName) -> Error {
+    Error::new(StatusCode::NOT_FOUND, "not_found", format!("service {service} was never deployed"))
+}
+
+/// An answer that is not a success.
+#[derive(Debug)]
+struct Error {
+    status: StatusCode,
+    body: ErrorDetail,
+}
+
+impl Error {
+    fn new(status: StatusCode, code: &str, message: impl Into<String>) -> Self {
+        Self { status, body: ErrorDetail { code: code.to_owned(), message: message.into() } }
+    }
+
+    fn bad(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", message)
+    }
+
+    fn of(status: StatusCode, code: &str, error: &(dyn std::error::Error + 'static)) -> Self {
+        if status.is_server_error() {
+            tracing::error!("{}", chain(error));
+        }
+        Self::new(status, code, chain(error))
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        (self.status, Json(ErrorBody { error: self.body })).into_response()
+    }
+}
+
+impl From<queue::Error> for Error {
+    fn from(error: queue::Error) -> Self {
+        let (status, code) = match &error {
+            queue::Error::NotFound { .. } => (StatusCode::NOT_FOUND, "not_found"),
+            queue::Error::Conflict { .. } => (StatusCode::CONFLICT, "conflict"),
+            queue::Error::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid"),
+            error if error.is_retryable() => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
+            _ => (StatusCode::INTERNAL_SERVER_ERROR, "backend"),
+        };
+        Self::of(status, code, &error)
+    }
+}
+
+impl From<ledger::Error> for Error {
+    fn from(error: ledger::Error) -> Self {
+        let (status, code) = match &error {
+            ledger::Error::NotFound { .. } => (StatusCode::NOT_FOUND, "not_found"),
+            ledger::Error::NotDeployable { .. } => (StatusCode::CONFLICT, "not_deployable"),
+            error if error.is_retryable() => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
+            _ => (StatusCode::INTERNAL_SERVER_ERROR, "backend"),
+        };
+        Self::of(status, code, &error)
+    }
+}
+
+impl From<store::Error> for Error {
+    fn from(error: store::Error) -> Self {
+        Self::of(StatusCode::SERVICE_UNAVAILABLE, "backend", &error)
+    }
+}
+
+impl From<goals::Error> for Error {
+    fn from(error: goals::Error) -> Self {
+        Self::of(StatusCode::SERVICE_UNAVAILABLE, "backend", &error)
+    }
+}
+
+impl From<deploy::Error> for Error {
+    fn from(error: deploy::Error) -> Self {
+        let (status, code) = match error {
+            deploy::Error::Ledger(error) => return error.into(),
+            deploy::Error::Goals(error) => return error.into(),
+            deploy::Error::NeverDeployed { .. } => (StatusCode::NOT_FOUND, "not_found"),
+            deploy::Error::OtherService { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "invalid"),
+            deploy::Error::UnknownGeneration { .. } => (StatusCode::NOT_FOUND, "unknown_generation"),
+            deploy::Error::NothingToRollBackTo { .. } => (StatusCode::CONFLICT, "nothing_to_roll_back_to"),
+            deploy::Error::Superseded { .. } | deploy::Error::Contended { .. } => (StatusCode::CONFLICT, "moved_on"),
+            _ => (StatusCode::SERVICE_UNAVAILABLE, "backend"),
+        };
+        Self::of(status, code, &error)
+    }
+}

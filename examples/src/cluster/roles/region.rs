@@ -1,0 +1,82 @@
+//! A region: mirror, goals with their gateway, replicator lane, store gate, tracker, machine reports.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::routing::get;
+use axum::{Json, Router};
+use deploycore::deploy::{Mirror, MirrorSettings, ReportBoard};
+use deploycore::model::Digest;
+use deploycore::port::{ArtifactStore, GoalStateStore};
+use deploycore::store::{BlobStore, Replicator, ReplicatorSettings};
+use deploycore_kv::RedbGoals;
+use deploycore_kv::gateway::{Gateway, GatewayClient, GatewaySettings};
+use deploycore_p2p::{Gate, GateSettings, Security, Tracker, TrackerSettings};
+use deploycore_sql::Sqlite;
+use tokio_util::sync::CancellationToken;
+
+use super::Services;
+use crate::cluster::api::StoreUsage;
+use crate::cluster::config;
+
+pub(super) async fn run(config: config::Region, shutdown: CancellationToken) -> Result<()> {
+    let main: Arc<dyn ArtifactStore> = Arc::new(BlobStore::open(&config.main_store)?);
+    let store = Arc::new(BlobStore::open(&config.store)?);
+    let ledger = Sqlite::open(&config.ledger).await?.ledger();
+    let goals: Arc<dyn GoalStateStore> = Arc::new(RedbGoals::open(&config.goals_file).await?);
+    let global = Arc::new(GatewayClient::new(config.global)?);
+    let board = Arc::new(ReportBoard::default());
+
+    let tracker = TrackerSettings::new(format!("{}-tracker", config.name), config.name.clone(), Security::PlainTcp)
+        .with_listen(config.tracker.to_string());
+    let tracker = Tracker::bind(tracker).await.with_context(|| cannot_listen(config.tracker))?;
+    let gate =
+        GateSettings::new(format!("{}-gate", config.name), config.name.clone(), config.gate_dir, Security::PlainTcp)
+            .with_listen(config.gate.to_string())
+            .with_tracker(config.tracker.to_string());
+    let gate = Arc::new(Gate::bind(gate, store.clone()).await.with_context(|| cannot_listen(config.gate))?);
+    let lanes = BTreeMap::from([(config.name, store.clone() as Arc<dyn ArtifactStore>)]);
+    let mirror = Mirror::new(MirrorSettings::default(), global, goals.clone());
+    let replicator = Replicator::new(ReplicatorSettings::default(), ledger, main, lanes);
+
+    let mut services = Services::new(shutdown.clone());
+    let gateway = Gateway::new(GatewaySettings::default(), goals, Some(store), Some(board.clone()), Some(board));
+    let usage = Router::new().route("/v1/usage/{digest}", get(usage)).with_state(gate.clone());
+    services.serve_gateway(config.gateway, &gateway, usage).await?;
+    let stop = shutdown.clone();
+    services.add("tracker", async move {
+        tracker.run(stop).await;
+        Ok(())
+    });
+    let stop = shutdown.clone();
+    services.add("gate", async move {
+        gate.run(stop).await;
+        Ok(())
+    });
+    let stop = shutdown.clone();
+    services.add("mirror", async move {
+        mirror.run(stop).await;
+        Ok(())
+    });
+    services.add("replicator", async move {
+        replicator.run(shutdown).await;
+        Ok(())
+    });
+    services.run().await
+}
+
+fn cannot_listen(address: SocketAddr) -> String {
+    format!("{address} cannot be listened on: does another process hold the port?")
+}
+
+async fn usage(
+    State(gate): State<Arc<Gate>>,
+    Path(digest): Path<Digest>,
+) -> Result<Json<StoreUsage>, (StatusCode, String)> {
+    let usage = gate.usage(&digest).await.map_err(|error| (StatusCode::SERVICE_UNAVAILABLE, error.to_string()))?;
+    Ok(Json(StoreUsage { leased_bytes: usage.leased_bytes, recovery_bytes: usage.recovery_bytes }))
+}

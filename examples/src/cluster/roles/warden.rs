@@ -1,0 +1,29 @@
+//! The warden: when the parent is gone it ends what agents left running, also services whose agent was killed first.
+//!
+//! An agent that restarts adopts its running services, so they outlive it by design; but they must not outlive the cluster.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use deploycore::machine::{journaled_processes, kill_group};
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::config;
+
+/// Agents end their services themselves within this time.
+const HEAD_START: Duration = Duration::from_secs(1);
+
+pub(super) async fn run(config: config::Warden, shutdown: CancellationToken) -> Result<()> {
+    shutdown.cancelled().await;
+    tokio::time::sleep(HEAD_START).await;
+    for _ in 0..5 {
+        for folder in &config.machines {
+            for process in journaled_processes(folder)? {
+                kill_group(&process)?;
+            }
+        }
+        // A service that was just being started stands in the journal by now.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,104 @@
+//! Bad input ends with a message that names the thing and the way out.
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::bed::{cluster, run};
+
+/// Runs the program, which must fail, and gives what it said.
+fn refusal(args: &[&str]) -> String {
+    let output = run(args);
+    assert!(!output.status.success(), "{args:?} succeeded");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A repository with one commit; gives the commit.
+fn repository(folder: &Path) -> String {
+    let git = |args: &[&str]| {
+        let identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"];
+        let output = Command::new("git").args(identity).args(args).current_dir(folder).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    };
+    git(&["init", "--quiet"]);
+    std::fs::write(folder.join("file"), "content").unwrap();
+    git(&["add", "--all"]);
+    git(&["commit", "--quiet", "--message", "one"]);
+    git(&["rev-parse", "HEAD"])
+}
+
+#[test]
+fn an_unknown_flag_is_named() {
+    assert!(refusal(&["--regoins", "3"]).contains("--regoins"));
+}
+
+#[test]
+fn a_repository_without_a_command_is_refused() {
+    assert!(refusal(&["--repo", "."]).contains("--command"));
+}
+
+#[test]
+fn an_unknown_commit_is_named_before_anything_starts() {
+    let folder = tempfile::tempdir().unwrap();
+    repository(folder.path());
+    let repo = folder.path().to_str().unwrap();
+    let said = refusal(&["--repo", repo, "--commit", "0123456789", "--command", "true", "--output", "x"]);
+    assert!(said.contains("commit 0123456789 is not in repository"), "{said}");
+}
+
+#[test]
+fn a_failing_command_and_a_missing_output_are_told_with_the_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let commit = repository(folder.path());
+    let repo = folder.path().to_str().unwrap();
+    let small = ["--regions", "1", "--machines", "1", "--workers", "1"];
+    for (command, expected) in [("echo so it went; exit 3", "so it went"), ("true", "bin/app")] {
+        let mut args = vec!["--repo", repo, "--commit", &commit, "--command", command, "--output", "bin/app"];
+        args.extend(small);
+        let said = refusal(&args);
+        assert!(said.contains(expected) && said.contains(&commit), "{command}: {said}");
+    }
+}
+
+#[test]
+fn a_folder_of_another_version_or_of_somebody_else_is_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().to_str().unwrap();
+    std::fs::write(folder.path().join("VERSION"), "deploycore cluster 99\n").unwrap();
+    let said = refusal(&["--data-dir", dir]);
+    assert!(said.contains("cluster 99") && said.contains("--data-dir"), "{said}");
+
+    let other = tempfile::tempdir().unwrap();
+    std::fs::write(other.path().join("letter.txt"), "dear").unwrap();
+    assert!(refusal(&["--data-dir", other.path().to_str().unwrap()]).contains("is not empty"));
+}
+
+#[test]
+fn a_taken_port_is_named() {
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = holder.local_addr().unwrap().to_string();
+    let said = refusal(&["--listen", &address]);
+    assert!(said.contains(&address) && said.contains("--listen"), "{said}");
+}
+
+#[test]
+fn a_payload_that_cannot_fit_is_refused_before_anything_starts() {
+    let said = refusal(&["--payload", "1PiB"]);
+    assert!(said.contains("free"), "{said}");
+}
+
+#[test]
+fn an_unknown_key_in_a_configuration_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("warden.toml");
+    std::fs::write(&config, "machines = []\nmachnies = []\n").unwrap();
+    let output = cluster().args(["role", "warden", "--config"]).arg(&config).output().unwrap();
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains("machnies"));
+}
+
+#[test]
+fn a_cluster_that_does_not_run_is_told() {
+    assert!(refusal(&["status"]).contains("--data-dir"));
+    assert!(refusal(&["status", "--api", "http://127.0.0.1:9/"]).contains("does not answer"));
+}
