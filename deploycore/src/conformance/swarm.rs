@@ -1,4 +1,4 @@
-//! Cases for a [`PeerSwarm`](crate::port::PeerSwarm): what a machine may rely on, whoever carries the bytes.
+//! Cases for a [`PeerSwarm`]: what a machine may rely on, whoever carries the bytes.
 //!
 //! ```no_run
 //! # use std::sync::Arc;

@@ -103,6 +103,7 @@ impl GoalStateStore for Goals {
 mod tests {
     use super::*;
 
+    #[expect(clippy::unused_async, reason = "the kit awaits its backends")]
     async fn fresh() -> (Arc<Goals>, ()) {
         (Arc::new(Goals::new()), ())
     }

@@ -35,18 +35,14 @@ pub async fn run(role: RoleName, config: &Path, with_lifeline: bool) -> Result<(
     let lifeline = if with_lifeline { Lifeline::standard_input() } else { Lifeline::none() };
     let shutdown = shutdown_token(lifeline.clone())?;
     tracing::info!(?role, config = %config.display(), pid = std::process::id(), "starting");
+    // The warden outlives the others and holds nothing that a second one could harm.
+    let _lock = if role == RoleName::Warden { None } else { Some(lock(config).await?) };
     let result = match role {
-        // The warden outlives the others and holds nothing that a second one could harm.
+        RoleName::Control => control::run(config::read(config)?, shutdown).await,
+        RoleName::Worker => worker::run(config::read(config)?, shutdown).await,
+        RoleName::Region => region::run(config::read(config)?, shutdown).await,
+        RoleName::Agent => agent::run(config::read(config)?, shutdown, lifeline).await,
         RoleName::Warden => warden::run(config::read(config)?, shutdown).await,
-        _ => {
-            let _lock = lock(config).await?;
-            match role {
-                RoleName::Control => control::run(config::read(config)?, shutdown).await,
-                RoleName::Worker => worker::run(config::read(config)?, shutdown).await,
-                RoleName::Region => region::run(config::read(config)?, shutdown).await,
-                RoleName::Agent | RoleName::Warden => agent::run(config::read(config)?, shutdown, lifeline).await,
-            }
-        }
     };
     match &result {
         Ok(()) => tracing::info!("ended"),

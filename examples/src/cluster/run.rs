@@ -169,8 +169,9 @@ async fn interrupted() -> Result<()> {
 
 fn wanted(args: &RunArgs, data: &DataDir) -> Result<Wanted> {
     let name = |default: &str| args.name.clone().map_or_else(|| ServiceName::new(default), Ok);
-    let mut wanted = match (&args.repo, &args.build_command, &args.output) {
-        (Some(repo), Some(command), Some(output)) => Wanted {
+    let mut wanted = if let (Some(repo), Some(command), Some(output)) = (&args.repo, &args.build_command, &args.output)
+    {
+        Wanted {
             service: name("app")?,
             repository: local_repository(repo, &args.commit)?,
             commits: args.commit.clone(),
@@ -179,24 +180,23 @@ fn wanted(args: &RunArgs, data: &DataDir) -> Result<Wanted> {
             run: run_spec(args)?,
             own_repository: true,
             ..Wanted::sized(args, name("app")?)
-        },
-        _ => {
-            let path = data.join("repo");
-            let commits = fixture::repository(&path)?;
-            let run = RunSpec {
-                args: vec!["--port".into(), "{port}".into()],
-                port: Port::Free,
-                readiness: Readiness::Http("/healthz".into()),
-                ..RunSpec::default()
-            };
-            Wanted {
-                repository: path.display().to_string(),
-                commits,
-                command: fixture::BUILD_COMMAND.into(),
-                output: fixture::OUTPUT.into(),
-                run,
-                ..Wanted::sized(args, name("web")?)
-            }
+        }
+    } else {
+        let path = data.join("repo");
+        let commits = fixture::repository(&path)?;
+        let run = RunSpec {
+            args: vec!["--port".into(), "{port}".into()],
+            port: Port::Free,
+            readiness: Readiness::Http("/healthz".into()),
+            ..RunSpec::default()
+        };
+        Wanted {
+            repository: path.display().to_string(),
+            commits,
+            command: fixture::BUILD_COMMAND.into(),
+            output: fixture::OUTPUT.into(),
+            run,
+            ..Wanted::sized(args, name("web")?)
         }
     };
     if let Some(before) = data.read_json::<Wanted>("cluster.json")? {

@@ -212,12 +212,11 @@ impl<'a> Scenario<'a> {
         let step = self.state.steps[index].clone();
         let bar = self.progress.step(title, self.plan.machines as u64);
         while current.as_ref().map(|status| status.goal.position.generation) <= step.before {
-            let answer = match artifact {
-                Some(artifact) => self.client.deploy(&DeployRequest::new(service.clone(), artifact.clone())).await,
-                None => {
-                    let request = RollbackRequest { service: service.clone(), to: None, current: step.before };
-                    self.client.rollback(&request).await
-                }
+            let answer = if let Some(artifact) = artifact {
+                self.client.deploy(&DeployRequest::new(service.clone(), artifact.clone())).await
+            } else {
+                let request = RollbackRequest { service: service.clone(), to: None, current: step.before };
+                self.client.rollback(&request).await
             };
             match answer {
                 Ok(_) => {}

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -75,7 +75,7 @@ impl Supervisor {
 
     /// The children as they are now.
     pub fn children(&self) -> BTreeMap<String, ChildStatus> {
-        self.children.lock().expect("no holder panics").clone()
+        self.children.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Resolves when a child cannot be kept alive, with the reason.
@@ -146,7 +146,7 @@ impl Keeper {
     }
 
     fn note(&self, change: impl FnOnce(&mut ChildStatus)) {
-        change(self.children.lock().expect("no holder panics").entry(self.spec.name.clone()).or_default());
+        change(self.children.lock().unwrap_or_else(PoisonError::into_inner).entry(self.spec.name.clone()).or_default());
     }
 
     fn spawn(&self) -> Result<Child> {

@@ -10,13 +10,13 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 /// Whatever is waited for comes within this time on a busy machine.
-pub const PATIENCE: Duration = Duration::from_mins(4);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(4);
 
 /// Clusters of dozens of processes run one after the other: together they would only slow each other down.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// A cluster with its folder.
-pub struct Bed {
+pub(crate) struct Bed {
     folder: TempDir,
     args: Vec<String>,
     _turn: MutexGuard<'static, ()>,
@@ -24,18 +24,18 @@ pub struct Bed {
 
 impl Bed {
     /// A bed for a cluster that is started with `args`.
-    pub fn new(args: &[&str]) -> Self {
+    pub(crate) fn new(args: &[&str]) -> Self {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let folder = tempfile::tempdir().unwrap();
         Self { folder, args: args.iter().map(|arg| (*arg).to_owned()).collect(), _turn: turn }
     }
 
-    pub fn data(&self) -> PathBuf {
+    pub(crate) fn data(&self) -> PathBuf {
         self.folder.path().join("data")
     }
 
     /// Starts the main job; its output goes to a file of the bed.
-    pub fn start(&self) -> Running<'_> {
+    pub(crate) fn start(&self) -> Running<'_> {
         let log = std::fs::File::create(self.folder.path().join("out.log")).unwrap();
         let child = cluster()
             .args(&self.args)
@@ -51,23 +51,23 @@ impl Bed {
         Running { bed: self, child }
     }
 
-    pub fn report(&self) -> Report {
+    pub(crate) fn report(&self) -> Report {
         let bytes = std::fs::read(self.folder.path().join("report.json")).expect("a report was written");
         serde_json::from_slice(&bytes).unwrap()
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("out.log")).unwrap_or_default()
     }
 
     /// The process of a child by its name; it writes it into its lock.
-    pub fn pid_of(&self, child: &str) -> Option<Pid> {
+    pub(crate) fn pid_of(&self, child: &str) -> Option<Pid> {
         let text = std::fs::read_to_string(self.data().join(format!("config/{child}.lock"))).ok()?;
         Pid::from_raw(text.trim().parse().ok()?)
     }
 
     /// A GET on the control plane's API; `None` while it does not answer.
-    pub fn get(&self, path: &str) -> Option<serde_json::Value> {
+    pub(crate) fn get(&self, path: &str) -> Option<serde_json::Value> {
         let base = std::fs::read_to_string(self.data().join("run/api")).ok()?;
         let url = format!("{}v1/{path}", base.trim());
         runtime().block_on(async {
@@ -77,7 +77,7 @@ impl Bed {
     }
 
     /// Every process that was started from this bed's folder, by command line, working folder or program.
-    pub fn descendants(&self) -> Vec<u32> {
+    pub(crate) fn descendants(&self) -> Vec<u32> {
         let data = self.data();
         let processes = std::fs::read_dir("/proc").unwrap().flatten();
         let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
@@ -101,18 +101,18 @@ fn belongs(pid: u32, data: &Path) -> bool {
 }
 
 /// A main job under way.
-pub struct Running<'a> {
+pub(crate) struct Running<'a> {
     bed: &'a Bed,
     child: Child,
 }
 
 impl Running<'_> {
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Waits for the end.
-    pub fn end(mut self) -> ExitStatus {
+    pub(crate) fn end(mut self) -> ExitStatus {
         let status = wait_for("the end of the main job", || self.child.try_wait().unwrap());
         if !status.success() {
             eprintln!("{}", self.bed.log());
@@ -121,7 +121,7 @@ impl Running<'_> {
     }
 
     /// Waits until `look` sees something; fails at once when the main job has ended before.
-    pub fn until<T>(&mut self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    pub(crate) fn until<T>(&mut self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         wait_for(what, || {
             if let Some(found) = look() {
                 return Some(found);
@@ -142,23 +142,23 @@ impl Drop for Running<'_> {
 }
 
 /// The program under test.
-pub fn cluster() -> Command {
+pub(crate) fn cluster() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cluster"));
     command.env_remove("DEPLOYCORE_DATA_DIR").env_remove("DEPLOYCORE_API").stdin(Stdio::null());
     command
 }
 
 /// Runs the program to its end.
-pub fn run(args: &[&str]) -> Output {
+pub(crate) fn run(args: &[&str]) -> Output {
     cluster().args(args).output().unwrap()
 }
 
-pub fn send(pid: u32, signal: Signal) {
+pub(crate) fn send(pid: u32, signal: Signal) {
     let _ = kill_process(Pid::from_raw(pid as i32).unwrap(), signal);
 }
 
 /// Looks again and again until there is something to see.
-pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
         if let Some(found) = look() {

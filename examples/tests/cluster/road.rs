@@ -9,7 +9,7 @@ use rustix::process::Signal;
 use crate::bed::{Bed, cluster, send, wait_for};
 
 /// What must hold after the main job with two commits, whatever happened on the way.
-pub fn assert_rolled_back(report: &Report, machines: usize) {
+pub(crate) fn assert_rolled_back(report: &Report, machines: usize) {
     let [first, second, rollback] = &report.deployments[..] else { panic!("{:?}", report.deployments) };
     assert_ne!(first.digest, second.digest);
     assert_eq!((rollback.kind.as_str(), rollback.digest), ("rollback", first.digest));

@@ -156,12 +156,9 @@ async fn history(Shared(state): Context, Path(service): Path<ServiceName>) -> An
 }
 
 async fn deploy_artifact(Shared(state): Context, Json(request): Json<DeployRequest>) -> Answer<Goal> {
-    let run = match request.run.or_else(|| state.services.get(&request.service).cloned()) {
-        Some(run) => run,
-        None => {
-            let service = &request.service;
-            return Err(Error::bad(format!("service {service} is not configured: say how to run it in `run`")));
-        }
+    let Some(run) = request.run.or_else(|| state.services.get(&request.service).cloned()) else {
+        let service = &request.service;
+        return Err(Error::bad(format!("service {service} is not configured: say how to run it in `run`")));
     };
     let _one_at_a_time = state.writing.lock().await;
     let wanted = deploy::DeployRequest::new(request.service, request.artifact).with_run(run);
