@@ -300,7 +300,7 @@ impl Gate {
             Message::Leave { .. } => artifact.left(conn, now),
             Message::Have { pieces, .. } => pieces.iter().for_each(|piece| artifact.arrived(conn, *piece, now)),
             Message::Request { piece, block, .. } => artifact.request(conn, piece, block, &mut self.outputs),
-            Message::Stuck { pieces, .. } => artifact.stuck(&pieces),
+            Message::Stuck { pieces, refused, .. } => artifact.stuck(&pieces, &refused),
             Message::Reject { piece, .. } => {
                 tracing::error!(%conn, digest = %artifact.digest(), piece, "a piece from the store did not verify");
                 artifact.fail_lease(conn, piece, now);

@@ -118,12 +118,14 @@ pub enum Message {
         /// In what.
         digest: Digest,
     },
-    /// More pieces verified, in batches.
+    /// More pieces verified, in batches. Those that the receiver has too are left out.
     Have {
         /// Of what.
         digest: Digest,
         /// Which.
         pieces: Vec<u32>,
+        /// How many the sender has by now.
+        count: u32,
     },
     /// Give me a block.
     Request {
@@ -198,6 +200,8 @@ pub enum Message {
         digest: Digest,
         /// Which.
         pieces: Vec<u32>,
+        /// Members whose word does not count: they sent bad bytes.
+        refused: Vec<PeerId>,
     },
     /// Node to tracker: I take part in this artifact. Sent again from time to time.
     Announce {
@@ -230,6 +234,8 @@ pub enum Message {
         digest: Digest,
         /// Which.
         pieces: Vec<u32>,
+        /// Not counting these.
+        except: Vec<PeerId>,
     },
     /// Tracker to gate: how many living members hold each of the pieces.
     Holders {
@@ -264,10 +270,10 @@ impl Message {
     /// Whether lists are within their bounds; what is not is malformed.
     pub(crate) fn is_bounded(&self) -> bool {
         match self {
-            Self::Have { pieces, .. }
-            | Self::Lease { pieces, .. }
-            | Self::Stuck { pieces, .. }
-            | Self::Census { pieces, .. } => pieces.len() <= MAX_LIST,
+            Self::Have { pieces, .. } | Self::Lease { pieces, .. } => pieces.len() <= MAX_LIST,
+            Self::Stuck { pieces, refused: peers, .. } | Self::Census { pieces, except: peers, .. } => {
+                pieces.len() <= MAX_LIST && peers.len() <= MAX_CONTACTS
+            }
             Self::Announce { need, addr, .. } => need.len() <= MAX_LIST && addr.0.len() <= MAX_ADDR,
             Self::Holders { pieces, .. } => pieces.len() <= MAX_LIST,
             Self::Introduce { peers: contacts, .. } | Self::Gates { gates: contacts } => {

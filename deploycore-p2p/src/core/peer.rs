@@ -256,6 +256,10 @@ pub struct Peer<B = Bytes> {
     waiting: Vec<(ConnId, Digest)>,
     /// Bytes asked for and not yet received.
     outstanding: u64,
+    /// Bytes received since the last tick, and bytes a second lately.
+    received: u64,
+    rate_in: f64,
+    rated_at: Instant,
     /// Something could be asked for, but a bound of the node stood before it.
     held_back: bool,
     ingress: Bucket,
@@ -287,6 +291,9 @@ impl<B: Payload> Peer<B> {
             slots: Vec::new(),
             waiting: Vec::new(),
             outstanding: 0,
+            received: 0,
+            rate_in: 0.0,
+            rated_at: now,
             held_back: false,
             ingress: Bucket::new(settings.limits.ingress, now),
             egress: Bucket::new(settings.limits.egress, now),
@@ -484,7 +491,7 @@ impl<B: Payload> Peer<B> {
                 self.remote_joined(at, Shape::new(digest, size), &have, priority, now);
             }
             (Role::Node, Message::Leave { digest }) => self.remote_left(at, &digest, now),
-            (Role::Node, Message::Have { digest, pieces }) => self.remote_has(at, &digest, &pieces, now),
+            (Role::Node, Message::Have { digest, pieces, count }) => self.remote_has(at, &digest, &pieces, count, now),
             (Role::Node, Message::Request { digest, piece, block }) => self.request(at, digest, piece, block, now),
             (Role::Node, Message::Cancel { digest, piece, block }) => self.cancelled(conn, &digest, piece, block, now),
             (Role::Node, Message::Pass { digest }) => self.passed(conn, &digest, now),
@@ -529,7 +536,7 @@ impl<B: Payload> Peer<B> {
             }
             artifact.count(&has, true);
         }
-        if !self.links[at].join(Remote { digest, has, priority, ask_after: Instant::ZERO }) {
+        if !self.links[at].join(Remote { digest, count: has.count(), has, priority, ask_after: Instant::ZERO }) {
             return self.close(conn, "more artifacts than a connection carries", now);
         }
         self.fill(at, now);
@@ -550,11 +557,12 @@ impl<B: Payload> Peer<B> {
         self.fill_all(now);
     }
 
-    fn remote_has(&mut self, at: usize, digest: &Digest, pieces: &[u32], now: Instant) {
+    fn remote_has(&mut self, at: usize, digest: &Digest, pieces: &[u32], count: u32, now: Instant) {
         let mut artifact = self.artifacts.iter_mut().find(|artifact| artifact.shape.digest() == *digest);
         let Some(remote) = self.links[at].remote_mut(digest) else {
             return;
         };
+        remote.count = count.min(remote.has.len());
         for piece in pieces {
             if remote.has.insert(*piece)
                 && let Some(artifact) = &mut artifact
@@ -572,14 +580,15 @@ impl<B: Payload> Peer<B> {
         self.flush_at = Instant::FAR;
         for artifact in &mut self.artifacts {
             let pieces = std::mem::take(&mut artifact.fresh);
-            let digest = artifact.shape.digest();
+            let (digest, count) = (artifact.shape.digest(), artifact.have.count());
             for chunk in pieces.chunks(MAX_LIST) {
                 for link in &self.links {
-                    let wants =
-                        link.role == Role::Node && link.remote(&digest).is_some_and(|remote| !remote.has.is_full());
-                    if wants {
-                        let message = Message::Have { digest, pieces: chunk.to_vec() };
-                        self.outputs.push_back(Output::Send(link.conn, message));
+                    let Some(remote) = link.remote(&digest).filter(|_| link.role == Role::Node) else { continue };
+                    // Nobody asks for what it has.
+                    let lacks = |piece: &u32| !remote.has.contains(*piece);
+                    let pieces: Vec<u32> = chunk.iter().copied().filter(lacks).collect();
+                    if !pieces.is_empty() {
+                        self.outputs.push_back(Output::Send(link.conn, Message::Have { digest, pieces, count }));
                     }
                 }
             }
@@ -588,6 +597,9 @@ impl<B: Payload> Peer<B> {
 
     fn tick(&mut self, now: Instant) {
         self.quarantine.retain(|_, until| *until > now);
+        let rate = std::mem::take(&mut self.received) as f64 / now.since(self.rated_at).as_secs_f64().max(0.01);
+        self.rate_in = if self.rate_in < rate { rate } else { self.rate_in * 0.75 + rate * 0.25 };
+        self.rated_at = now;
         self.give_up_slow_requests(now);
         self.expire_slots(now);
         self.keep_company(now);

@@ -232,9 +232,9 @@ impl Tracker {
                 let contact = Contact { peer: client.peer, addr: reachable(&addr, &client.host) };
                 self.gate_here(conn, contact);
             }
-            (Role::Gate, Message::Census { digest, pieces }) => {
+            (Role::Gate, Message::Census { digest, pieces, except }) => {
                 let (swarm, stale) = (self.swarms.get(&digest), self.interval(&digest));
-                let count = |piece| swarm.and_then(|swarm| swarm.holders.get(piece as usize)).copied().unwrap_or(0);
+                let count = |piece| swarm.map_or(0, |swarm| swarm.holders_except(piece, &except));
                 let pieces = pieces.into_iter().map(|piece| (piece, count(piece))).collect();
                 let settled = now.since(self.started) >= self.settings.settle;
                 let stale_millis = stale.as_millis() as u32;
@@ -365,6 +365,12 @@ impl Swarm {
         }
     }
 
+    fn holders_except(&self, piece: u32, except: &[PeerId]) -> u32 {
+        let holds = |peer: &&PeerId| self.index.get(peer).is_some_and(|at| self.members[*at].have.contains(piece));
+        let all = self.holders.get(piece as usize).copied().unwrap_or(0);
+        all.saturating_sub(except.iter().filter(holds).count() as u32)
+    }
+
     fn forget(&mut self, peer: PeerId) {
         let Some(at) = self.index.remove(&peer) else {
             return;
@@ -442,7 +448,7 @@ mod tests {
     }
 
     fn census(tracker: &mut Tracker, now: Instant) -> (Vec<(u32, u32)>, bool) {
-        let message = Message::Census { digest: Digest::of(b"artifact"), pieces: vec![0, 1, 2, 77] };
+        let message = Message::Census { digest: Digest::of(b"artifact"), pieces: vec![0, 1, 2, 77], except: vec![] };
         tracker.handle(Input::Message(ConnId(1_000_000), message), now);
         loop {
             if let Output::Send(_, Message::Holders { pieces, settled, .. }) = tracker.poll_output().unwrap() {

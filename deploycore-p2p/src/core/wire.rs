@@ -207,7 +207,7 @@ mod tests {
         (digest, list, contacts, refusal, bits, any::<(u64, u32, u32, u16, u8)>()).prop_map(
             |(digest, pieces, gates, refusal, have, (size, piece, block, wanted, which))| match which % 14 {
                 0 => Message::Join { digest, size, have, priority: Priority::Rollback },
-                1 => Message::Have { digest, pieces },
+                1 => Message::Have { digest, pieces, count: block },
                 2 => Message::Request { digest, piece, block },
                 3 => Message::Cancel { digest, piece, block },
                 4 => Message::Busy { digest, piece, block },
@@ -217,7 +217,7 @@ mod tests {
                 8 => Message::Announce { digest, size, addr: "h:1".into(), have, need: pieces, wanted },
                 9 => Message::Introduce { digest, peers: gates, millis: piece },
                 10 => Message::Gates { gates },
-                11 => Message::Stuck { digest, pieces },
+                11 => Message::Stuck { digest, pieces, refused: vec![PeerId(size)] },
                 12 => {
                     let pieces = pieces.into_iter().map(|piece| (piece, block)).collect();
                     Message::Holders { digest, pieces, stale_millis: piece, settled: size % 2 == 0 }
@@ -293,7 +293,8 @@ mod tests {
 
     #[test]
     fn a_list_past_its_bound_is_malformed() {
-        let message = Message::Have { digest: Digest::of(b""), pieces: vec![1; super::super::message::MAX_LIST + 1] };
+        let message =
+            Message::Have { digest: Digest::of(b""), pieces: vec![1; super::super::message::MAX_LIST + 1], count: 1 };
         let body = Bytes::from(postcard::to_stdvec(&message).unwrap());
         assert_eq!(parse_body(Kind::Control, body), Err(Error::Malformed(Kind::Control)));
     }

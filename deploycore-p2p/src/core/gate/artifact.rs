@@ -8,7 +8,7 @@ use deploycore::model::Digest;
 use super::record::{Record, Usage, budget};
 use super::{Output, Settings};
 use crate::core::bitfield::Bitfield;
-use crate::core::message::{ConnId, Message, Refusal};
+use crate::core::message::{ConnId, MAX_CONTACTS, Message, PeerId, Refusal};
 use crate::core::shape::Shape;
 use crate::core::time::{Bucket, Instant};
 
@@ -76,6 +76,8 @@ pub(super) struct Artifact {
     durable: u64,
     recovery_rate: Bucket,
     asked: BTreeSet<u32>,
+    /// Members that those who ask know to send bad bytes.
+    refused: BTreeSet<PeerId>,
     census: Option<Census>,
     /// How long pieces took lately, in seconds.
     typical: Option<f64>,
@@ -108,6 +110,7 @@ impl Artifact {
             durable: 0,
             recovery_rate: Bucket::new(Some(settings.recovery_rate), now),
             asked: BTreeSet::new(),
+            refused: BTreeSet::new(),
             census: None,
             typical: None,
             unused_since: Some(now),
@@ -262,7 +265,10 @@ impl Artifact {
     }
 
     /// A node knows nobody who has these pieces.
-    pub(super) fn stuck(&mut self, pieces: &[u32]) {
+    pub(super) fn stuck(&mut self, pieces: &[u32], refused: &[PeerId]) {
+        if self.refused.len() + refused.len() <= MAX_CONTACTS {
+            self.refused.extend(refused);
+        }
         let known = pieces.iter().filter(|piece| **piece < self.shape.pieces());
         self.asked.extend(known.filter(|piece| self.pieces[**piece as usize] == Piece::Out));
     }
@@ -331,22 +337,29 @@ impl Artifact {
         }
         let pieces: BTreeSet<u32> = std::mem::take(&mut self.asked);
         let list: Vec<u32> = pieces.iter().copied().take(crate::core::message::MAX_LIST).collect();
+        let except: Vec<PeerId> = std::mem::take(&mut self.refused).into_iter().collect();
         for conn in trackers {
-            let message = Message::Census { digest: self.shape.digest(), pieces: list.clone() };
+            let (digest, except) = (self.shape.digest(), except.clone());
+            let message = Message::Census { digest, pieces: list.clone(), except };
             outputs.push_back(Output::Send(*conn, message));
         }
         let waiting = trackers.iter().copied().collect();
         self.census = Some(Census { pieces: list.into_iter().collect(), waiting, until: now + CENSUS_TIME });
     }
 
+    /// How many leases may be under way: an eighth of the pieces at most, because the death of this gate costs as much.
+    fn lease_bound(&self, settings: &Settings) -> u32 {
+        settings.max_leases.min((self.shape.pieces() / 8).max(4))
+    }
+
     /// How many pieces one reader may hold leases on: few when there are many readers, bounded by what it keeps in memory.
     fn window(&self, settings: &Settings) -> u32 {
         let by_memory = ((32 << 20) / self.shape.piece_size()).max(2) as u32;
-        (settings.max_leases / self.readers.len().max(1) as u32).clamp(2, 16.min(by_memory))
+        (self.lease_bound(settings) / self.readers.len().max(1) as u32).clamp(2, 16.min(by_memory))
     }
 
     fn grant(&mut self, settings: &Settings, now: Instant) {
-        let window = self.window(settings);
+        let (window, bound) = (self.window(settings), self.lease_bound(settings) as usize);
         // Lost pieces first: others wait for them. Each is looked at once, so that one that must wait does not stop the rest.
         for _ in 0..self.again.len() {
             let Some(piece) = self.again.pop_front() else { break };
@@ -360,7 +373,7 @@ impl Artifact {
                 self.pieces[piece as usize] = Piece::Out;
                 continue;
             }
-            let allowed = self.leases.len() < settings.max_leases as usize;
+            let allowed = self.leases.len() < bound;
             let reader = if allowed { self.next_reader(window, piece) } else { None };
             match reader {
                 Some(conn) if affordable || self.recovery_rate.take(len, now).is_ok() => {
@@ -369,7 +382,7 @@ impl Artifact {
                 _ => self.again.push_back(piece),
             }
         }
-        while self.leases.len() < settings.max_leases as usize
+        while self.leases.len() < bound
             && let Some(piece) = self.next_fresh()
             && let Some(conn) = self.next_reader(window, piece)
         {

@@ -100,7 +100,8 @@ pub(super) struct Artifact<B> {
     pub(super) absent_until: Instant,
     /// Since when some missing piece is with no neighbour.
     pub(super) starved_since: Option<Instant>,
-    pub(super) moved_at: Instant,
+    /// When late blocks are looked for again, at the end.
+    pub(super) look_again: Instant,
     pub(super) bytes: u64,
     pub(super) from_store: u64,
     pub(super) from_peers: u64,
@@ -126,7 +127,7 @@ impl<B: Payload> Artifact<B> {
             joined_gate: None,
             absent_until: Instant::ZERO,
             starved_since: None,
-            moved_at: now,
+            look_again: now,
             bytes: have.iter().map(|piece| shape.piece_len(piece)).sum(),
             have,
             from_store: 0,

@@ -17,7 +17,11 @@ const RANDOM_FIRST: u32 = 4;
 /// How many neighbours may be asked for one block at the end.
 const MAX_COPIES: u8 = 2;
 /// How many blocks may be asked for twice at once.
-const MAX_DOUBLES: usize = 8;
+const MAX_DOUBLES: usize = 4;
+/// Blocks that may be asked for in all, however slowly they come.
+const MIN_BLOCKS: u64 = 8;
+/// At the end, late blocks are looked for this often.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// A source this many times slower than the median is relieved of its pieces.
 const SLOW: f64 = 3.0;
 /// Blocks that nobody asked for, after which the connection is closed.
@@ -46,17 +50,21 @@ impl<B: Payload> Peer<B> {
         }
     }
 
-    /// Asks every neighbour, the fastest first.
+    /// Asks every neighbour in turn, from a random one on, until a bound of the node is reached.
     pub(super) fn fill_all(&mut self, now: Instant) {
         self.held_back = false;
         if self.artifacts.iter().all(|artifact| artifact.have.is_full()) {
             return;
         }
-        let mut order: Vec<usize> = (0..self.links.len()).filter(|at| self.links[*at].role != Role::Tracker).collect();
-        self.rng.shuffle(&mut order);
-        order.sort_by(|a, b| self.links[*b].rate.total_cmp(&self.links[*a].rate));
-        for at in order {
-            self.fill(at, now);
+        let (len, start) = (self.links.len(), self.rng.usize(..self.links.len().max(1)));
+        for step in 0..len {
+            let at = (start + step) % len;
+            if self.links[at].role != Role::Tracker {
+                self.fill(at, now);
+            }
+            if self.held_back {
+                break;
+            }
         }
     }
 
@@ -88,6 +96,13 @@ impl<B: Payload> Peer<B> {
         order
     }
 
+    /// How many bytes may be asked for in all: what arrives in a third of a second, at least a few blocks. More would wait in the
+    /// neighbours' queues, and pieces would be chosen long before they come.
+    fn window(&self, block: u32) -> u64 {
+        let third = (self.rate_in * 0.33) as u64;
+        third.max(MIN_BLOCKS * u64::from(block)).min(self.settings.max_outstanding)
+    }
+
     fn next_block(&mut self, at: usize, now: Instant) -> Option<(usize, u32, u32)> {
         for artifact in self.by_share() {
             let shape = self.artifacts[artifact].shape;
@@ -103,7 +118,9 @@ impl<B: Payload> Peer<B> {
             if !serves || !fits {
                 continue;
             }
-            if self.outstanding + u64::from(shape.block_size()) > self.settings.max_outstanding {
+            let full = self.outstanding + u64::from(shape.block_size()) > self.window(shape.block_size());
+            // A lease is a duty: others wait for the piece.
+            if full && link.role == Role::Node {
                 self.held_back = true;
                 return None;
             }
@@ -176,7 +193,14 @@ impl<B: Payload> Peer<B> {
             return Some((begun.piece, begun.free_block()?));
         }
         if !remote.has.exceeds(&artifact.taken) {
-            return self.last_blocks(at_artifact, at, now);
+            if now < artifact.look_again {
+                return None;
+            }
+            let found = self.last_blocks(at_artifact, at, now);
+            if found.is_none() {
+                self.artifacts[at_artifact].look_again = now + LOOK_AGAIN;
+            }
+            return found;
         }
         if artifact.begun.len() >= bound && !artifact.make_room() {
             self.held_back = true;
@@ -260,7 +284,8 @@ impl<B: Payload> Peer<B> {
             }
         }
         if !here.is_empty() {
-            self.send(conn, Message::Have { digest: *digest, pieces: here });
+            let count = self.artifact(digest).map_or(0, |artifact| artifact.have.count());
+            self.send(conn, Message::Have { digest: *digest, pieces: here, count });
         }
         self.fill(at, now);
     }
@@ -274,6 +299,7 @@ impl<B: Payload> Peer<B> {
         let asked = self.links[at].take_ask(&digest, piece, block);
         if let Some(ask) = asked {
             self.outstanding -= u64::from(ask.len);
+            self.received += u64::from(ask.len);
             self.links[at].received(&ask, now);
         } else {
             self.links[at].unasked += 1;
@@ -363,7 +389,6 @@ impl<B: Payload> Peer<B> {
         let promised = artifact.leases.iter().any(|(leased, _)| *leased == piece);
         artifact.leases.retain(|(leased, _)| *leased != piece);
         artifact.bytes += artifact.shape.piece_len(piece);
-        artifact.moved_at = now;
         for (_, store, len) in sources {
             *if *store { &mut artifact.from_store } else { &mut artifact.from_peers } += len;
             self.downloaded += len;
@@ -374,7 +399,8 @@ impl<B: Payload> Peer<B> {
         if let Some(conn) = artifact.joined_gate
             && (promised || sources.iter().any(|(_, store, _)| *store))
         {
-            self.send(conn, Message::Have { digest, pieces: vec![piece] });
+            let count = artifact.have.count();
+            self.send(conn, Message::Have { digest, pieces: vec![piece], count });
         }
         let artifact = &mut self.artifacts[at];
         if let Some(suspect) = artifact.suspects.iter().position(|suspect| suspect.piece == piece) {

@@ -14,6 +14,8 @@ use crate::core::time::Instant;
 pub(super) struct Remote {
     pub(super) digest: Digest,
     pub(super) has: Bitfield,
+    /// How many pieces it has: more than are known one by one, because it does not name those that are here too.
+    pub(super) count: u32,
     pub(super) priority: Priority,
     /// Busy until then, or until it says `Ready`.
     pub(super) ask_after: Instant,

@@ -33,6 +33,8 @@ const ABSENT_RETRY: Duration = Duration::from_millis(500);
 const PING: Duration = Duration::from_secs(10);
 /// Pieces named in one call for help.
 const MAX_NEED: usize = 256;
+/// Members in quarantine that are named with it.
+const MAX_REFUSED: usize = 32;
 /// Addresses remembered as unreachable.
 const MAX_DIALS: usize = 1_024;
 
@@ -241,6 +243,12 @@ impl<B: Payload> Peer<B> {
             self.send(conn, Message::Leave { digest });
         }
         self.announce(at, now);
+        // Batches leave out what a neighbour has; at the end all are told the whole.
+        let nodes: Vec<ConnId> =
+            self.links.iter().filter(|link| link.role == Role::Node).map(|link| link.conn).collect();
+        for conn in nodes {
+            self.send_join(conn, at);
+        }
         self.fill_all(now);
     }
 
@@ -299,7 +307,8 @@ impl<B: Payload> Peer<B> {
         artifact.announce_at = artifact.announce_at.min(now + self.settings.stuck_after);
         if let Some(conn) = artifact.joined_gate {
             let digest = artifact.shape.digest();
-            self.send(conn, Message::Stuck { digest, pieces: starved });
+            let refused = self.quarantine.keys().copied().take(MAX_REFUSED).collect();
+            self.send(conn, Message::Stuck { digest, pieces: starved, refused });
         }
     }
 

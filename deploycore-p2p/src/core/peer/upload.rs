@@ -95,8 +95,8 @@ impl<B: Payload> Peer<B> {
 
     fn completeness(&self, conn: ConnId, digest: &Digest) -> f64 {
         let link = self.links.iter().find(|link| link.conn == conn);
-        let has = link.and_then(|link| link.remote(digest)).map(|remote| &remote.has);
-        has.map_or(1.0, |has| f64::from(has.count()) / f64::from(has.len().max(1)))
+        let remote = link.and_then(|link| link.remote(digest));
+        remote.map_or(1.0, |remote| f64::from(remote.count) / f64::from(remote.has.len().max(1)))
     }
 
     /// Whether a neighbour waits that has no more than this one.

@@ -189,7 +189,7 @@ impl<'a> Running<'a> {
     fn command(&mut self, command: Command) {
         match command {
             Command::Fetch(request, reply) => self.fetch(&request, reply),
-            Command::Seed(manifest, path, reply) => self.seed(manifest, &path, reply),
+            Command::Seed(manifest, path, reply) => self.seed(&manifest, &path, reply),
             Command::Leave(digest, reply) => match self.entries.get_mut(&digest) {
                 Some(entry) => {
                     entry.leaving.push(reply);
@@ -262,7 +262,7 @@ impl<'a> Running<'a> {
         Some(Joined { progress, done, guard })
     }
 
-    fn seed(&mut self, manifest: Arc<Manifest>, path: &Path, reply: oneshot::Sender<Result<(), Error>>) {
+    fn seed(&mut self, manifest: &Arc<Manifest>, path: &Path, reply: oneshot::Sender<Result<(), Error>>) {
         let digest = manifest.digest();
         if let Some(entry) = self.entries.get_mut(&digest) {
             if entry.path != path {
@@ -274,7 +274,7 @@ impl<'a> Running<'a> {
             }
             return;
         }
-        self.insert(&manifest, path, Open::Seed);
+        self.insert(manifest, path, Open::Seed);
         if let Some(entry) = self.entries.get_mut(&digest) {
             entry.seeding.push(reply);
         }

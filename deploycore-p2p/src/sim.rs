@@ -1,0 +1,638 @@
+//! A discrete-event simulator of one region: the machines of [`core`](crate::core), unchanged, on a network of queues.
+//!
+//! Each member has an uplink, which sends one block after the other at its rate, and a downlink, which receives at its rate; a
+//! block is on both at the same time, as on a switched network. Messages take the latency. No bytes are moved: a block is
+//! its length and whether it is good. The same settings give the same run.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::time::Duration;
+
+use deploycore::model::Digest;
+use deploycore::port::swarm::{Limits, Priority};
+use fastrand::Rng;
+
+use crate::core::bitfield::Bitfield;
+use crate::core::gate::{self, Gate, Record, Usage};
+use crate::core::message::{Addr, Block, ConnId, Message, Payload, PeerId, Role};
+use crate::core::peer::{self, Peer};
+use crate::core::shape::Shape;
+use crate::core::time::Instant;
+use crate::core::tracker::{self, Tracker};
+
+/// What is simulated.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Machines that fetch.
+    pub machines: usize,
+    /// Bytes of the artifact.
+    pub size: u64,
+    /// Bytes a second of a machine's downlink.
+    pub down: u64,
+    /// Bytes a second of a machine's uplink.
+    pub up: u64,
+    /// Bytes a second that the store gives.
+    pub store: u64,
+    /// One way, for messages and for a block's last byte.
+    pub latency: Duration,
+    /// Machines start within this time.
+    pub arrivals: Duration,
+    /// Machines that die for good, by number, and when.
+    pub crashes: BTreeMap<usize, Duration>,
+    /// Machines, by number, that give bad bytes.
+    pub corrupt: Vec<usize>,
+    /// When the tracker dies and starts anew with nothing known.
+    pub tracker_restarts: Vec<Duration>,
+    /// When the gate dies and starts anew from its durable counts.
+    pub gate_restarts: Vec<Duration>,
+    /// The run is given up after this time.
+    pub horizon: Duration,
+    /// How the machines behave.
+    pub peer: peer::Settings,
+    /// How the gate behaves.
+    pub gate: gate::Settings,
+    /// How the tracker behaves.
+    pub tracker: tracker::Settings,
+    /// Seeds all choices.
+    pub seed: u64,
+}
+
+impl Settings {
+    /// Machines with equal links of `rate` bytes a second, and a store that feeds 25 of them.
+    pub fn equal(machines: usize, size: u64, rate: u64, seed: u64) -> Self {
+        Self {
+            machines,
+            size,
+            down: rate,
+            up: rate,
+            store: 25 * rate,
+            latency: Duration::from_micros(250),
+            arrivals: Duration::from_millis(50),
+            crashes: BTreeMap::new(),
+            corrupt: Vec::new(),
+            tracker_restarts: Vec::new(),
+            gate_restarts: Vec::new(),
+            horizon: Duration::from_hours(1),
+            peer: peer::Settings::default(),
+            gate: gate::Settings::default(),
+            tracker: tracker::Settings::default(),
+            seed,
+        }
+    }
+
+    /// The shortest time in which all machines can have the artifact, and what makes it so: a machine's link, the store's, or
+    /// what all uplinks can give together.
+    pub fn bound(&self) -> (Duration, &'static str) {
+        let size = self.size as f64;
+        let total = self.store as f64 + self.machines as f64 * self.up as f64;
+        let terms = [
+            (size / self.down as f64, "downlink"),
+            (size / self.store as f64, "store"),
+            (size * self.machines as f64 / total, "uplinks"),
+        ];
+        let (seconds, term) = terms.into_iter().max_by(|a, b| a.0.total_cmp(&b.0)).expect("three terms");
+        (Duration::from_secs_f64(seconds), term)
+    }
+}
+
+/// What came of a run.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// The bound of the settings.
+    pub bound: Duration,
+    /// What makes it so.
+    pub binding_term: &'static str,
+    /// When each machine was complete.
+    pub completed: Vec<Option<Duration>>,
+    /// What was read of the store, as counted.
+    pub usage: Usage,
+    /// Bytes that the store gave.
+    pub store_bytes: u64,
+    /// Bytes that the machines received for nothing.
+    pub wasted: u64,
+    /// Machines that were found to be corrupt by someone.
+    pub quarantined: usize,
+    /// Events handled.
+    pub events: u64,
+    /// What machines that did not complete wait for.
+    pub stuck: Vec<String>,
+}
+
+impl Report {
+    /// The time of the slowest machine that completed as a multiple of the bound.
+    pub fn ratio_max(&self) -> f64 {
+        self.ratio(1.0)
+    }
+
+    /// The time in which this share of the completed machines was complete, as a multiple of the bound.
+    pub fn ratio(&self, share: f64) -> f64 {
+        let mut times: Vec<Duration> = self.completed.iter().flatten().copied().collect();
+        times.sort_unstable();
+        let at = ((times.len() as f64 * share).ceil() as usize).clamp(1, times.len().max(1)) - 1;
+        times.get(at).map_or(f64::INFINITY, |time| time.as_secs_f64() / self.bound.as_secs_f64())
+    }
+}
+
+/// A block without its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Token {
+    len: u32,
+    good: bool,
+}
+
+impl Payload for Token {
+    fn byte_len(&self) -> usize {
+        self.len as usize
+    }
+}
+
+/// A member, by its place: machines first, then the tracker, then the gate.
+type Place = usize;
+
+#[derive(Debug)]
+enum Event {
+    Wake(Place),
+    Start(Place),
+    Crash(Place),
+    RestartTracker,
+    RestartGate,
+    /// A connection attempt reaches the other side.
+    Dialed {
+        from: Place,
+        addr: Addr,
+    },
+    /// For the member, unless its connection is gone by then.
+    Message(Place, ConnId, Message),
+    Opened {
+        at: Place,
+        conn: ConnId,
+        with: Place,
+        dialed: Option<Addr>,
+    },
+    Closed(Place, ConnId),
+    Sent(Place, ConnId, u32),
+    /// The last byte of a block is at the receiver's downlink, if that is free.
+    Arrives(Place, ConnId, Block<Token>),
+    Block(Place, ConnId, Block<Token>),
+    Stored {
+        at: Place,
+        life: u32,
+        piece: u32,
+        good: Vec<bool>,
+        hashes: bool,
+    },
+    Loaded(u32, Digest),
+    Persisted(u32, u64, Record),
+}
+
+#[derive(Debug)]
+struct Timed(Instant, u64, Event);
+
+impl PartialEq for Timed {
+    fn eq(&self, other: &Self) -> bool {
+        (self.0, self.1) == (other.0, other.1)
+    }
+}
+impl Eq for Timed {}
+impl PartialOrd for Timed {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Timed {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.0, self.1).cmp(&(other.0, other.1))
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Pipe {
+    rate: f64,
+    free: Instant,
+}
+
+impl Pipe {
+    fn new(rate: u64) -> Self {
+        Self { rate: rate as f64, free: Instant::ZERO }
+    }
+
+    fn time(&self, len: u32) -> Duration {
+        Duration::from_secs_f64(f64::from(len) / self.rate)
+    }
+}
+
+struct World {
+    settings: Settings,
+    shape: Shape,
+    rng: Rng,
+    now: Instant,
+    queue: BinaryHeap<Reverse<Timed>>,
+    sequence: u64,
+    peers: Vec<Option<Peer<Token>>>,
+    tracker: Tracker,
+    gate: Gate,
+    record: Record,
+    /// How often each member started.
+    lives: Vec<u32>,
+    wakes: Vec<Instant>,
+    up: Vec<Pipe>,
+    down: Vec<Pipe>,
+    /// The two ends of each open connection.
+    connections: BTreeMap<ConnId, (Place, Place)>,
+    next_conn: u64,
+    completed: Vec<Option<Duration>>,
+    store_bytes: u64,
+    left: usize,
+}
+
+/// Simulates until every machine that does not crash is complete, or the horizon is reached.
+pub fn run(settings: Settings) -> Report {
+    let mut world = World::new(settings);
+    let mut events = 0;
+    while let Some(Reverse(Timed(at, _, event))) = world.queue.pop() {
+        if at.since_start() > world.settings.horizon || world.left == 0 {
+            break;
+        }
+        world.now = at;
+        events += 1;
+        world.event(event);
+    }
+    world.report(events)
+}
+
+impl World {
+    fn new(settings: Settings) -> Self {
+        let machines = settings.machines;
+        let shape = Shape::new(Digest::of(b"simulated"), settings.size);
+        let mut rng = Rng::with_seed(settings.seed);
+        let mut up = vec![Pipe::new(settings.up); machines];
+        up.extend([Pipe::new(1 << 40), Pipe::new(settings.store)]);
+        let mut down = vec![Pipe::new(settings.down); machines];
+        down.extend([Pipe::new(1 << 40); 2]);
+        let mut world = Self {
+            shape,
+            now: Instant::ZERO,
+            queue: BinaryHeap::new(),
+            sequence: 0,
+            peers: (0..machines).map(|_| None).collect(),
+            tracker: Tracker::new(settings.tracker.clone(), rng.fork(), Instant::ZERO),
+            gate: Gate::new(settings.gate.clone(), id(machines + 1), addr(machines + 1), Instant::ZERO),
+            record: Record::new(&shape),
+            lives: vec![0; machines + 2],
+            wakes: vec![Instant::FAR; machines + 2],
+            up,
+            down,
+            connections: BTreeMap::new(),
+            next_conn: 1,
+            completed: vec![None; machines],
+            store_bytes: 0,
+            left: (0..machines).filter(|machine| !settings.crashes.contains_key(machine)).count(),
+            rng: rng.fork(),
+            settings,
+        };
+        world.wake_later(world.tracker_place());
+        world.wake_later(world.gate_place());
+        world.schedule(Duration::ZERO, Event::Dialed { from: world.gate_place(), addr: addr(world.tracker_place()) });
+        for machine in 0..machines {
+            let delay = world.settings.arrivals.mul_f64(world.rng.f64());
+            world.schedule(delay, Event::Start(machine));
+        }
+        for (machine, at) in world.settings.crashes.clone() {
+            world.schedule(at, Event::Crash(machine));
+        }
+        for at in world.settings.tracker_restarts.clone() {
+            world.schedule(at, Event::RestartTracker);
+        }
+        for at in world.settings.gate_restarts.clone() {
+            world.schedule(at, Event::RestartGate);
+        }
+        world
+    }
+
+    fn tracker_place(&self) -> Place {
+        self.settings.machines
+    }
+
+    fn gate_place(&self) -> Place {
+        self.settings.machines + 1
+    }
+
+    fn role(&self, place: Place) -> Role {
+        match place {
+            place if place == self.tracker_place() => Role::Tracker,
+            place if place == self.gate_place() => Role::Gate,
+            _ => Role::Node,
+        }
+    }
+
+    fn schedule(&mut self, delay: Duration, event: Event) {
+        self.at(self.now + delay, event);
+    }
+
+    fn at(&mut self, at: Instant, event: Event) {
+        self.sequence += 1;
+        self.queue.push(Reverse(Timed(at, self.sequence, event)));
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Wake(place) => {
+                if self.wakes[place] <= self.now {
+                    self.wakes[place] = Instant::FAR;
+                    self.wake(place);
+                }
+            }
+            Event::Start(machine) => self.start(machine),
+            Event::Crash(machine) => {
+                self.peers[machine] = None;
+                self.sever(machine);
+            }
+            Event::RestartTracker => {
+                let place = self.tracker_place();
+                self.tracker = Tracker::new(self.settings.tracker.clone(), self.rng.fork(), self.now);
+                self.sever(place);
+                let gate = self.gate_place();
+                self.schedule(Duration::from_millis(250), Event::Dialed { from: gate, addr: addr(place) });
+            }
+            Event::RestartGate => {
+                let place = self.gate_place();
+                self.lives[place] += 1;
+                self.gate = Gate::new(self.settings.gate.clone(), id(place), addr(place), self.now);
+                self.sever(place);
+                self.schedule(
+                    Duration::from_millis(100),
+                    Event::Dialed { from: place, addr: addr(self.tracker_place()) },
+                );
+            }
+            Event::Dialed { from, addr } => self.dialed(from, addr),
+            Event::Opened { at, conn, with, dialed } => {
+                if self.connections.contains_key(&conn) {
+                    self.opened(at, conn, with, dialed);
+                }
+            }
+            Event::Closed(at, conn) => self.closed(at, conn),
+            Event::Message(at, conn, message) => {
+                if self.connections.contains_key(&conn) {
+                    self.message(at, conn, message);
+                }
+            }
+            Event::Sent(at, conn, len) => self.peer_input(at, peer::Input::Sent(conn, len)),
+            Event::Arrives(at, conn, block) => {
+                let pipe = &mut self.down[at];
+                let end = self.now.max(pipe.free + pipe.time(block.data.len));
+                pipe.free = end;
+                self.at(end, Event::Block(at, conn, block));
+            }
+            Event::Block(at, conn, block) => {
+                if self.connections.contains_key(&conn) {
+                    self.peer_input(at, peer::Input::Block(conn, block));
+                }
+            }
+            Event::Stored { at, life, piece, good, hashes } => {
+                if self.lives[at] == life {
+                    let verified = good.iter().all(|good| *good);
+                    let wanted = hashes || !verified;
+                    let blocks = if wanted { good.iter().map(|good| [u8::from(*good); 32]).collect() } else { vec![] };
+                    let digest = self.shape.digest();
+                    self.peer_input(at, peer::Input::Stored { digest, piece, verified, blocks });
+                }
+            }
+            Event::Loaded(life, digest) => {
+                if self.lives[self.gate_place()] == life {
+                    let found = Some((self.shape.size(), self.record.clone()));
+                    self.gate_input(gate::Input::Loaded(digest, found));
+                }
+            }
+            Event::Persisted(life, version, record) => {
+                if self.lives[self.gate_place()] == life {
+                    self.record = record;
+                    self.gate_input(gate::Input::Persisted(self.shape.digest(), version));
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, machine: Place) {
+        let tracker = addr(self.tracker_place());
+        let rng = self.rng.fork();
+        let peer = Peer::new(self.settings.peer.clone(), id(machine), addr(machine), vec![tracker], rng, self.now);
+        self.peers[machine] = Some(peer);
+        self.lives[machine] += 1;
+        let (priority, limits) = (Priority::Normal, Limits::default());
+        let have = Bitfield::new(self.shape.pieces());
+        self.peer_input(machine, peer::Input::Start { shape: self.shape, have, priority, limits });
+    }
+
+    /// Breaks all connections of a member, whose own end is gone.
+    fn sever(&mut self, place: Place) {
+        let gone = |ends: &(Place, Place)| ends.0 == place || ends.1 == place;
+        let broken: Vec<(ConnId, Place)> = self
+            .connections
+            .iter()
+            .filter(|(_, ends)| gone(ends))
+            .map(|(conn, ends)| (*conn, if ends.0 == place { ends.1 } else { ends.0 }))
+            .collect();
+        for (conn, other) in broken {
+            self.connections.remove(&conn);
+            self.schedule(self.settings.latency, Event::Closed(other, conn));
+        }
+    }
+
+    fn is_up(&self, place: Place) -> bool {
+        self.peers.get(place).is_none_or(Option::is_some)
+    }
+
+    fn dialed(&mut self, from: Place, addr: Addr) {
+        let to: Place = addr.0.parse().expect("simulated addresses are places");
+        if !self.is_up(from) {
+            return;
+        }
+        if !self.is_up(to) {
+            return self.peer_input(from, peer::Input::ConnectFailed(addr));
+        }
+        let conn = ConnId(self.next_conn);
+        self.next_conn += 1;
+        self.connections.insert(conn, (from, to));
+        let latency = self.settings.latency;
+        self.schedule(Duration::ZERO, Event::Opened { at: to, conn, with: from, dialed: None });
+        self.schedule(latency, Event::Opened { at: from, conn, with: to, dialed: Some(addr) });
+    }
+
+    fn opened(&mut self, at: Place, conn: ConnId, with: Place, dialed: Option<Addr>) {
+        let (peer, role) = (id(with), self.role(with));
+        match self.role(at) {
+            Role::Node => {
+                let incarnation = u64::from(self.lives[with]);
+                self.peer_input(at, peer::Input::Connected { conn, peer, incarnation, role, dialed });
+            }
+            Role::Tracker => self.tracker_input(tracker::Input::Connected { conn, peer, role, host: String::new() }),
+            Role::Gate => self.gate_input(gate::Input::Connected { conn, peer, role }),
+        }
+    }
+
+    fn closed(&mut self, at: Place, conn: ConnId) {
+        match self.role(at) {
+            Role::Node => self.peer_input(at, peer::Input::Disconnected(conn)),
+            Role::Tracker => self.tracker_input(tracker::Input::Disconnected(conn)),
+            Role::Gate => self.gate_input(gate::Input::Disconnected(conn)),
+        }
+    }
+
+    fn message(&mut self, at: Place, conn: ConnId, message: Message) {
+        match self.role(at) {
+            Role::Node => self.peer_input(at, peer::Input::Message(conn, message)),
+            Role::Tracker => self.tracker_input(tracker::Input::Message(conn, message)),
+            Role::Gate => self.gate_input(gate::Input::Message(conn, message)),
+        }
+    }
+
+    fn wake(&mut self, place: Place) {
+        match self.role(place) {
+            Role::Node => self.peer_input(place, peer::Input::Timeout),
+            Role::Tracker => self.tracker_input(tracker::Input::Timeout),
+            Role::Gate => self.gate_input(gate::Input::Timeout),
+        }
+    }
+
+    fn wake_later(&mut self, place: Place) {
+        let next = match self.role(place) {
+            Role::Node => self.peers[place].as_ref().map_or(Instant::FAR, Peer::poll_timeout),
+            Role::Tracker => self.tracker.poll_timeout(),
+            Role::Gate => self.gate.poll_timeout(),
+        };
+        if next < self.wakes[place] {
+            self.wakes[place] = next;
+            self.at(next.max(self.now), Event::Wake(place));
+        }
+    }
+
+    fn other_end(&self, place: Place, conn: ConnId) -> Option<Place> {
+        let (a, b) = *self.connections.get(&conn)?;
+        Some(if a == place { b } else { a })
+    }
+
+    fn send(&mut self, from: Place, conn: ConnId, message: Message) {
+        if let Some(to) = self.other_end(from, conn) {
+            self.schedule(self.settings.latency, Event::Message(to, conn, message));
+        }
+    }
+
+    fn close(&mut self, from: Place, conn: ConnId) {
+        if let Some(to) = self.other_end(from, conn) {
+            self.connections.remove(&conn);
+            self.schedule(self.settings.latency, Event::Closed(to, conn));
+        }
+    }
+
+    /// Puts a block on the sender's uplink; gives when its last byte has left.
+    fn transmit(&mut self, from: Place, conn: ConnId, block: Block<Token>) -> Instant {
+        let pipe = &mut self.up[from];
+        let end = pipe.free.max(self.now) + pipe.time(block.data.len);
+        pipe.free = end;
+        if let Some(to) = self.other_end(from, conn) {
+            self.at(end + self.settings.latency, Event::Arrives(to, conn, block));
+        }
+        end
+    }
+
+    fn peer_input(&mut self, place: Place, input: peer::Input<Token>) {
+        if place >= self.settings.machines {
+            return;
+        }
+        let Some(peer) = &mut self.peers[place] else { return };
+        peer.handle(input, self.now);
+        while let Some(output) = self.peers[place].as_mut().and_then(Peer::poll_output) {
+            match output {
+                peer::Output::Connect(addr, _) => {
+                    self.schedule(self.settings.latency, Event::Dialed { from: place, addr });
+                }
+                peer::Output::Close(conn, _) => self.close(place, conn),
+                peer::Output::Send(conn, message) => self.send(place, conn, message),
+                peer::Output::SendBlock { conn, digest, piece, block, len, .. } => {
+                    let good = !self.settings.corrupt.contains(&place);
+                    let block = Block { digest, piece, block, data: Token { len, good } };
+                    let end = self.transmit(place, conn, block);
+                    self.at(end, Event::Sent(place, conn, len));
+                }
+                peer::Output::Store { piece, blocks, hash_blocks, .. } => {
+                    let (life, good) = (self.lives[place], blocks.iter().map(|block| block.good).collect());
+                    let stored = Event::Stored { at: place, life, piece, good, hashes: hash_blocks };
+                    self.schedule(Duration::from_micros(500), stored);
+                }
+                peer::Output::Complete(_) => {
+                    if self.completed[place].is_none() && !self.settings.crashes.contains_key(&place) {
+                        self.left -= 1;
+                    }
+                    self.completed[place] = Some(self.now.since_start());
+                }
+            }
+        }
+        self.wake_later(place);
+    }
+
+    fn tracker_input(&mut self, input: tracker::Input) {
+        let place = self.tracker_place();
+        self.tracker.handle(input, self.now);
+        while let Some(output) = self.tracker.poll_output() {
+            match output {
+                tracker::Output::Send(conn, message) => self.send(place, conn, message),
+                tracker::Output::Close(conn, _) => self.close(place, conn),
+            }
+        }
+        self.wake_later(place);
+    }
+
+    fn gate_input(&mut self, input: gate::Input) {
+        let place = self.gate_place();
+        let life = self.lives[place];
+        self.gate.handle(input, self.now);
+        while let Some(output) = self.gate.poll_output() {
+            match output {
+                gate::Output::Send(conn, message) => self.send(place, conn, message),
+                gate::Output::Close(conn, _) => self.close(place, conn),
+                gate::Output::Serve { conn, digest, piece, block, len, .. } => {
+                    let block = Block { digest, piece, block, data: Token { len, good: true } };
+                    self.store_bytes += u64::from(len);
+                    self.transmit(place, conn, block);
+                }
+                gate::Output::Load(digest) => self.schedule(Duration::from_millis(5), Event::Loaded(life, digest)),
+                gate::Output::Persist(_, version, record) => {
+                    self.schedule(Duration::from_millis(2), Event::Persisted(life, version, record));
+                }
+            }
+        }
+        self.wake_later(place);
+    }
+
+    fn report(self, events: u64) -> Report {
+        let (bound, binding_term) = self.settings.bound();
+        let digest = self.shape.digest();
+        let progress = |peer: &Option<Peer<Token>>| peer.as_ref().and_then(|peer| peer.progress(&digest));
+        let all: Vec<peer::Progress> = self.peers.iter().filter_map(progress).collect();
+        let found = |machine: &&usize| self.peers.iter().flatten().any(|peer| peer.is_quarantined(id(**machine)));
+        Report {
+            bound,
+            binding_term,
+            usage: self.record.usage(),
+            store_bytes: self.store_bytes,
+            wasted: all.iter().map(|progress| progress.wasted).sum(),
+            quarantined: self.settings.corrupt.iter().filter(found).count(),
+            events,
+            stuck: all
+                .into_iter()
+                .filter(|progress| progress.pieces < self.shape.pieces())
+                .map(|progress| format!("{progress:?}"))
+                .collect(),
+            completed: self.completed,
+        }
+    }
+}
+
+fn id(place: Place) -> PeerId {
+    // Scattered, so that no order of the ids means anything.
+    PeerId((place as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15))
+}
+
+fn addr(place: Place) -> Addr {
+    Addr::from(place.to_string())
+}

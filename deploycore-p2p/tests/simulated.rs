@@ -1,0 +1,75 @@
+//! The core on the discrete-event simulator.
+#![cfg(feature = "sim")]
+
+use std::time::Duration;
+
+use deploycore_p2p::sim::{Report, Settings, run};
+
+fn show(name: &str, report: &Report) {
+    println!(
+        "{name}: bound {:?} ({}), p50 {:.3} p99 {:.3} max {:.3}, store {:.3} F, wasted {} KiB, {} events, {} incomplete {:?}",
+        report.bound,
+        report.binding_term,
+        report.ratio(0.5),
+        report.ratio(0.99),
+        report.ratio_max(),
+        report.usage.ratio(),
+        report.wasted >> 10,
+        report.events,
+        report.completed.iter().filter(|time| time.is_none()).count(),
+        report.stuck.iter().take(2).collect::<Vec<_>>(),
+    );
+}
+
+#[test]
+fn a_thousand_machines_come_within_1_3_of_the_bound() {
+    let n = std::env::var("N").map_or(1_000, |n| n.parse().unwrap());
+    let report = run(Settings::equal(n, 48 << 20, 10 << 20, 1));
+    show("1,000 machines", &report);
+    assert!(report.completed.iter().all(Option::is_some));
+    assert!(report.ratio_max() <= 1.3, "{:.3}", report.ratio_max());
+    assert!(report.usage.ratio() <= 1.05, "{:?}", report.usage);
+}
+
+#[test]
+fn a_store_no_faster_than_a_machine_is_the_bound_for_a_few() {
+    let mut settings = Settings::equal(7, 100 << 20, 12_500_000, 2);
+    settings.store = settings.down;
+    let report = run(settings);
+    show("1 + 7", &report);
+    assert!(report.completed.iter().all(Option::is_some));
+    assert!(report.ratio_max() <= 1.15, "{:.3}", report.ratio_max());
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    let settings = Settings::equal(40, 8 << 20, 10 << 20, 3);
+    let (one, two) = (run(settings.clone()), run(settings));
+    assert_eq!((one.completed, one.events), (two.completed, two.events));
+}
+
+#[test]
+fn crashes_restarts_and_bad_peers_stop_nobody_else() {
+    for seed in 0..8 {
+        let mut settings = Settings::equal(60, 24 << 20, 10 << 20, seed);
+        let mut rng = fastrand::Rng::with_seed(seed);
+        for _ in 0..18 {
+            settings.crashes.insert(rng.usize(..60), Duration::from_millis(rng.u64(100..3_000)));
+        }
+        settings.corrupt = vec![rng.usize(..60), rng.usize(..60)];
+        settings.tracker_restarts = vec![Duration::from_millis(rng.u64(10..2_000))];
+        settings.gate_restarts = vec![Duration::from_millis(rng.u64(20..1_500))];
+        settings.horizon = Duration::from_mins(2);
+        let (crashed, corrupt) = (settings.crashes.clone(), settings.corrupt.clone());
+        let report = run(settings);
+        show(&format!("seed {seed}"), &report);
+        let alive = (0..60).filter(|machine| !crashed.contains_key(machine) && !corrupt.contains(machine));
+        for machine in alive {
+            assert!(report.completed[machine].is_some(), "machine {machine}, seed {seed}");
+        }
+        let (size, piece) = (24_u64 << 20, 256_u64 << 10);
+        let budget = (size + size / 5).max(size + 8 * piece);
+        assert!(report.usage.leased_bytes <= budget, "seed {seed}: {:?}", report.usage);
+        assert!(report.store_bytes <= report.usage.leased_bytes + report.usage.recovery_bytes, "seed {seed}");
+    }
+}
