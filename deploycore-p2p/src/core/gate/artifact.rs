@@ -90,14 +90,22 @@ const CENSUS_TIME: Duration = Duration::from_secs(2);
 impl Artifact {
     pub(super) fn new(shape: Shape, record: Record, settings: &Settings, now: Instant) -> Self {
         let record = if record.fits(&shape) { record } else { Record::new(&shape) };
-        let pieces: Vec<Piece> =
-            record.reads.iter().map(|reads| if *reads == 0 { Piece::Fresh } else { Piece::Out }).collect();
-        let fresh: VecDeque<u32> =
-            (0..shape.pieces()).filter(|piece| pieces[*piece as usize] == Piece::Fresh).collect();
+        let budget = budget(&shape, settings);
+        let mut pieces = vec![Piece::Out; record.reads.len()];
+        let (mut fresh, mut fresh_bytes) = (VecDeque::new(), 0);
+        for piece in (0..shape.pieces()).filter(|piece| record.reads[*piece as usize] == 0) {
+            // A piece may be unread because someone had it already; what was kept for it may be spent since.
+            let len = shape.piece_len(piece);
+            if record.leased + fresh_bytes + len <= budget {
+                pieces[piece as usize] = Piece::Fresh;
+                fresh.push_back(piece);
+                fresh_bytes += len;
+            }
+        }
         Self {
             shape,
-            budget: budget(&shape, settings),
-            fresh_bytes: fresh.iter().map(|piece| shape.piece_len(*piece)).sum(),
+            budget,
+            fresh_bytes,
             fresh,
             touched: vec![now; pieces.len()],
             pieces,
@@ -225,10 +233,12 @@ impl Artifact {
             let piece = lease.piece as usize;
             self.touched[piece] = now;
             self.refund(&lease);
-            if self.record.reads[piece] == 0 {
+            let len = self.shape.piece_len(lease.piece);
+            let kept = self.record.leased + self.fresh_bytes + len <= self.budget;
+            if self.record.reads[piece] == 0 && kept {
                 self.pieces[piece] = Piece::Fresh;
                 self.fresh.push_front(lease.piece);
-                self.fresh_bytes += self.shape.piece_len(lease.piece);
+                self.fresh_bytes += len;
             } else {
                 self.pieces[piece] = Piece::Lost;
                 self.again.push_back(lease.piece);
