@@ -19,6 +19,7 @@ mod simulation {
     pub mod run;
     pub mod settings;
     pub mod settle;
+    pub mod swarm;
     pub mod trace;
     pub mod world;
 }
@@ -73,10 +74,12 @@ fn seeds_keep_every_invariant() {
     }
 }
 
-/// Shows one seed, named by `DEPLOYCORE_SIM_SEED`, event by event; does nothing without it.
+/// Shows one seed, named by `DEPLOYCORE_SIM_SEED`, event by event, with what services log under `RUST_LOG`; does nothing without it.
 #[test]
 fn replay() {
     let Some(seed) = number("DEPLOYCORE_SIM_SEED") else { return };
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).init();
     let outcome = run(Settings::of(seed), None, true);
     println!("{}\n{}", outcome.explain(), outcome.tally);
     assert!(outcome.violation.is_none() && outcome.settled_after.is_some());
@@ -150,4 +153,14 @@ fn a_disk_that_switches_early_is_caught() {
 #[test]
 fn an_agent_that_ignores_new_goals_is_caught() {
     caught(Mutant::IgnoresNewGoals);
+}
+
+#[test]
+fn a_gate_that_forgets_what_it_granted_is_caught() {
+    caught(Mutant::GateForgets);
+}
+
+#[test]
+fn a_node_that_trusts_its_peers_is_caught() {
+    caught(Mutant::TrustsPeers);
 }

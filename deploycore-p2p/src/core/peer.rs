@@ -527,6 +527,7 @@ impl<B: Payload> Peer<B> {
             return self.close(conn, "pieces that do not fit the artifact's size", now);
         };
         let digest = shape.digest();
+        let newcomer = self.links[at].remote(&digest).is_none();
         if let Some(artifact) = self.artifacts.iter_mut().find(|artifact| artifact.shape.digest() == digest) {
             if artifact.shape != shape {
                 return self.close(conn, format!("another size for artifact {}", digest.short()), now);
@@ -538,6 +539,10 @@ impl<B: Payload> Peer<B> {
         }
         if !self.links[at].join(Remote { digest, count: has.count(), has, priority, ask_after: Instant::ZERO }) {
             return self.close(conn, "more artifacts than a connection carries", now);
+        }
+        // What verified here before it took part was not announced to it.
+        if let Some(own) = self.artifact_at(&digest).filter(|own| newcomer && self.artifacts[*own].have.count() > 0) {
+            self.send_join(conn, own);
         }
         self.fill(at, now);
     }

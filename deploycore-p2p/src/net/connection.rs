@@ -304,8 +304,12 @@ async fn write_loop<W: AsyncWrite + Unpin>(
             item
         } else {
             timed(idle, write.flush()).await?;
-            let Some(item) = queue.recv().await else { return Ok(()) };
-            item
+            // The other side closes a connection on which nothing comes, also one to a gate or tracker that has nothing to say.
+            match timeout(idle / 3, queue.recv()).await {
+                Ok(Some(item)) => item,
+                Ok(None) => return Ok(()),
+                Err(_) => Item::Control(wire::encode_control(&Message::Ping)),
+            }
         };
         match item {
             Item::Control(bytes) => timed(idle, write.write_all(&bytes)).await?,

@@ -16,7 +16,7 @@ use super::world::World;
 pub async fn storm(world: &World) {
     let mut random = stream(world.settings.seed, "chaos");
     let end = Instant::now() + world.settings.storm;
-    world.weather.set_rates(world.settings.rates);
+    world.weather.turn_bad(&world.settings);
     loop {
         let pause = world.settings.calm.mul_f64(2.0 * random.f64());
         if Instant::now() + pause >= end {
@@ -27,13 +27,14 @@ pub async fn storm(world: &World) {
         // Long enough, now and then, for a lease to be lost.
         let span = Duration::from_secs(if random.bool() { random.u64(1..20) } else { random.u64(100..300) });
         let node = pick(world, &mut random);
-        match random.u32(0..16) {
+        match random.u32(0..18) {
             0..5 => node.crash("at any instruction"),
             5..8 => stall(world, node, span),
             8 => node.shut_down(),
             9 | 10 => cut_off(world, &mut random, span),
             11 | 12 => kill_service(world, &mut random),
             13 => fail_power(world, &mut random),
+            14 | 15 => cut_wire(world, &mut random, span),
             _ => lose_copy(world, &mut random),
         }
     }
@@ -52,6 +53,7 @@ fn pick(world: &World, random: &mut fastrand::Rng) -> Arc<Node> {
 pub fn heal(world: &World) {
     world.weather.heal();
     world.nodes.iter().for_each(|node| node.resume());
+    world.ports.regions.values().for_each(|region| region.swarm.network.heal());
 }
 
 fn stall(world: &World, node: Arc<Node>, span: Duration) {
@@ -65,6 +67,20 @@ fn cut_off(world: &World, random: &mut fastrand::Rng, span: Duration) {
     let weather = world.weather.clone();
     weather.cut_off(&region);
     world.later(span, move || weather.join(&region));
+}
+
+/// Two hosts of a region do not reach each other.
+fn cut_wire(world: &World, random: &mut fastrand::Rng, span: Duration) {
+    let regions = world.regions();
+    let region = &regions[random.usize(0..regions.len())];
+    let mut hosts = vec![format!("gate-{region}"), format!("tracker-{region}")];
+    let agents = world.machines.iter().filter(|machine| machine.region == *region);
+    hosts.extend(agents.map(|machine| format!("agent-{}", machine.name)));
+    random.shuffle(&mut hosts);
+    let network = world.ports.regions[region].swarm.network.clone();
+    world.weather.trace.event("chaos", format_args!("cuts {} from {}", hosts[0], hosts[1]));
+    network.cut(&hosts[0], &hosts[1]);
+    world.later(span, move || network.heal());
 }
 
 /// A service's process dies under its agent.

@@ -52,6 +52,7 @@ pub struct Weather {
 #[derive(Debug, Default)]
 struct State {
     rates: Rates,
+    noise: u32,
     cut_off: BTreeSet<RegionName>,
 }
 
@@ -70,9 +71,15 @@ impl Weather {
         })
     }
 
-    /// From now on calls go wrong as often as `rates` say.
-    pub fn set_rates(&self, rates: Rates) {
-        self.lock().rates = rates;
+    /// From now on calls and wires go wrong as often as the settings say.
+    pub fn turn_bad(&self, settings: &Settings) {
+        let mut state = self.lock();
+        (state.rates, state.noise) = (settings.rates, settings.noise);
+    }
+
+    /// Per mille of reads from wires that are wrong.
+    pub fn noise(&self) -> u32 {
+        self.lock().noise
     }
 
     /// Cuts a region off from everything global.

@@ -1,19 +1,18 @@
 //! A host that runs services: its disk and its processes outlive its agent.
 
 pub mod disk;
-pub mod files;
 pub mod runner;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use deploycore::machine::Journal;
 use deploycore::machine::journal::Links;
-use deploycore::model::{Digest, Labels, MachineName, RegionName, ServiceName};
+use deploycore::model::{Digest, Labels, MachineName, Manifest, RegionName, ServiceName};
+use deploycore_p2p::net::MemoryFiles;
 use tokio::task::JoinSet;
 
-use self::files::VirtualFiles;
 use self::runner::Process;
 use super::check::Checker;
 
@@ -23,7 +22,7 @@ pub struct Machine {
     pub region: RegionName,
     pub name: MachineName,
     pub labels: Labels,
-    pub files: VirtualFiles,
+    pub files: MemoryFiles,
     pub checker: Arc<Checker>,
     state: Mutex<State>,
     /// Ends of processes to come.
@@ -36,7 +35,10 @@ struct State {
     pids: u32,
     journals: BTreeMap<ServiceName, Journal>,
     links: BTreeMap<ServiceName, Links>,
-    manifests: BTreeMap<Digest, deploycore::model::Manifest>,
+    /// The blobs that were staged.
+    blobs: BTreeMap<Digest, Manifest>,
+    /// The artifacts of which there may be bytes.
+    parts: BTreeSet<Digest>,
     processes: Vec<Arc<Process>>,
 }
 
@@ -46,7 +48,7 @@ impl Machine {
         region: RegionName,
         name: MachineName,
         labels: Labels,
-        files: VirtualFiles,
+        files: MemoryFiles,
         checker: Arc<Checker>,
     ) -> Arc<Self> {
         let (state, timers) = (Mutex::default(), Mutex::default());
@@ -105,7 +107,7 @@ impl Machine {
 
     /// The bytes of a blob, if they are whole.
     pub fn has_whole(&self, digest: &Digest) -> bool {
-        self.files.content(&self.blob(digest)).is_some_and(|bytes| Digest::of(&bytes) == *digest)
+        self.files.read(&self.blob(digest)).is_some_and(|bytes| Digest::of(&bytes) == *digest)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -34,6 +34,10 @@ pub enum Mutant {
     StagesUnverified,
     /// A disk that calls a blob whole before it was fetched.
     SwitchesEarly,
+    /// A node that takes pieces from its peers unverified.
+    TrustsPeers,
+    /// A gate whose counts do not outlive it.
+    GateForgets,
     /// An agent that does not look at newer goals.
     IgnoresNewGoals,
 }
@@ -48,7 +52,8 @@ impl Mutant {
             Self::EnqueueIsLost | Self::GoalIsLost => Invariant::NothingIsLost,
             Self::PinsAnything => Invariant::NoEarlyDeploy,
             Self::MirrorGoesBack => Invariant::NoGoingBack,
-            Self::StagesUnverified => Invariant::VerifiedBytesOnly,
+            Self::GateForgets => Invariant::StoreReadOnce,
+            Self::StagesUnverified | Self::TrustsPeers => Invariant::VerifiedBytesOnly,
             Self::SwitchesEarly => Invariant::OldOrNew,
             Self::IgnoresNewGoals => Invariant::NewestGoalWins,
         }

@@ -1,5 +1,6 @@
 //! The ports with mishaps in front of them: each call goes over a [`Link`](super::fault::Link), and each effect is checked.
 
+pub mod gate;
 pub mod goals;
 pub mod ledger;
 pub mod queue;

@@ -8,7 +8,8 @@ use std::time::Duration;
 use deploycore::build::{Reaper, ReaperSettings, Worker, WorkerSettings};
 use deploycore::deploy::{Mirror, MirrorSettings};
 use deploycore::machine::{Agent, AgentDeps, AgentSettings};
-use deploycore::port::{ManifestSource, ReportSink};
+use deploycore::model::RegionName;
+use deploycore::port::{ArtifactStore, ManifestSource, ReportSink};
 use deploycore::store::{Registrar, RegistrarSettings, Replicator, ReplicatorSettings};
 
 use super::builder::SimulatedBuilder;
@@ -18,6 +19,7 @@ use super::machine::runner::VirtualRunner;
 use super::mutant::Mutant;
 use super::operator;
 use super::port::Far;
+use super::port::gate::GateStore;
 use super::world::World;
 
 /// Lowers the count of scripts once, whatever number of lives a script needs.
@@ -157,6 +159,7 @@ impl World {
                     Box::pin(async move { service.run(shutdown).await })
                 }),
             );
+            self.add_swarm(&region);
             let ports = self.ports.clone();
             self.add(
                 &format!("board-{region}"),
@@ -174,6 +177,31 @@ impl World {
         }
     }
 
+    /// A gate and a tracker.
+    fn add_swarm(&mut self, region: &RegionName) {
+        let (ports, checker, here) = (self.ports.clone(), self.weather.checker.clone(), region.clone());
+        self.add(
+            &format!("gate-{region}"),
+            Place::Region(region.clone()),
+            Box::new(move |life, shutdown| {
+                let region = &ports.regions[&here];
+                let (inner, parts, checker) = (region.store.clone(), region.swarm.clone(), checker.clone());
+                let counted: Arc<dyn ArtifactStore> = Arc::new(GateStore { inner, parts: parts.clone(), checker });
+                let store: Arc<dyn ArtifactStore> = Far::new(counted, life.link(Place::Region(here.clone())));
+                Box::pin(async move { parts.gate(&life, store).await.run(shutdown).await })
+            }),
+        );
+        let (ports, here) = (self.ports.clone(), region.clone());
+        self.add(
+            &format!("tracker-{region}"),
+            Place::Region(region.clone()),
+            Box::new(move |life, shutdown| {
+                let parts = ports.regions[&here].swarm.clone();
+                Box::pin(async move { parts.tracker(&life).await.run(shutdown).await })
+            }),
+        );
+    }
+
     /// An agent on each machine.
     pub fn add_agents(&mut self) {
         for machine in self.machines.clone() {
@@ -189,21 +217,27 @@ impl World {
                         Far::new(region.manifests.clone(), life.link(here.clone()));
                     let board: Arc<dyn ReportSink> = region.board.clone();
                     let reports: Arc<dyn ReportSink> = Far::new(board, life.link(here.clone()));
-                    let deps = AgentDeps {
-                        goals: Mutant::agent_goals(mutant, ports.region_goals(&machine.region, &life)),
-                        manifests,
-                        swarm: Arc::new(region.swarm.join()),
-                        runner: Arc::new(VirtualRunner::new(machine.clone(), life.local())),
-                        reports,
-                        disk: Arc::new(VirtualDisk::new(machine.clone(), life.local(), mutant)),
-                    };
+                    let (parts, machine) = (region.swarm.clone(), machine.clone());
+                    let goals = Mutant::agent_goals(mutant, ports.region_goals(&machine.region, &life));
                     let mut settings = AgentSettings::new(machine.name.clone(), machine.region.clone())
                         .with_labels(machine.labels.clone());
                     settings.rhythm.watch = watch;
                     settings.rhythm.poll = Duration::from_secs(15);
                     settings.rhythm.report = Duration::from_secs(15);
-                    let agent = Agent::new(settings, deps).with_seed(life.seed());
-                    Box::pin(async move { agent.run(shutdown).await.expect("the disk can be read") })
+                    Box::pin(async move {
+                        let node = Arc::new(parts.node(&life, &machine.files).await);
+                        let deps = AgentDeps {
+                            goals,
+                            manifests,
+                            swarm: node.clone(),
+                            runner: Arc::new(VirtualRunner::new(machine.clone(), life.local())),
+                            reports,
+                            disk: Arc::new(VirtualDisk::new(machine.clone(), life.local(), mutant)),
+                        };
+                        let agent = Agent::new(settings, deps).with_seed(life.seed());
+                        let (ran, ()) = tokio::join!(agent.run(shutdown.clone()), node.run(shutdown));
+                        ran.expect("the disk can be read");
+                    })
                 }),
             );
         }

@@ -43,6 +43,8 @@ impl Outcome {
 
 /// Runs a world in virtual time on this thread.
 pub fn run(settings: Settings, mutant: Option<Mutant>, print: bool) -> Outcome {
+    // Ids of connections and the like that nobody seeds.
+    fastrand::seed(settings.seed);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.expect("a runtime of timers alone").block_on(live(settings, mutant, print))
 }

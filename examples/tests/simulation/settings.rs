@@ -50,6 +50,8 @@ pub struct Settings {
     pub storm: Duration,
     /// Between two mishaps of whole nodes, on average.
     pub calm: Duration,
+    /// Per mille of reads from the network between machines in which a byte is wrong.
+    pub noise: u32,
     /// Mishaps of calls.
     pub rates: Rates,
 }
@@ -86,6 +88,7 @@ impl Settings {
             watch: random.bool(),
             storm: Duration::from_secs(random.u64(200..=700)),
             calm: Duration::from_secs(random.u64(10..=60)),
+            noise: [0, 0, 20, 100][random.usize(0..4)],
             rates,
         }
     }

@@ -12,7 +12,7 @@ use super::fault::{Life, Place};
 use super::world::World;
 
 /// How long after healing everything must be done.
-const PATIENCE: Duration = Duration::from_hours(2);
+const PATIENCE: Duration = Duration::from_mins(45);
 
 /// Waits until everything is done that was begun, then deploys once more to see each machine arrive; says how long the first took.
 pub async fn settle(world: &World) -> Option<Duration> {

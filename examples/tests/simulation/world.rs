@@ -9,17 +9,18 @@ use deploycore::deploy::{Deployer, DeployerSettings};
 use deploycore::memory;
 use deploycore::model::{Labels, RegionName};
 use deploycore::port::{ArtifactStore, GoalStateStore, JobQueue, MachineDirectory, ManifestSource, ReplicationLedger};
+use deploycore_p2p::net::MemoryFiles;
 use tokio::task::JoinSet;
 
 use super::check::{Backends, Checker, RegionBackends};
 use super::fault::{Life, Place, Weather};
 use super::machine::Machine;
-use super::machine::files::VirtualFiles;
 use super::mutant::Mutant;
 use super::node::{Node, Start};
 use super::port::Far;
 use super::region::Board;
 use super::settings::Settings;
+use super::swarm::SwarmParts;
 use super::trace::Trace;
 
 /// Everything of one run.
@@ -54,7 +55,7 @@ pub struct RegionPorts {
     pub goals: Arc<dyn GoalStateStore>,
     pub manifests: Arc<dyn ManifestSource>,
     pub board: Arc<Board>,
-    pub swarm: memory::SwarmRegion,
+    pub swarm: Arc<SwarmParts>,
 }
 
 impl World {
@@ -73,22 +74,22 @@ impl World {
         });
         let trace = Arc::new(Trace::new(print));
         let checker = Arc::new(Checker::new(backends.clone(), trace.clone()));
-        let files = VirtualFiles::default();
+        let files = MemoryFiles::default();
         let machines = machines(&settings, &regions, &files, &checker);
         let weather = Weather::new(&settings, trace, checker);
-        let region = |backends: &RegionBackends| RegionPorts {
+        let region = |name: &RegionName, backends: &RegionBackends| RegionPorts {
             store: Arc::new(backends.store.clone()),
             goals: Mutant::region_goals(mutant, backends.goals.clone()),
             manifests: Arc::new(backends.store.clone()),
             board: Arc::default(),
-            swarm: memory::SwarmRegion::with_files(Arc::new(backends.store.clone()), Arc::new(files.clone())),
+            swarm: Arc::new(SwarmParts::new(name.clone(), weather.clone(), mutant)),
         };
         let ports = Arc::new(Ports {
             queue: Mutant::queue(mutant, backends.queue.clone()),
             ledger: Mutant::ledger(mutant, backends.ledger.clone()),
             main: Mutant::main(mutant, backends.main.clone()),
             goals: Mutant::goals(mutant, backends.goals.clone()),
-            regions: backends.regions.iter().map(|(name, backends)| (name.clone(), region(backends))).collect(),
+            regions: backends.regions.iter().map(|(name, backends)| (name.clone(), region(name, backends))).collect(),
             clock,
         });
         let (nodes, scripts, timers) = (Vec::new(), Arc::default(), Mutex::default());
@@ -175,7 +176,7 @@ impl Ports {
 fn machines(
     settings: &Settings,
     regions: &[RegionName],
-    files: &VirtualFiles,
+    files: &MemoryFiles,
     checker: &Arc<Checker>,
 ) -> Vec<Arc<Machine>> {
     let all = regions.iter().flat_map(|region| (1..=settings.machines).map(move |number| (region.clone(), number)));

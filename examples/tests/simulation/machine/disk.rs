@@ -9,7 +9,6 @@ use async_trait::async_trait;
 use deploycore::machine::disk::{Error, Loaded, Room};
 use deploycore::machine::journal::Links;
 use deploycore::machine::{Disk, Journal};
-use deploycore::memory::Files;
 use deploycore::model::{ArtifactRef, Digest, Manifest, ServiceName};
 use deploycore::port::BackendError;
 
@@ -55,8 +54,7 @@ impl Disk for VirtualDisk {
                 .iter()
                 .map(|(service, journal)| (journal.clone(), state.links.get(service).copied().unwrap_or_default()));
             let services = services.collect();
-            drop(state);
-            Loaded { services, blobs: machine.blobs() }
+            Loaded { services, blobs: state.blobs.keys().copied().collect() }
         };
         Ok(self.link.act("disk.load", load).await)
     }
@@ -79,7 +77,8 @@ impl Disk for VirtualDisk {
         })
         .await?;
         self.io("disk.current", move |machine| {
-            if let Some(digest) = links.current.filter(|digest| !careless && !machine.blobs().contains(digest)) {
+            if let Some(digest) = links.current.filter(|digest| !careless && !machine.lock().blobs.contains_key(digest))
+            {
                 return Err(Error::Missing { digest });
             }
             let before = machine.links(&second).current;
@@ -92,7 +91,11 @@ impl Disk for VirtualDisk {
 
     async fn reserve(&self, artifact: &ArtifactRef) -> Result<Room, Error> {
         let digest = artifact.digest;
-        self.io("disk.reserve", move |machine| Ok(Room::new(machine.part(&digest), ()))).await
+        self.io("disk.reserve", move |machine| {
+            machine.lock().parts.insert(digest);
+            Ok(Room::new(machine.part(&digest), ()))
+        })
+        .await
     }
 
     async fn stage(&self, manifest: &Manifest) -> Result<(), Error> {
@@ -100,14 +103,14 @@ impl Disk for VirtualDisk {
         self.io("disk.stage", move |machine| {
             let (digest, part) = (manifest.digest(), machine.part(&manifest.digest()));
             if careless {
-                machine.files.write(&part, 0, b"damaged").expect("memory takes everything");
+                machine.files.write(&part, b"damaged".to_vec());
             }
-            let bytes = machine.files.content(&part).ok_or(Error::Missing { digest })?;
+            let bytes = machine.files.read(&part).ok_or(Error::Missing { digest })?;
             if !careless && Digest::of(&bytes) != digest {
                 return Err(Error::Corrupt { digest, detail: "other bytes".into() });
             }
-            machine.files.link(&part, &machine.blob(&digest));
-            machine.lock().manifests.insert(digest, manifest);
+            machine.files.write(machine.blob(&digest), bytes);
+            machine.lock().blobs.insert(digest, manifest);
             machine.checker.staged(machine, &digest);
             Ok(())
         })
@@ -116,16 +119,16 @@ impl Disk for VirtualDisk {
 
     async fn holds(&self, digest: &Digest) -> Result<bool, Error> {
         let (digest, careless) = (*digest, self.mutant == Some(Mutant::SwitchesEarly));
-        self.io("disk.holds", move |machine| Ok(careless || machine.blobs().contains(&digest))).await
+        self.io("disk.holds", move |machine| Ok(careless || machine.lock().blobs.contains_key(&digest))).await
     }
 
     async fn manifest(&self, digest: &Digest) -> Result<Option<Manifest>, Error> {
         let digest = *digest;
-        self.io("disk.manifest", move |machine| Ok(machine.lock().manifests.get(&digest).cloned())).await
+        self.io("disk.manifest", move |machine| Ok(machine.lock().blobs.get(&digest).cloned())).await
     }
 
     async fn artifacts(&self) -> Result<BTreeSet<Digest>, Error> {
-        self.io("disk.artifacts", move |machine| Ok(machine.artifacts())).await
+        self.io("disk.artifacts", move |machine| Ok(machine.lock().parts.clone())).await
     }
 
     async fn remove(&self, digest: &Digest) -> Result<(), Error> {
@@ -133,7 +136,10 @@ impl Disk for VirtualDisk {
         self.io("disk.remove", move |machine| {
             machine.files.remove(&machine.blob(&digest));
             machine.files.remove(&machine.part(&digest));
-            machine.lock().manifests.remove(&digest);
+            let mut state = machine.lock();
+            state.blobs.remove(&digest);
+            state.parts.remove(&digest);
+            drop(state);
             machine.checker.removed(machine, &digest);
             Ok(())
         })
@@ -146,22 +152,5 @@ impl Disk for VirtualDisk {
 
     fn folder(&self, service: &ServiceName) -> PathBuf {
         self.machine.root().join("services").join(service.as_str())
-    }
-}
-
-impl Machine {
-    /// The blobs that were staged.
-    fn blobs(&self) -> BTreeSet<Digest> {
-        self.names().filter_map(|name| name.parse().ok()).collect()
-    }
-
-    /// The artifacts of which there are bytes.
-    fn artifacts(&self) -> BTreeSet<Digest> {
-        self.names().filter_map(|name| name.split('.').next()?.parse().ok()).collect()
-    }
-
-    fn names(&self) -> impl Iterator<Item = String> {
-        let paths = self.files.below(&self.root().join("blobs")).into_iter();
-        paths.filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()))
     }
 }

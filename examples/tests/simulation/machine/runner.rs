@@ -92,7 +92,7 @@ impl VirtualRunner {
     }
 
     fn make(&self, launch: &Launch) -> Result<Instance, Error> {
-        let Some(bytes) = self.machine.files.content(&launch.executable) else {
+        let Some(bytes) = self.machine.files.read(&launch.executable) else {
             let detail = format!("{} is not there", launch.executable.display());
             return Err(Error::Unstartable { service: launch.service.clone(), detail });
         };

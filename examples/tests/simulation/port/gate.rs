@@ -1,0 +1,60 @@
+//! A region's store as its gate sees it: each read is counted.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use deploycore::model::{Digest, LogName, Manifest};
+use deploycore::port::ArtifactStore;
+use deploycore::port::store::{Chunks, Error, Source};
+use futures::stream::BoxStream;
+
+use crate::simulation::check::Checker;
+use crate::simulation::swarm::SwarmParts;
+
+/// A store whose reads are those of a gate.
+#[derive(Debug)]
+pub struct GateStore {
+    pub inner: Arc<dyn ArtifactStore>,
+    pub parts: Arc<SwarmParts>,
+    pub checker: Arc<Checker>,
+}
+
+#[async_trait]
+impl ArtifactStore for GateStore {
+    async fn put(&self, bytes: Source) -> Result<Manifest, Error> {
+        self.inner.put(bytes).await
+    }
+
+    async fn manifest(&self, digest: &Digest) -> Result<Option<Manifest>, Error> {
+        self.inner.manifest(digest).await
+    }
+
+    async fn read(&self, digest: &Digest, range: Range<u64>) -> Result<Chunks, Error> {
+        let record = self.parts.granted(digest).await;
+        let chunks = self.inner.read(digest, range.clone()).await?;
+        self.checker.gate_read(&self.parts.region, digest, &range, record.as_ref());
+        Ok(chunks)
+    }
+
+    async fn exists(&self, digest: &Digest) -> Result<bool, Error> {
+        self.inner.exists(digest).await
+    }
+
+    async fn delete(&self, digest: &Digest) -> Result<(), Error> {
+        self.inner.delete(digest).await
+    }
+
+    fn list(&self) -> BoxStream<'_, Result<Digest, Error>> {
+        self.inner.list()
+    }
+
+    async fn put_log(&self, log: &LogName, bytes: Bytes) -> Result<(), Error> {
+        self.inner.put_log(log, bytes).await
+    }
+
+    async fn log(&self, log: &LogName) -> Result<Option<Bytes>, Error> {
+        self.inner.log(log).await
+    }
+}
