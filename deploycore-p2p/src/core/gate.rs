@@ -52,6 +52,9 @@ pub struct Settings {
     pub max_artifacts: usize,
     /// Nodes of one artifact that are considered for leases; others are plain peers.
     pub max_readers: usize,
+    /// How often what got lost is looked for.
+    #[serde(with = "friendly")]
+    pub tick: Duration,
 }
 
 impl Default for Settings {
@@ -66,6 +69,7 @@ impl Default for Settings {
             recovery_rate: 64 << 20,
             max_artifacts: 1_024,
             max_readers: 4_096,
+            tick: Duration::from_millis(100),
         }
     }
 }
@@ -161,20 +165,19 @@ pub struct Gate {
     outputs: VecDeque<Output>,
 }
 
-const TICK: Duration = Duration::from_millis(100);
 const ABSENT_FOR: Duration = Duration::from_millis(500);
 
 impl Gate {
     /// A gate that is reached at `addr`.
     pub fn new(settings: Settings, id: PeerId, addr: Addr, now: Instant) -> Self {
         Self {
+            tick_at: now + settings.tick,
             settings,
             id,
             addr,
             clients: BTreeMap::new(),
             gates: Vec::new(),
             artifacts: BTreeMap::new(),
-            tick_at: now + TICK,
             outputs: VecDeque::new(),
         }
     }
@@ -212,7 +215,7 @@ impl Gate {
         }
         if now >= self.tick_at {
             self.tick(now);
-            self.tick_at = now + TICK;
+            self.tick_at = now + self.settings.tick;
         }
         let trackers: Vec<ConnId> = self.trackers();
         for entry in self.artifacts.values_mut() {

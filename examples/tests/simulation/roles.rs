@@ -127,7 +127,9 @@ impl World {
         );
         for region in regions {
             let ports = self.ports.clone();
-            let settings = ReplicatorSettings::default().with_period(Duration::from_secs(10));
+            let settings = ReplicatorSettings::default()
+                .with_period(Duration::from_secs(10))
+                .with_audit_period(Duration::from_mins(2));
             self.add(
                 &format!("replicator-{region}"),
                 Place::Region(region.clone()),
@@ -222,8 +224,8 @@ impl World {
                     let mut settings = AgentSettings::new(machine.name.clone(), machine.region.clone())
                         .with_labels(machine.labels.clone());
                     settings.rhythm.watch = watch;
-                    settings.rhythm.poll = Duration::from_secs(15);
-                    settings.rhythm.report = Duration::from_secs(15);
+                    settings.rhythm.poll = Duration::from_secs(20);
+                    settings.rhythm.report = Duration::from_secs(30);
                     Box::pin(async move {
                         let node = Arc::new(parts.node(&life, &machine.files).await);
                         let deps = AgentDeps {

@@ -70,9 +70,9 @@ impl Settings {
             hang: rate(8),
             crash: rate(12),
         };
-        let regions = random.usize(1..=3);
+        let regions = [1, 1, 2, 3][random.usize(0..4)];
         // Many machines in one region make the swarm work, many regions the rest.
-        let machines = if regions == 1 { random.usize(2..=6) } else { random.usize(1..=3) };
+        let machines = if regions == 1 { random.usize(2..=5) } else { random.usize(1..=2) };
         Self {
             seed,
             regions,
@@ -86,8 +86,8 @@ impl Settings {
             pieces: [1, 1, 2, 3, 6][random.usize(0..5)],
             bad_builds: [0, 0, 150, 400][random.usize(0..4)],
             watch: random.bool(),
-            storm: Duration::from_secs(random.u64(200..=700)),
-            calm: Duration::from_secs(random.u64(10..=60)),
+            storm: Duration::from_secs(random.u64(150..=500)),
+            calm: Duration::from_secs(random.u64(5..=40)),
             noise: [0, 0, 20, 100][random.usize(0..4)],
             rates,
         }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -35,7 +36,7 @@ pub struct SwarmParts {
 impl SwarmParts {
     /// A region without members.
     pub fn new(region: RegionName, weather: Arc<Weather>, mutant: Option<Mutant>) -> Self {
-        let network = MemoryNetwork::new(std::time::Duration::from_millis(2), 50 << 20);
+        let network = MemoryNetwork::new(Duration::from_millis(2), 50 << 20);
         Self { region, network, counts: MemoryCounts::default(), weather, mutant }
     }
 
@@ -60,9 +61,10 @@ impl SwarmParts {
 
     /// A gate over a store.
     pub async fn gate(&self, life: &Life, store: Arc<dyn deploycore::port::ArtifactStore>) -> Gate {
-        let settings = GateSettings::new(&*life.node, self.region.clone(), "/counts", Security::PlainTcp)
+        let mut settings = GateSettings::new(&*life.node, self.region.clone(), "/counts", Security::PlainTcp)
             .with_listen(format!("{}:7000", life.node))
             .with_tracker(self.tracker_addr());
+        settings.leasing.tick = TICK;
         let counts: Arc<dyn Counts> = match self.mutant {
             Some(Mutant::GateForgets) => Arc::new(MemoryCounts::default()),
             _ => Arc::new(self.counts.clone()),
@@ -72,10 +74,11 @@ impl SwarmParts {
 
     /// A machine's node on its files.
     pub async fn node(&self, life: &Life, files: &MemoryFiles) -> Node {
-        let settings = NodeSettings::new(&*life.node, self.region.clone(), Security::PlainTcp)
+        let mut settings = NodeSettings::new(&*life.node, self.region.clone(), Security::PlainTcp)
             .with_listen(format!("{}:0", life.node))
             .with_tracker(self.tracker_addr())
             .with_seed(life.seed());
+        settings.swarm.tick = TICK;
         let (checker, mutant) = (self.weather.checker.clone(), self.mutant);
         let files = Arc::new(CheckedFiles { inner: files.clone(), checker, mutant });
         Node::bind_with(settings, self.host(life), files).await.expect("the port is free")
@@ -87,6 +90,8 @@ impl SwarmParts {
     }
 }
 
+/// How often members look for what got lost: seldom, because most of a run is waiting.
+const TICK: Duration = Duration::from_secs(1);
 /// What is longer holds bytes of a block.
 const MIN_NOISY: usize = 4 << 10;
 
