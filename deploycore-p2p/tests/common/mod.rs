@@ -121,7 +121,7 @@ impl Region {
     pub async fn start_tracker(&mut self) {
         let settings = TrackerSettings::new("tracker", self.name.clone(), Security::PlainTcp)
             .with_listen(self.tracker_addr.clone());
-        let service = Arc::new(Tracker::bind(settings).await.unwrap());
+        let service = Arc::new(rebind(|| Tracker::bind(settings.clone())).await);
         service.local_addr().clone_into(&mut self.tracker_addr);
         let own = Arc::clone(&service);
         let task = tokio::spawn(async move { own.run(CancellationToken::new()).await });
@@ -133,7 +133,7 @@ impl Region {
         let settings = GateSettings::new("gate", self.name.clone(), data, Security::PlainTcp)
             .with_listen(self.gate_addr.clone())
             .with_tracker(self.tracker_addr.clone());
-        let service = Arc::new(Gate::bind(settings, Arc::clone(&self.store) as _).await.unwrap());
+        let service = Arc::new(rebind(|| Gate::bind(settings.clone(), Arc::clone(&self.store) as _)).await);
         service.local_addr().clone_into(&mut self.gate_addr);
         let own = Arc::clone(&service);
         let task = tokio::spawn(async move { own.run(CancellationToken::new()).await });
@@ -173,6 +173,19 @@ impl Region {
     pub async fn usage(&self) -> deploycore_p2p::core::gate::Usage {
         self.gate.as_ref().unwrap().service.usage(&self.store.manifest.digest()).await.unwrap()
     }
+}
+
+/// Binds once the port is free: the tasks of a service that was killed in this process end a moment after it.
+async fn rebind<T, F: Future<Output = std::io::Result<T>>>(bind: impl Fn() -> F) -> T {
+    in_time(async {
+        loop {
+            match bind().await {
+                Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => tokio::task::yield_now().await,
+                bound => return bound.unwrap(),
+            }
+        }
+    })
+    .await
 }
 
 /// A test ends in this time, or it hangs.
