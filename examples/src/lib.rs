@@ -3,3 +3,16 @@
 //! The binary `cluster` is a thin entry into [`cluster`]; the small programs beside it show how to embed single parts.
 
 pub mod cluster;
+
+/// The examples in the README and the guides are compiled and run with the other tests.
+#[cfg(doctest)]
+mod documents {
+    #[doc = include_str!("../../README.md")]
+    mod readme {}
+    #[doc = include_str!("../../docs/embedding.md")]
+    mod embedding {}
+    #[doc = include_str!("../../docs/custom-worker.md")]
+    mod custom_worker {}
+    #[doc = include_str!("../../docs/custom-backend.md")]
+    mod custom_backend {}
+}
