@@ -35,6 +35,9 @@ pub struct Control {
     /// A lease without a heartbeat for this long is lost.
     #[serde(with = "friendly")]
     pub lost_after: Duration,
+    /// How often the registrar looks for work in the databases.
+    #[serde(with = "friendly")]
+    pub look: Duration,
     /// The regions that every artifact must reach.
     pub regions: Vec<RegionEndpoint>,
     /// How each service is run where a deploy does not say.
@@ -69,6 +72,9 @@ pub struct Worker {
     pub queue: String,
     /// The main store.
     pub store: Url,
+    /// How often the worker looks for work in the databases.
+    #[serde(with = "friendly")]
+    pub look: Duration,
     /// The git repository.
     pub repository: String,
     /// The build command, for `sh -c`.
@@ -101,6 +107,9 @@ pub struct Region {
     pub store: Url,
     /// The ledger's database.
     pub ledger: String,
+    /// How often the replicator looks for work in the databases.
+    #[serde(with = "friendly")]
+    pub look: Duration,
     /// The file of its goals.
     pub goals_file: PathBuf,
     /// The folder of the gate's counts.

@@ -1,5 +1,6 @@
 //! Progress for people: bars on a terminal, a line per step elsewhere.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -9,6 +10,8 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 pub(super) struct Progress {
     bars: MultiProgress,
     terminal: bool,
+    /// What is being waited for, for the message of a time limit.
+    last: Arc<Mutex<String>>,
 }
 
 /// One bar.
@@ -17,12 +20,13 @@ pub(super) struct Step {
     bar: ProgressBar,
     title: String,
     terminal: bool,
+    last: Arc<Mutex<String>>,
 }
 
 impl Progress {
     pub(super) fn new() -> Self {
         use std::io::IsTerminal;
-        Self { bars: MultiProgress::new(), terminal: std::io::stderr().is_terminal() }
+        Self { bars: MultiProgress::new(), terminal: std::io::stderr().is_terminal(), last: Arc::default() }
     }
 
     /// Starts a step of `total` units.
@@ -33,7 +37,12 @@ impl Progress {
         bar.set_style(ProgressStyle::with_template(template).expect("the template is constant").progress_chars("=> "));
         bar.set_prefix(title.clone());
         bar.enable_steady_tick(Duration::from_millis(200));
-        Step { bar, title, terminal }
+        Step { bar, title, terminal, last: self.last.clone() }
+    }
+
+    /// Where the newest step stands.
+    pub(super) fn last(&self) -> String {
+        self.last.lock().expect("no holder panics").clone()
     }
 
     /// Says something above the bars.
@@ -48,8 +57,11 @@ impl Progress {
 
 impl Step {
     pub(super) fn set(&self, position: u64, message: impl Into<String>) {
+        let message = message.into();
         self.bar.set_position(position);
-        self.bar.set_message(message.into());
+        let total = self.bar.length().unwrap_or(0);
+        *self.last.lock().expect("no holder panics") = format!("{}: {position} of {total}. {message}", self.title);
+        self.bar.set_message(message);
     }
 
     pub(super) fn finish(self, message: impl Into<String>) {

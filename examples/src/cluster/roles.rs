@@ -9,9 +9,13 @@ mod worker;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use deploycore::pace::{Backoff, Pace, Wake};
+use deploycore::port::chain;
+use deploycore::store::BlobStore;
 use deploycore_kv::gateway::Gateway;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -27,6 +31,10 @@ use super::supervisor::Lifeline;
 const ORDERLY_END: Duration = Duration::from_secs(10);
 /// How long the lock and the port of an ending predecessor are waited for.
 const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(15);
+
+/// How often a store is swept of what unfinished puts left, and how old that must be.
+const SWEEP_PERIOD: Duration = Duration::from_hours(6);
+const SWEEP_AGE: Duration = Duration::from_hours(24);
 
 /// Runs one role until it is told to end or fails.
 pub async fn run(role: RoleName, config: &Path, with_lifeline: bool) -> Result<()> {
@@ -128,6 +136,21 @@ impl Services {
             Ok(())
         });
         Ok(())
+    }
+
+    /// Removes what puts that were cut short left in a store, from time to time.
+    fn sweep(&mut self, store: Arc<BlobStore>) {
+        let shutdown = self.shutdown.clone();
+        self.add("store sweep", async move {
+            let mut pace = Pace::new(SWEEP_PERIOD, Backoff::default());
+            while pace.wait(std::future::pending(), &shutdown).await != Wake::Shutdown {
+                match store.sweep(SWEEP_AGE).await {
+                    Ok(swept) => tracing::info!(?swept, "store swept"),
+                    Err(error) => tracing::warn!(error = chain(&error), "the store cannot be swept"),
+                }
+            }
+            Ok(())
+        });
     }
 
     /// Waits until all have ended; one that ends early takes the others with it.

@@ -27,6 +27,8 @@ use super::{commands, config, fixture, layout, roles};
 /// On one host nothing delays a heartbeat for long, and nobody wants to wait 90 s for a killed worker's job.
 const HEARTBEAT: Duration = Duration::from_secs(3);
 const LOST_AFTER: Duration = Duration::from_secs(10);
+/// A few processes on one file may ask it often.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Reads the command line and does what it says; the exit code is 0 only when all of it was done.
 pub fn main() -> ExitCode {
@@ -113,12 +115,7 @@ async fn run_cluster(args: &RunArgs, data: &DataDir) -> Result<()> {
     );
     let scenario = Scenario::new(&plan, data, &client)?;
     let walk = async {
-        let report = tokio::time::timeout(args.time_limit, scenario.run()).await.with_context(|| {
-            format!(
-                "the time limit of {:?} is over; the same command with the same --data-dir goes on",
-                args.time_limit
-            )
-        })??;
+        let report = scenario.run(args.time_limit).await?;
         finish(args, &report)?;
         if args.keep_running {
             keep_running(&ends, data);
@@ -315,6 +312,7 @@ fn write_configs(args: &RunArgs, wanted: &Wanted, data: &DataDir) -> Result<Ends
             main_store: main_store.clone(),
             store: file_url(&folder.join("store"))?,
             ledger: ledger.clone(),
+            look: LOOK,
             goals_file: folder.join("goals.redb"),
             gate_dir: folder.join("gate"),
         };
@@ -344,6 +342,7 @@ fn write_configs(args: &RunArgs, wanted: &Wanted, data: &DataDir) -> Result<Ends
         store: main_store.clone(),
         heartbeat: HEARTBEAT,
         lost_after: LOST_AFTER,
+        look: LOOK,
         regions: regions.clone(),
         services: BTreeMap::from([(wanted.service.clone(), wanted.run.clone())]),
     };
@@ -355,6 +354,7 @@ fn write_configs(args: &RunArgs, wanted: &Wanted, data: &DataDir) -> Result<Ends
             slots: NonZeroUsize::MIN,
             heartbeat: HEARTBEAT,
             lost_after: LOST_AFTER,
+            look: LOOK,
             queue: queue.clone(),
             store: main_store.clone(),
             repository: wanted.repository.clone(),

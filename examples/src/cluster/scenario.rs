@@ -71,8 +71,18 @@ impl<'a> Scenario<'a> {
         Ok(Self { plan, data, client, progress: Progress::new(), state })
     }
 
-    /// Walks to the end.
-    pub async fn run(mut self) -> Result<Report> {
+    /// Walks to the end, for at most `limit`.
+    pub async fn run(self, limit: Duration) -> Result<Report> {
+        let progress = self.progress.clone();
+        tokio::time::timeout(limit, self.walk()).await.unwrap_or_else(|_| {
+            bail!(
+                "the time limit of {limit:?} is over at: {}; the same command with the same --data-dir goes on",
+                progress.last()
+            )
+        })
+    }
+
+    async fn walk(mut self) -> Result<Report> {
         let mut report = Report::default();
         let jobs = self.build().await?;
         for job in &jobs {
@@ -256,7 +266,9 @@ impl<'a> Scenario<'a> {
             if let Some((key, reason)) = convergence.reverted.first() {
                 bail!("{} did not become ready on {}: {reason}", status.goal.artifact.name, key.machine);
             }
-            bar.set(convergence.converged.len() as u64, String::new());
+            let behind: Vec<_> =
+                convergence.behind.iter().map(|machine| format!("{} {:?}", machine.key.machine, machine.at)).collect();
+            bar.set(convergence.converged.len() as u64, behind.join(", "));
             if convergence.is_converged() && convergence.converged.len() >= self.plan.machines {
                 return Ok(status);
             }

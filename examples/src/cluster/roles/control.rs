@@ -44,7 +44,7 @@ struct Region {
 pub(super) async fn run(config: config::Control, shutdown: CancellationToken) -> Result<()> {
     let queue: Arc<dyn JobQueue> = Sqlite::open(&config.queue).await?.queue();
     let ledger: Arc<dyn ReplicationLedger> = Sqlite::open(&config.ledger).await?.ledger();
-    let store: Arc<dyn ArtifactStore> = Arc::new(BlobStore::open(&config.store)?);
+    let store = Arc::new(BlobStore::open(&config.store)?);
     let goals: Arc<dyn GoalStateStore> = Arc::new(RedbGoals::open(&config.goals_file).await?);
 
     let mut regions = BTreeMap::new();
@@ -62,12 +62,17 @@ pub(super) async fn run(config: config::Control, shutdown: CancellationToken) ->
         queue.clone(),
     );
     let required = config.regions.iter().map(|region| region.name.clone());
-    let registrar = Registrar::new(RegistrarSettings::default().with_required(required), queue.clone(), ledger.clone());
+    let registrar = Registrar::new(
+        RegistrarSettings::default().with_required(required).with_period(config.look),
+        queue.clone(),
+        ledger.clone(),
+    );
 
     let mut services = Services::new(shutdown.clone());
     let gateway =
         Gateway::new(GatewaySettings::default().with_access(Access::Writable), goals.clone(), None, None, None);
     services.serve_gateway(config.goals, &gateway, axum::Router::new()).await?;
+    services.sweep(store.clone());
     let http = reqwest::Client::builder().timeout(std::time::Duration::from_secs(5)).no_proxy().build();
     let state = State {
         queue,

@@ -41,9 +41,10 @@ pub(super) async fn run(config: config::Region, shutdown: CancellationToken) -> 
     let gate = Arc::new(Gate::bind(gate, store.clone()).await.with_context(|| cannot_listen(config.gate))?);
     let lanes = BTreeMap::from([(config.name, store.clone() as Arc<dyn ArtifactStore>)]);
     let mirror = Mirror::new(MirrorSettings::default(), global, goals.clone());
-    let replicator = Replicator::new(ReplicatorSettings::default(), ledger, main, lanes);
+    let replicator = Replicator::new(ReplicatorSettings::default().with_period(config.look), ledger, main, lanes);
 
     let mut services = Services::new(shutdown.clone());
+    services.sweep(store.clone());
     let gateway = Gateway::new(GatewaySettings::default(), goals, Some(store), Some(board.clone()), Some(board));
     let usage = Router::new().route("/v1/usage/{digest}", get(usage)).with_state(gate.clone());
     services.serve_gateway(config.gateway, &gateway, usage).await?;

@@ -33,6 +33,7 @@ pub(super) async fn run(config: config::Worker, shutdown: CancellationToken) -> 
     let settings = WorkerSettings::default()
         .with_name(config.name)
         .with_slots(config.slots)
+        .with_poll(config.look)
         .with_heartbeat(config.heartbeat, config.lost_after);
     let worker = Worker::new(settings, queue, store, builder);
     let mut services = Services::new(shutdown.clone());
