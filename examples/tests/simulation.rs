@@ -68,7 +68,7 @@ fn seeds_keep_every_invariant() {
     }
     let tally = tally.into_inner().expect("no run panics");
     println!("{seeds} seeds: {tally}");
-    if seeds >= 100_000 {
+    if seeds >= 100 {
         let unmet: Vec<_> = Met::ALL.into_iter().filter(|met| tally.get(*met) == 0).collect();
         assert!(unmet.is_empty(), "an idle simulation: {unmet:?} were never met");
     }
