@@ -187,10 +187,10 @@ impl World {
             Place::Region(region.clone()),
             Box::new(move |life, shutdown| {
                 let region = &ports.regions[&here];
-                let (inner, parts, checker) = (region.store.clone(), region.swarm.clone(), checker.clone());
-                let counted: Arc<dyn ArtifactStore> = Arc::new(GateStore { inner, parts: parts.clone(), checker });
+                let (inner, swarm, checker) = (region.store.clone(), region.swarm.clone(), checker.clone());
+                let counted: Arc<dyn ArtifactStore> = Arc::new(GateStore { inner, parts: swarm.clone(), checker });
                 let store: Arc<dyn ArtifactStore> = Far::new(counted, life.link(Place::Region(here.clone())));
-                Box::pin(async move { parts.gate(&life, store).await.run(shutdown).await })
+                Box::pin(async move { swarm.gate(&life, store).await.run(shutdown).await })
             }),
         );
         let (ports, here) = (self.ports.clone(), region.clone());
@@ -198,8 +198,8 @@ impl World {
             &format!("tracker-{region}"),
             Place::Region(region.clone()),
             Box::new(move |life, shutdown| {
-                let parts = ports.regions[&here].swarm.clone();
-                Box::pin(async move { parts.tracker(&life).await.run(shutdown).await })
+                let swarm = ports.regions[&here].swarm.clone();
+                Box::pin(async move { swarm.tracker(&life).await.run(shutdown).await })
             }),
         );
     }
@@ -219,7 +219,7 @@ impl World {
                         Far::new(region.manifests.clone(), life.link(here.clone()));
                     let board: Arc<dyn ReportSink> = region.board.clone();
                     let reports: Arc<dyn ReportSink> = Far::new(board, life.link(here.clone()));
-                    let (parts, machine) = (region.swarm.clone(), machine.clone());
+                    let (swarm, machine) = (region.swarm.clone(), machine.clone());
                     let goals = Mutant::agent_goals(mutant, ports.region_goals(&machine.region, &life));
                     let mut settings = AgentSettings::new(machine.name.clone(), machine.region.clone())
                         .with_labels(machine.labels.clone());
@@ -227,7 +227,7 @@ impl World {
                     settings.rhythm.poll = Duration::from_secs(20);
                     settings.rhythm.report = Duration::from_secs(30);
                     Box::pin(async move {
-                        let node = Arc::new(parts.node(&life, &machine.files).await);
+                        let node = Arc::new(swarm.node(&life, &machine.files).await);
                         let deps = AgentDeps {
                             goals,
                             manifests,

@@ -7,7 +7,7 @@ use deploycore::deploy::{DeployRequest, Redeploy};
 use deploycore::model::{Goal, GoalPosition, Readiness, RunSpec, Selector};
 use tokio::time::{Instant, sleep};
 
-use super::check::Invariant;
+use super::check::{Checker, Invariant};
 use super::fault::{Life, Place};
 use super::world::World;
 
@@ -53,7 +53,7 @@ fn laggards(world: &World) -> Vec<String> {
     let checker = &world.weather.checker;
     let goals = checker.newest_goals();
     let machines = world.machines.iter();
-    machines.flat_map(|machine| goals.iter().filter_map(|goal| checker.behind(machine, goal))).collect()
+    machines.flat_map(|machine| goals.iter().filter_map(|goal| Checker::behind(machine, goal))).collect()
 }
 
 /// Names what is not done.
@@ -110,5 +110,5 @@ fn arrived(world: &World, goal: &Goal) -> bool {
         checker
             .violated(Invariant::NewestGoalWins, format!("{} gave up {} in good weather", machine.name, goal.position));
     }
-    world.machines.iter().all(|machine| checker.behind(machine, goal).is_none())
+    world.machines.iter().all(|machine| Checker::behind(machine, goal).is_none())
 }

@@ -159,7 +159,7 @@ impl Trace {
 
     /// The last events.
     pub fn tail(&self) -> String {
-        self.lock().lines.iter().map(|line| format!("{line}\n")).collect()
+        self.lock().lines.iter().fold(String::new(), |all, line| all + line + "\n")
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -101,7 +101,11 @@ impl Checker {
         let named = process.executable.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse().ok());
         let verified = named == Some(*digest) && self.was_goal(service, digest);
         self.require(Invariant::VerifiedBytesOnly, verified, || {
-            format!("{} runs {digest:?} from {:?}, which no goal of {service} named", machine.name, process.executable)
+            format!(
+                "{} runs {digest:?} from {}, which no goal of {service} named",
+                machine.name,
+                process.executable.display()
+            )
         });
         let known = machine.journal(service).and_then(|journal| journal.process);
         let known = known.is_some_and(|launched| launched.instance == *instance);
@@ -127,7 +131,7 @@ impl Checker {
     }
 
     /// What keeps a machine from the end of its way to a goal, if anything.
-    pub fn behind(&self, machine: &Machine, goal: &Goal) -> Option<String> {
+    pub fn behind(machine: &Machine, goal: &Goal) -> Option<String> {
         let service = &goal.service;
         if !goal.selector.matches(&machine.labels) {
             let idle = machine.links(service).current.is_none() && machine.running(service).is_empty();

@@ -139,17 +139,15 @@ impl Checker {
     fn ended(&self, job: &Job) {
         let end = (job.status, job.artifact.clone());
         let known = self.lock().queue.ended.insert(job.spec.id, end.clone());
-        match known {
-            Some(known) => self.require(Invariant::NothingIsLost, known == end, || {
+        if let Some(known) = known {
+            return self.require(Invariant::NothingIsLost, known == end, || {
                 format!("job {} had ended with {known:?} and is now at {end:?}", job.spec.id)
-            }),
-            None => {
-                self.trace.event("queue", format_args!("{} is {}", job.spec.commit, job.status));
-                if job.status == JobStatus::Succeeded {
-                    self.trace.met(Met::Builds);
-                    self.stored(job);
-                }
-            }
+            });
+        }
+        self.trace.event("queue", format_args!("{} is {}", job.spec.commit, job.status));
+        if job.status == JobStatus::Succeeded {
+            self.trace.met(Met::Builds);
+            self.stored(job);
         }
     }
 
