@@ -206,12 +206,12 @@ impl Life {
 
     /// The way to something at `to`.
     pub fn link(self: &Arc<Self>, to: Place) -> Link {
-        Link { life: self.clone(), to, local: false }
+        Link { life: self.clone(), to, attached: false }
     }
 
     /// The way to something on the service's own host.
     pub fn local(self: &Arc<Self>) -> Link {
-        Link { life: self.clone(), to: self.place.clone(), local: true }
+        Link { life: self.clone(), to: self.place.clone(), attached: true }
     }
 }
 
@@ -220,8 +220,8 @@ impl Life {
 pub struct Link {
     pub life: Arc<Life>,
     pub to: Place,
-    /// A call within one host has its effect while its caller lives, or never.
-    local: bool,
+    /// A call within one host, or one that streams from it, has its effect while its caller lives, or never.
+    attached: bool,
 }
 
 /// What happens to one call.
@@ -236,6 +236,11 @@ enum Mishap {
 }
 
 impl Link {
+    /// The same way, for a call that streams from its caller.
+    pub fn attached(&self) -> Self {
+        Self { attached: true, ..self.clone() }
+    }
+
     /// Makes a call, or has it go wrong. `effect` holds the call on the backend with its checks; it never suspends for long.
     pub async fn call<T, E>(
         &self,
@@ -265,7 +270,7 @@ impl Link {
         }
         match mishap {
             Mishap::CrashBefore => self.crash(what, "before").await,
-            Mishap::Stray if self.local => return Err(error(self.fail(what, Met::Failures, "failed"))),
+            Mishap::Stray if self.attached => return Err(error(self.fail(what, Met::Failures, "failed"))),
             Mishap::Stray => {
                 self.stray(after, effect);
                 return Err(error(self.fail(what, Met::Strays, "strays")));

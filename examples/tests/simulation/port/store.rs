@@ -15,7 +15,7 @@ use super::Far;
 impl ArtifactStore for Far<dyn ArtifactStore> {
     async fn put(&self, bytes: Source) -> Result<Manifest, Error> {
         let inner = self.inner.clone();
-        self.link.call("store.put", async move { inner.put(bytes).await }).await
+        self.link.attached().call("store.put", async move { inner.put(bytes).await }).await
     }
 
     async fn manifest(&self, digest: &Digest) -> Result<Option<Manifest>, Error> {
