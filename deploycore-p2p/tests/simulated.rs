@@ -23,7 +23,7 @@ fn show(name: &str, report: &Report) {
 
 #[test]
 fn a_thousand_machines_come_within_1_3_of_the_bound() {
-    let report = run(Settings::equal(1_000, 32 << 20, 10 << 20, 1));
+    let report = run(Settings::equal(1_000, 24 << 20, 10 << 20, 1));
     show("1,000 machines", &report);
     assert!(report.completed.iter().all(Option::is_some));
     assert!(report.ratio_max() <= 1.3, "{:.3}", report.ratio_max());

@@ -37,7 +37,7 @@ pub struct Stored {
 /// The disk of a machine.
 #[async_trait]
 pub trait Files: Send + Sync + Debug + 'static {
-    /// Opens the file of an artifact.
+    /// Opens the file of an artifact. A file to seed that has not the artifact's length is `InvalidData`.
     async fn open(&self, manifest: Arc<Manifest>, path: &Path, open: Open) -> io::Result<Arc<dyn PieceFile>>;
 }
 
@@ -137,6 +137,10 @@ impl Files for DiskFiles {
                 Open::Fetch => Some(Arc::new(prepare(&path, &shape)?)),
             };
             let (file, writer) = (Arc::new(File::open(&path)?), Mutex::new(writer));
+            let (len, size) = (file.metadata()?.len(), shape.size());
+            if len != size {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{len} bytes instead of {size}")));
+            }
             let file = DiskFile { file, writer, path, manifest, shape, threads, open };
             Ok(Arc::new(file) as Arc<dyn PieceFile>)
         })
@@ -173,7 +177,14 @@ impl PieceFile for DiskFile {
             Open::Seed => None,
             Open::Fetch => read_note(&self.path, &shape),
         };
-        let candidates = note.unwrap_or_else(|| Bitfield::full(shape.pieces()));
+        let candidates = match note {
+            None => Bitfield::full(shape.pieces()),
+            // What was written since the note is there too, unless the power was lost.
+            Some(noted) => {
+                let file = Arc::clone(&file);
+                blocking(&self.threads, move || written(&file, &shape, noted)).await?
+            }
+        };
         // A piece at a time, so that a long verification leaves threads to others.
         let mut have = Bitfield::new(shape.pieces());
         for piece in candidates.iter() {
@@ -247,6 +258,30 @@ impl PieceFile for DiskFile {
         })
         .await
     }
+}
+
+/// Adds the pieces that may have been written to those that were noted: all that do not begin in a hole of the file.
+fn written(file: &File, shape: &Shape, mut pieces: Bitfield) -> io::Result<Bitfield> {
+    use rustix::fs::{SeekFrom, seek};
+    let mut piece = 0;
+    while piece < shape.pieces() {
+        let at = shape.offset(piece, 0);
+        let data = match seek(file, SeekFrom::Data(at)) {
+            Ok(data) => data,
+            Err(rustix::io::Errno::NXIO) => break,
+            // This file system knows no holes.
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::OPNOTSUPP) => return Ok(Bitfield::full(shape.pieces())),
+            Err(error) => return Err(error.into()),
+        };
+        while piece < shape.pieces() && shape.offset(piece, 0) + shape.piece_len(piece) <= data {
+            piece += 1;
+        }
+        if piece < shape.pieces() {
+            pieces.insert(piece);
+            piece += 1;
+        }
+    }
+    Ok(pieces)
 }
 
 fn sync_folder(path: &Path) -> io::Result<()> {

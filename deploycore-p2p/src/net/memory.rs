@@ -276,6 +276,9 @@ impl Files for MemoryFiles {
         let mut files = lock(&self.0);
         match (open, files.get_mut(path)) {
             (Open::Seed, None) => return Err(io::ErrorKind::NotFound.into()),
+            (Open::Seed, Some(content)) if content.bytes.len() as u64 != shape.size() => {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
             (Open::Seed, Some(_)) => {}
             (Open::Fetch, Some(content)) if content.bytes.len() as u64 == shape.size() => {}
             (Open::Fetch, _) => {

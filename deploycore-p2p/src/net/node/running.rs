@@ -40,7 +40,9 @@ struct Entry {
     file: Option<Arc<dyn PieceFile>>,
     started: Clock,
     resumed: u64,
-    progress: watch::Sender<FetchProgress>,
+    /// Dropped when the fetch has ended.
+    progress: Option<watch::Sender<FetchProgress>>,
+    watched: watch::Receiver<FetchProgress>,
     waiting: Vec<oneshot::Sender<Result<FetchSummary, Error>>>,
     seeding: Vec<oneshot::Sender<Result<(), Error>>>,
     guard: Weak<Guard>,
@@ -69,6 +71,8 @@ enum What {
     Stored(u32, io::Result<Stored>),
     Checkpointed(u32, io::Result<()>),
     Finished(io::Result<()>),
+    /// Another file of an artifact that is here already was verified, and the caller has its answer.
+    Answered,
     Abandoned,
 }
 
@@ -240,7 +244,7 @@ impl<'a> Running<'a> {
         let entry = self.entries.get_mut(digest)?;
         let (sender, done) = oneshot::channel();
         let guard = entry.guard.upgrade().unwrap_or_else(|| Arc::new(Guard(CancellationToken::new())));
-        let progress = entry.progress.subscribe();
+        let progress = entry.watched.clone();
         if let Some(summary) = &entry.summary {
             let _ = sender.send(Ok(summary.clone()));
             return Some(Joined { progress, done, guard });
@@ -265,8 +269,10 @@ impl<'a> Running<'a> {
     fn seed(&mut self, manifest: &Arc<Manifest>, path: &Path, reply: oneshot::Sender<Result<(), Error>>) {
         let digest = manifest.digest();
         if let Some(entry) = self.entries.get_mut(&digest) {
-            if entry.path != path {
-                let _ = reply.send(Err(Error::Conflict { digest, path: entry.path.clone() }));
+            if !entry.leaving.is_empty() {
+                let _ = reply.send(Err(Error::Stopped { digest }));
+            } else if entry.path != path {
+                self.verify_other(manifest, path, reply);
             } else if entry.summary.is_some() {
                 let _ = reply.send(Ok(()));
             } else {
@@ -281,10 +287,23 @@ impl<'a> Running<'a> {
         self.open(&digest, What::SeedOpened);
     }
 
+    /// Verifies a file of an artifact that is served from elsewhere, or will be; that goes on as it is.
+    fn verify_other(&mut self, manifest: &Arc<Manifest>, path: &Path, reply: oneshot::Sender<Result<(), Error>>) {
+        let (files, manifest, path) = (Arc::clone(&self.node.files), Arc::clone(manifest), path.to_owned());
+        let digest = manifest.digest();
+        self.work(&digest, async move {
+            let verified = async { files.open(manifest, &path, Open::Seed).await?.verify().await };
+            let outcome = verified.await.map_err(|error| unreadable(digest, &path, &error));
+            let whole = |have: Bitfield| if have.is_full() { Ok(()) } else { Err(corrupt(digest, &path, &have)) };
+            let _ = reply.send(outcome.and_then(whole));
+            What::Answered
+        });
+    }
+
     fn insert(&mut self, manifest: &Arc<Manifest>, path: &Path, open: Open) {
         self.next_serial += 1;
         let waiting_for = Some("the verification of what is on disk".to_owned());
-        let (progress, _) = watch::channel(FetchProgress { waiting_for, ..FetchProgress::default() });
+        let (progress, watched) = watch::channel(FetchProgress { waiting_for, ..FetchProgress::default() });
         let entry = Entry {
             serial: self.next_serial,
             path: path.to_owned(),
@@ -294,7 +313,8 @@ impl<'a> Running<'a> {
             file: None,
             started: Clock::now(),
             resumed: 0,
-            progress,
+            progress: Some(progress),
+            watched,
             waiting: Vec::new(),
             seeding: Vec::new(),
             guard: Weak::new(),
@@ -374,12 +394,15 @@ impl<'a> Running<'a> {
                 entry.checkpointed = (pieces, Clock::now());
             }
             What::Finished(Ok(())) if !leaving => self.finished(&digest),
-            What::SeedOpened(Err(source))
-            | What::Verified(Err(source))
+            What::SeedOpened(Err(source)) => {
+                let path = entry.path.clone();
+                self.fail(&digest, || unreadable(digest, &path, &source));
+            }
+            What::Verified(Err(source))
             | What::Stored(_, Err(source))
             | What::Checkpointed(_, Err(source))
             | What::Finished(Err(source)) => self.fail_disk(&digest, &source),
-            What::Verified(_) | What::Stored(..) | What::Finished(_) => {}
+            What::Verified(_) | What::Stored(..) | What::Finished(_) | What::Answered => {}
         }
         self.leave_if_quiet(&digest);
     }
@@ -387,10 +410,8 @@ impl<'a> Running<'a> {
     fn verified(&mut self, digest: &Digest, have: Bitfield) {
         let Some(entry) = self.entries.get_mut(digest) else { return };
         if entry.open == Open::Seed && !have.is_full() {
-            let (path, missing) = (entry.path.clone(), have.len() - have.count());
-            let detail = format!("{missing} of {} pieces do not verify", have.len());
-            let digest = *digest;
-            return self.fail(&digest, || Error::Corrupt { digest, path: path.clone(), detail: detail.clone() });
+            let path = entry.path.clone();
+            return self.fail(digest, || corrupt(*digest, &path, &have));
         }
         let shape = Shape::of(&entry.manifest);
         entry.resumed = have.iter().map(|piece| shape.piece_len(piece)).sum();
@@ -413,7 +434,9 @@ impl<'a> Running<'a> {
             tracing::info!(digest = %digest.short(), ?summary, wasted = progress.wasted, "fetched");
         }
         entry.summary = Some(summary.clone());
-        entry.progress.send_replace(told(&progress));
+        if let Some(sender) = entry.progress.take() {
+            sender.send_replace(told(&progress));
+        }
         entry.waiting.drain(..).for_each(|waiting| drop(waiting.send(Ok(summary.clone()))));
         entry.seeding.drain(..).for_each(|waiting| drop(waiting.send(Ok(()))));
     }
@@ -434,6 +457,9 @@ impl<'a> Running<'a> {
 
     fn drop_entry(&mut self, digest: &Digest) {
         if let Some(entry) = self.entries.remove(digest) {
+            for reply in entry.seeding {
+                let _ = reply.send(Err(Error::Stopped { digest: *digest }));
+            }
             for reply in entry.leaving {
                 let _ = reply.send(());
             }
@@ -481,10 +507,10 @@ impl<'a> Running<'a> {
     }
 
     fn tell_progress(&mut self) {
-        for (digest, entry) in self.entries.iter().filter(|(_, entry)| entry.summary.is_none()) {
-            let Some(progress) = self.core.progress(digest) else { continue };
+        for (digest, entry) in &self.entries {
+            let (Some(sender), Some(progress)) = (&entry.progress, self.core.progress(digest)) else { continue };
             let next = told(&progress);
-            entry.progress.send_if_modified(|last| {
+            sender.send_if_modified(|last| {
                 let changed = *last != next;
                 *last = next;
                 changed
@@ -518,6 +544,20 @@ fn told(progress: &peer::Progress) -> FetchProgress {
         peers: progress.peers,
         waiting_for: progress.waiting_for.clone(),
     }
+}
+
+/// Why a file cannot be seeded.
+fn unreadable(digest: Digest, path: &Path, source: &io::Error) -> Error {
+    let path = path.to_owned();
+    match source.kind() {
+        io::ErrorKind::InvalidData => Error::Corrupt { digest, path, detail: source.to_string() },
+        _ => Error::Disk { path, source: copy(source) },
+    }
+}
+
+fn corrupt(digest: Digest, path: &Path, have: &Bitfield) -> Error {
+    let detail = format!("{} of {} pieces do not verify", have.len() - have.count(), have.len());
+    Error::Corrupt { digest, path: path.to_owned(), detail }
 }
 
 /// An I/O error again: the original cannot be cloned, and several may wait for it.
