@@ -8,9 +8,9 @@ use std::path::Path;
 
 use bytesize::ByteSize;
 use deploycore::machine::disk::Error;
-use deploycore::machine::journal::Links;
-use deploycore::machine::{Disk, Journal, LocalDisk, LocalDiskSettings};
-use deploycore::model::{ArtifactName, ArtifactRef, Manifest, ServiceName};
+use deploycore::machine::journal::{Build, Launched, Links};
+use deploycore::machine::{Disk, Instance, Journal, LocalDisk, LocalDiskSettings, journaled_processes};
+use deploycore::model::{ArtifactName, ArtifactRef, Goal, Manifest, ServiceName};
 
 fn open(data: &Path) -> Result<LocalDisk, Error> {
     LocalDisk::open(data, LocalDiskSettings::default())
@@ -122,4 +122,26 @@ async fn room_is_promised_once() {
     assert!(matches!(disk.reserve(&two).await, Err(Error::NoSpace { .. })), "the first is still promised");
     drop(again);
     let _room = disk.reserve(&two).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_damaged_journal_hides_no_other_process() {
+    let data = tempfile::tempdir().unwrap();
+    let disk = open(data.path()).unwrap();
+    let goal: Goal = serde_json::from_str(
+        r#"{"service": "web", "epoch": 0, "generation": 1, "artifact": {"name": "web-1", "size": 0,
+            "digest": "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"},
+            "run": {}, "selector": {}, "origin": {"kind": "deploy"}, "created_at": "2026-01-01T00:00:00Z"}"#,
+    )
+    .unwrap();
+    let instance = Instance { pid: 1, start_time: 2, boot: "another".to_owned(), port: None };
+    let mut journal = Journal::new(service());
+    journal.process = Some(Launched { build: Build::of(&goal), instance: instance.clone() });
+    disk.write_journal(&journal).await.unwrap();
+    fs::create_dir(data.path().join("services/damaged")).unwrap();
+    fs::write(data.path().join("services/damaged/journal"), "{").unwrap();
+    assert_eq!(journaled_processes(data.path()).unwrap(), [instance]);
+    // The agent must not guess what runs: it names the file and does not start.
+    let error = disk.load().await.unwrap_err();
+    assert!(matches!(&error, Error::Journal { path, .. } if path.ends_with("damaged/journal")), "{error}");
 }

@@ -19,6 +19,7 @@ use tokio::process::{Child, ChildStdin, Command};
 use super::disk;
 use super::runner::{Error, Instance, Launch, Runner};
 use crate::model::{Port, Readiness};
+use crate::port::chain;
 
 mod group;
 
@@ -216,12 +217,14 @@ impl Runner for ProcessRunner {
 }
 
 /// The processes that the journals under a data folder name, alive or not, whether or not an agent runs. A journal that cannot be read
-/// is passed over. With [`kill_group`] a watchdog ends what an agent left running: the agent first, then these.
+/// is passed over with a warning: it must not keep the others alive. With [`kill_group`] a watchdog ends what an agent left running: the agent first, then these.
 ///
 /// Errors: `Io`.
 pub fn journaled_processes(data: &Path) -> Result<Vec<Instance>, disk::Error> {
-    let journals = disk::journals(data)?;
-    Ok(journals.into_iter().filter_map(|journal| journal.process).map(|launched| launched.instance).collect())
+    let readable = disk::journals(data)?.into_iter().filter_map(|journal| {
+        journal.inspect_err(|error| tracing::warn!(error = chain(error), "what it names cannot be ended")).ok()
+    });
+    Ok(readable.filter_map(|journal| journal.process).map(|launched| launched.instance).collect())
 }
 
 /// Kills an instance and all that it started, at once and if it is still the one that it was. Whether there was anything to kill.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use deploycore::machine::{journaled_processes, kill_group};
 use deploycore::pace::{Backoff, Pace, Wake};
 use deploycore::port::chain;
 use deploycore::store::BlobStore;
@@ -170,6 +171,14 @@ impl Services {
         }
         first
     }
+}
+
+/// Ends what the journals of a machine say is running.
+fn end_services(folder: &Path) -> Result<()> {
+    for process in journaled_processes(folder)? {
+        kill_group(&process)?;
+    }
+    Ok(())
 }
 
 /// Listens; a port that a predecessor is still letting go of is waited for.

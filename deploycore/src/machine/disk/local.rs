@@ -245,6 +245,7 @@ impl Inner {
             }
         }
         for journal in journals(&self.root)? {
+            let journal = journal?;
             let folder = self.folder(&journal.service);
             let links = Links { current: linked(&folder, "current")?, previous: linked(&folder, "previous")? };
             loaded.services.push((journal, links));
@@ -317,19 +318,18 @@ impl Drop for Reservation {
 }
 
 /// Each journal under a data folder, whether or not an agent holds the folder.
-pub(in crate::machine) fn journals(root: &Path) -> Result<Vec<Journal>, Error> {
+pub(in crate::machine) fn journals(root: &Path) -> Result<Vec<Result<Journal, Error>>, Error> {
     let folder = root.join("services");
     let mut journals = Vec::new();
     for entry in fs::read_dir(&folder).map_err(at(&folder))? {
         let path = entry.map_err(at(&folder))?.path().join("journal");
         let mut bytes = Vec::new();
         match File::open(&path).and_then(|file| file.take(MAX_JOURNAL).read_to_end(&mut bytes)) {
-            Ok(_) => {}
+            Ok(_) => journals.push(parse(&bytes).map_err(|detail| Error::Journal { path: path.clone(), detail })),
             // A crash between the folder and its journal, or a file that is not ours.
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => continue,
-            Err(error) => return Err(at(&path)(error)),
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+            Err(error) => journals.push(Err(at(&path)(error))),
         }
-        journals.push(parse(&bytes).map_err(|detail| Error::Journal { path: path.clone(), detail })?);
     }
     Ok(journals)
 }

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use anyhow::Result;
 use deploycore::machine::{
     Agent, AgentDeps, AgentSettings, LocalDisk, LocalDiskSettings, ProcessRunner, ProcessRunnerSettings,
-    journaled_processes, kill_group,
 };
 use deploycore_kv::gateway::GatewayClient;
 use deploycore_p2p::{Node, NodeSettings, Security};
 use tokio_util::sync::CancellationToken;
 
-use super::Services;
+use super::{Services, end_services};
 use crate::cluster::config;
 use crate::cluster::supervisor::Lifeline;
 
@@ -46,11 +45,4 @@ pub(super) async fn run(config: config::Agent, shutdown: CancellationToken, life
         end_services(&config.data_dir)?;
     }
     result
-}
-
-fn end_services(folder: &std::path::Path) -> Result<()> {
-    for process in journaled_processes(folder)? {
-        kill_group(&process)?;
-    }
-    Ok(())
 }

@@ -5,9 +5,9 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use deploycore::machine::{journaled_processes, kill_group};
 use tokio_util::sync::CancellationToken;
 
+use super::end_services;
 use crate::cluster::config;
 
 /// Agents end their services themselves within this time.
@@ -18,8 +18,9 @@ pub(super) async fn run(config: config::Warden, shutdown: CancellationToken) -> 
     tokio::time::sleep(HEAD_START).await;
     for _ in 0..5 {
         for folder in &config.machines {
-            for process in journaled_processes(folder)? {
-                kill_group(&process)?;
+            if let Err(error) = end_services(folder) {
+                // A machine that never started has no journals; another's must end all the same.
+                tracing::info!(folder = %folder.display(), "nothing to end: {error:#}");
             }
         }
         // A service that was just being started stands in the journal by now.
