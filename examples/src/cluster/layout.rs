@@ -128,7 +128,24 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
         std::io::Write::write_all(&mut file, bytes)?;
         file.sync_all()?;
         fs::rename(&temporary, path)?;
-        path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+        // A bare file name has an empty parent: the working folder.
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(folder)?.sync_all()
     };
     write().with_context(|| format!("{} could not be written", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_file_name_is_written_to_the_working_folder() {
+        let name = format!("layout-{}.json", std::process::id());
+        let written = write_atomic(Path::new(&name), b"{}");
+        let read = fs::read(&name);
+        let _ = fs::remove_file(&name);
+        written.unwrap();
+        assert_eq!(read.unwrap(), b"{}");
+    }
 }
