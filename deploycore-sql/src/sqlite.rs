@@ -3,7 +3,12 @@
 //! The file is in WAL mode with `synchronous = FULL`, so what a call acknowledged survives the loss of any process and of power. A
 //! process writes through one connection, in transactions that take the write lock at their start (`BEGIN IMMEDIATE`) and touch at most
 //! a batch of rows; reads go through connections of their own, so a heartbeat never waits behind a list. Processes wait for each
-//! other's write lock up to [`Settings::busy_timeout`]; after that a call fails with a retryable error and has had no effect.
+//! other's write lock up to [`Settings::busy_timeout`]; after that a call fails with a retryable error and has had no effect. A claim
+//! that finds no job ready takes no write lock.
+//!
+//! The write lock belongs to a process. The kernel takes it from one that dies, but not from one that stands still (SIGSTOP, a
+//! frozen container) in the middle of a write: until that process goes on or is killed, nobody writes. A server does not have this
+//! limit.
 //!
 //! Every instant is of SQLite's own clock, read once a transaction after the lock was taken. It counts milliseconds.
 //!

@@ -1,6 +1,7 @@
 //! Opening a file, and what is said when it cannot be opened.
 
-use deploycore::model::{JobId, NewJob};
+use deploycore::model::{ClaimId, JobId, NewJob};
+use deploycore::port::queue::ClaimRequest;
 use deploycore::port::{BackendError, JobQueue, JobQueueExt, chain, queue};
 use deploycore_sql::Sqlite;
 use deploycore_sql::sqlite::{OpenError, Settings};
@@ -85,6 +86,10 @@ async fn a_lock_that_is_not_given_back_in_time_is_a_retryable_error_without_effe
     let (before, blocked) = (job(), job());
     queue.enqueue_one(&before).await.unwrap();
 
+    let claim = |limit| ClaimRequest { claim: ClaimId::new(), worker: "worker-1".parse().unwrap(), limit };
+    let first = claim(1);
+    let claimed = queue.claim(&first).await.unwrap();
+
     let mut other = SqliteConnectOptions::new().filename(sqlite.path()).connect().await.unwrap();
     let lock = other.begin_with("BEGIN IMMEDIATE").await.unwrap();
     let error = queue.enqueue_one(&blocked).await.unwrap_err();
@@ -93,7 +98,9 @@ async fn a_lock_that_is_not_given_back_in_time_is_a_retryable_error_without_effe
     assert_eq!(BackendError::backend(&error), "sqlite");
     let refused = Sqlite::open_with(&url(&folder, "queue.db"), &settings).await.unwrap_err();
     assert!(matches!(refused, OpenError::Busy { .. }) && refused.is_retryable(), "{refused:?}");
-    // Reading goes on meanwhile.
+    // Reading goes on meanwhile, and so do claims that find nothing to hand out or were answered before.
+    assert_eq!(queue.claim(&claim(1)).await.unwrap(), []);
+    assert_eq!(queue.claim(&first).await.unwrap(), claimed);
     assert!(queue.get(before.id).await.unwrap().is_some());
     assert_eq!(queue.get(blocked.id).await.unwrap(), None);
 

@@ -67,6 +67,7 @@ async fn a_claim_of_copies_follows_its_index() {
 #[tokio::test]
 async fn maintenance_follows_its_indexes() {
     for (statement, index) in [
+        (queue::ANY_READY, "jobs_eligible (delayed=? AND eligible_at<?)"),
         (queue::END_DELAYS, "jobs_eligible (delayed=? AND eligible_at<?)"),
         (queue::OVERDUE, "jobs_running"),
         (queue::PRUNE, "jobs_finished (finished_at<?)"),

@@ -5,7 +5,11 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use deploycore::port::JobQueue;
+use deploycore::port::queue::Claiming;
 use deploycore_examples::cluster::report::Report;
+use deploycore_sql::Sqlite;
+use deploycore_sql::sqlite::Settings;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -76,6 +80,16 @@ impl Bed {
         })
     }
 
+    /// Whether the queue's database takes a write, which is one without effect.
+    pub(crate) fn can_write_to_the_queue(&self) -> bool {
+        let url = format!("sqlite://{}", self.data().join("main/queue.db").display());
+        let settings = Settings::default().with_busy_timeout(Duration::from_secs(2));
+        runtime().block_on(async {
+            let queue = Sqlite::open_with(&url, &settings).await;
+            matches!(queue, Ok(sqlite) if sqlite.queue().set_claiming(Claiming::Open).await.is_ok())
+        })
+    }
+
     /// Every process that was started from this bed's folder, by command line, working folder or program.
     pub(crate) fn descendants(&self) -> Vec<u32> {
         let data = self.data();
@@ -139,6 +153,22 @@ impl Drop for Running<'_> {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Makes a repository with one commit; gives the commit.
+pub(crate) fn repository(folder: &Path) -> String {
+    let git = |args: &[&str]| {
+        let identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"];
+        let output = Command::new("git").args(identity).args(args).current_dir(folder).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    };
+    std::fs::create_dir_all(folder).unwrap();
+    git(&["init", "--quiet"]);
+    std::fs::write(folder.join("file"), "content").unwrap();
+    git(&["add", "--all"]);
+    git(&["commit", "--quiet", "--message", "one"]);
+    git(&["rev-parse", "HEAD"])
 }
 
 /// The program under test.

@@ -1,30 +1,12 @@
 //! Bad input ends with a message that names the thing and the way out.
 
-use std::path::Path;
-use std::process::Command;
-
-use crate::bed::{cluster, run};
+use crate::bed::{cluster, repository, run};
 
 /// Runs the program, which must fail, and gives what it said.
 fn refusal(args: &[&str]) -> String {
     let output = run(args);
     assert!(!output.status.success(), "{args:?} succeeded");
     String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// A repository with one commit; gives the commit.
-fn repository(folder: &Path) -> String {
-    let git = |args: &[&str]| {
-        let identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"];
-        let output = Command::new("git").args(identity).args(args).current_dir(folder).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
-    };
-    git(&["init", "--quiet"]);
-    std::fs::write(folder.join("file"), "content").unwrap();
-    git(&["add", "--all"]);
-    git(&["commit", "--quiet", "--message", "one"]);
-    git(&["rev-parse", "HEAD"])
 }
 
 #[test]

@@ -7,6 +7,7 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::row::{self, job_columns};
 use crate::sqlite::database::{Moment, failed};
+use crate::sqlite::row::Columns;
 use crate::stored;
 
 /// What a claim gives.
@@ -16,13 +17,21 @@ pub(super) struct Claimed {
     pub(super) is_new: bool,
 }
 
-pub(super) async fn claim(moment: &mut Moment, request: &ClaimRequest) -> Result<Claimed, BackendError> {
+/// What a claim gives that changes nothing: a repeated one, one while claiming is paused, one when no job is ready. `None`
+/// where only a write can tell.
+pub(super) async fn settled(moment: &mut Moment, request: &ClaimRequest) -> Result<Option<Claimed>, BackendError> {
     if is_known(moment.connection(), request.claim).await? {
         let jobs = held(moment.connection(), request.claim).await?;
-        return Ok(Claimed { jobs, is_new: false });
+        return Ok(Some(Claimed { jobs, is_new: false }));
     }
-    if is_paused(moment.connection()).await? {
-        return Ok(Claimed { jobs: Vec::new(), is_new: true });
+    let nothing_to_do = is_paused(moment.connection()).await? || !is_any_ready(moment).await?;
+    Ok(nothing_to_do.then(|| Claimed { jobs: Vec::new(), is_new: true }))
+}
+
+/// Hands out jobs; in a write transaction.
+pub(super) async fn claim(moment: &mut Moment, request: &ClaimRequest) -> Result<Claimed, BackendError> {
+    if let Some(claimed) = settled(moment, request).await? {
+        return Ok(claimed);
     }
     let now = moment.now;
     end_delays(moment).await?;
@@ -58,6 +67,18 @@ async fn held(connection: &mut SqliteConnection, claim: ClaimId) -> Result<Vec<J
 async fn is_paused(connection: &mut SqliteConnection) -> Result<bool, BackendError> {
     const PAUSED: &str = "SELECT 1 FROM queue_settings WHERE one = 1 AND paused = 1";
     Ok(sqlx::query(PAUSED).fetch_optional(connection).await.map_err(failed)?.is_some())
+}
+
+pub(in crate::sqlite) const ANY_READY: &str = "
+    SELECT EXISTS (SELECT 1 FROM jobs INDEXED BY jobs_eligible WHERE status = 'QUEUED' AND delayed = 0)
+        OR EXISTS (SELECT 1 FROM jobs INDEXED BY jobs_eligible
+                   WHERE status = 'QUEUED' AND delayed = 1 AND eligible_at <= ?1) AS any_ready";
+
+/// Whether a job waits whose time has come; its key may still be full.
+async fn is_any_ready(moment: &mut Moment) -> Result<bool, BackendError> {
+    let now = stored::micros(moment.now);
+    let row = sqlx::query(ANY_READY).bind(now).fetch_one(moment.connection()).await.map_err(failed)?;
+    Columns(&row).is_set("any_ready")
 }
 
 pub(in crate::sqlite) const END_DELAYS: &str =
