@@ -90,9 +90,8 @@ fn kills_of_region_agent_and_control_plane_on_the_way_to_the_machines() {
 }
 
 /// The first attempt at a build waits for the file `go`, the next ones do not; what comes out tells which it was.
-const BUILD: &str = r#"
-if mkdir first 2>/dev/null; then who=zombie; until [ -e go ]; do sleep 0.1; done; else who=successor; fi
-"#;
+const BUILD: &str =
+    "if mkdir first 2>/dev/null; then who=zombie; until [ -e go ]; do sleep 0.1; done; else who=successor; fi";
 const LEAVES: &str = "printf '#!/bin/sh\\n# %s\\n' $who > \"$OLDPWD/app\"";
 const SUCCESSORS: &[u8] = b"#!/bin/sh\n# successor\n";
 
