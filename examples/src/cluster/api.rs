@@ -118,7 +118,7 @@ pub struct StoreUsage {
     pub recovery_bytes: u64,
 }
 
-/// `GET /v1/usage/{digest}`, of the control plane: by region; a region that does not answer is left out.
+/// `GET /v1/usage/{digest}`, of the control plane: by region; an error while a region does not answer.
 pub type UsageByRegion = BTreeMap<RegionName, StoreUsage>;
 
 /// The path of an artifact's usage.

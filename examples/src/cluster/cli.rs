@@ -33,11 +33,11 @@ pub struct RunArgs {
     /// File that the build command leaves in the checkout: the artifact
     #[arg(long, value_name = "FILE", requires = "repo")]
     pub output: Option<PathBuf>,
-    /// Arguments to start the artifact with; `{port}` stands for a free port. Without it the artifact is only installed
+    /// Arguments to start the artifact with; `{port}` stands for a free port. Without it and --ready the artifact is only installed
     #[arg(long = "run", value_name = "ARGS", requires = "repo", allow_hyphen_values = true)]
     pub run_args: Option<String>,
-    /// When the started artifact counts as running
-    #[arg(long, value_name = "http:PATH|alive:5s|exit", requires = "run_args", value_parser = parse_readiness)]
+    /// When the started artifact counts as running [default: alive:5s; http:/healthz for the small service]
+    #[arg(long, value_name = "http:PATH|alive:5s|exit", value_parser = parse_readiness)]
     pub ready: Option<Readiness>,
     /// Name of the service
     #[arg(long, value_name = "NAME")]

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use deploycore::model::{ArtifactName, ArtifactStatus, Attempt, Digest, Goal, Job, JobId, KnownMachine, ServiceName};
-use deploycore::port::goals::Stored;
 use deploycore::port::queue::JobPage;
 use reqwest::Method;
 use serde::Serialize;
@@ -78,11 +77,6 @@ impl Client {
     /// One service.
     pub async fn service(&self, service: &ServiceName) -> Result<ServiceStatus> {
         self.get(&format!("v1/services/{service}")).await
-    }
-
-    /// The goals of a service, newest first.
-    pub async fn history(&self, service: &ServiceName) -> Result<Vec<Stored>> {
-        self.get(&format!("v1/services/{service}/history")).await
     }
 
     /// Jobs, newest first.

@@ -146,8 +146,9 @@ async fn deployable(client: &Client, job: JobId, artifact: &ArtifactName) -> Res
     let wait = async {
         loop {
             let state = client.job(job).await?;
-            if let Some(failure) = state.failure.filter(|_| state.status.is_finished() && state.artifact.is_none()) {
-                bail!("job {job} is {}: {}", state.status, failure.message);
+            if state.status.is_finished() && state.artifact.is_none() {
+                let reason = state.failure.map_or(String::new(), |failure| format!(": {}", failure.message));
+                bail!("job {job} is {}{reason}", state.status);
             }
             match client.artifact(artifact).await {
                 Ok(status) if status.is_deployable() => return Ok(()),

@@ -141,8 +141,8 @@ pub struct Agent {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Warden {
-    /// The data folders of all machines.
-    pub machines: Vec<PathBuf>,
+    /// The configurations of all agents.
+    pub agents: Vec<PathBuf>,
 }
 
 /// Reads a configuration; the error names the file, the line and the key.

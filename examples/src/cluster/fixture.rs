@@ -26,29 +26,38 @@ pub fn repository(path: &Path) -> Result<Vec<CommitId>> {
         make(&unfinished)?;
         std::fs::rename(&unfinished, path)?;
     }
-    let log = git(path, &["log", "--reverse", "--format=%H"])?;
+    let log = run(path, &["log", "--reverse", "--format=%H"])?;
     log.lines().map(|line| CommitId::new(line).map_err(Into::into)).collect()
 }
 
 fn make(path: &Path) -> Result<()> {
     std::fs::create_dir_all(path.join("src"))?;
-    git(path, &["init", "--quiet", "--initial-branch=main"])?;
+    run(path, &["init", "--quiet", "--initial-branch=main"])?;
     std::fs::write(path.join("src/main.rs"), MAIN_RS)?;
     for version in VERSIONS {
         let manifest = CARGO_TOML.replace("version = \"1.0.0\"", &format!("version = \"{version}\""));
         std::fs::write(path.join("Cargo.toml"), manifest)?;
-        git(path, &["add", "--all"])?;
-        git(path, &["commit", "--quiet", "--message", &format!("web {version}")])?;
+        run(path, &["add", "--all"])?;
+        run(path, &["commit", "--quiet", "--message", &format!("web {version}")])?;
     }
     Ok(())
 }
 
-fn git(folder: &Path, args: &[&str]) -> Result<String> {
-    let output = Command::new("git")
+/// `git` without what this process's environment says of a repository: in a git hook that would be the user's own.
+pub fn git() -> Command {
+    let mut git = Command::new("git");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"GIT_")) {
+        git.env_remove(name);
+    }
+    git.env("GIT_CONFIG_GLOBAL", "/dev/null");
+    git
+}
+
+fn run(folder: &Path, args: &[&str]) -> Result<String> {
+    let output = git()
         .args(["-c", "user.name=deploycore", "-c", "user.email=deploycore@localhost", "-c", "commit.gpgsign=false"])
         .args(args)
         .current_dir(folder)
-        .env("GIT_CONFIG_GLOBAL", "/dev/null")
         .output()
         .context("git could not be started: install it")?;
     if !output.status.success() {

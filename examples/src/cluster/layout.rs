@@ -11,7 +11,8 @@
 //! regions/NAME/     region store, goals, the gate's counts
 //! machines/REGION/NAME/   blobs, services, journals
 //! config/NAME.toml  configuration of each child
-//! run/NAME.lock     held by each running child
+//! config/NAME.lock  held by each running child, with its pid
+//! run/api           URL of the control plane's API
 //! logs/NAME.log     what each child says
 //! ```
 
@@ -47,7 +48,7 @@ impl DataDir {
                 VERSION.trim()
             ),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                if fs::read_dir(&dir.0)?.next().is_some() {
+                if !is_empty(&dir.0)? {
                     bail!(
                         "{} is not empty and not a data folder: name a new or empty folder with --data-dir",
                         dir.0.display()
@@ -61,14 +62,6 @@ impl DataDir {
             fs::create_dir_all(dir.0.join(name))?;
         }
         Ok(dir)
-    }
-
-    /// Opens the data folder of a cluster that exists.
-    pub fn open(path: &Path) -> Result<Self> {
-        if !path.join("VERSION").exists() {
-            bail!("{} is not the data folder of a cluster: name the one that `cluster` printed", path.display());
-        }
-        Self::create(path)
     }
 
     /// A path inside the folder.
@@ -120,24 +113,66 @@ impl DataDir {
     }
 }
 
+/// Files of this prefix are being written, or were when their writer died.
+const UNFINISHED: &str = ".unfinished-";
+
+/// Whether a folder holds nothing, but for what a start that was cut short left.
+fn is_empty(folder: &Path) -> std::io::Result<bool> {
+    for entry in fs::read_dir(folder)? {
+        if !entry?.file_name().to_string_lossy().starts_with(UNFINISHED) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Writes a file so that after a crash it is the old or the new one.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || -> std::io::Result<()> {
-        let temporary = path.with_extension("tmp");
-        let mut file = File::create(&temporary)?;
+        let mut file = unfinished(path)?;
         std::io::Write::write_all(&mut file, bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
-        // A bare file name has an empty parent: the working folder.
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(folder)?.sync_all()
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        File::open(folder_of(path))?.sync_all()
     };
     write().with_context(|| format!("{} could not be written", path.display()))
+}
+
+/// Fails where [`write_atomic`] would fail for its folder, so that it is told before the work and not after it.
+pub fn check_writable(path: &Path) -> Result<()> {
+    unfinished(path).map(drop).with_context(|| format!("{} cannot be written", path.display()))
+}
+
+fn unfinished(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
+    let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+    tempfile::Builder::new().prefix(UNFINISHED).permissions(permissions).tempfile_in(folder_of(path))
+}
+
+/// A bare file name has an empty parent: the working folder.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_whose_first_start_was_cut_short_is_taken_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let _cut_short = unfinished(&folder.path().join("VERSION")).unwrap().keep().unwrap();
+        DataDir::create(folder.path()).unwrap();
+        DataDir::create(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn a_file_beside_the_target_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("r.tmp"), "mine").unwrap();
+        write_atomic(&folder.path().join("r.json"), b"{}").unwrap();
+        assert_eq!(fs::read(folder.path().join("r.tmp")).unwrap(), b"mine");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
 
     #[test]
     fn a_bare_file_name_is_written_to_the_working_folder() {

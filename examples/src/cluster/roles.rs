@@ -30,8 +30,10 @@ use super::supervisor::Lifeline;
 
 /// How long a role may take to end in order; then it ends anyway. The parent waits a little longer.
 const ORDERLY_END: Duration = Duration::from_secs(10);
-/// How long the lock and the port of an ending predecessor are waited for.
+/// How long the lock of an ending predecessor is waited for.
 const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(15);
+/// How long a port is waited for. Whoever holds the lock has no predecessor any more, but a port may be let go of a little later.
+const PORT_PATIENCE: Duration = Duration::from_secs(3);
 
 /// How often a store is swept of what unfinished puts left, and how old that must be.
 const SWEEP_PERIOD: Duration = Duration::from_hours(6);
@@ -42,9 +44,10 @@ pub async fn run(role: RoleName, config: &Path, with_lifeline: bool) -> Result<(
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let lifeline = if with_lifeline { Lifeline::standard_input() } else { Lifeline::none() };
-    let shutdown = shutdown_token(lifeline.clone())?;
+    let limit = if role == RoleName::Warden { warden::PATIENCE } else { ORDERLY_END };
+    let shutdown = shutdown_token(lifeline.clone(), limit)?;
     tracing::info!(?role, config = %config.display(), pid = std::process::id(), "starting");
-    // The warden outlives the others and holds nothing that a second one could harm.
+    // The warden outlives the others and touches only what nobody holds.
     let _lock = if role == RoleName::Warden { None } else { Some(lock(config).await?) };
     let result = match role {
         RoleName::Control => control::run(config::read(config)?, shutdown).await,
@@ -78,7 +81,7 @@ async fn lock(config: &Path) -> Result<File> {
     Ok(file)
 }
 
-fn shutdown_token(lifeline: Lifeline) -> Result<CancellationToken> {
+fn shutdown_token(lifeline: Lifeline, limit: Duration) -> Result<CancellationToken> {
     let token = CancellationToken::new();
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let told = token.clone();
@@ -90,8 +93,8 @@ fn shutdown_token(lifeline: Lifeline) -> Result<CancellationToken> {
         }
         told.cancel();
         // A service that cannot end in order is what a crash is: everything can be started again after it.
-        tokio::time::sleep(ORDERLY_END).await;
-        tracing::error!("not ended in order within {ORDERLY_END:?}");
+        tokio::time::sleep(limit).await;
+        tracing::error!("not ended in order within {limit:?}");
         std::process::exit(1);
     });
     Ok(token)
@@ -187,7 +190,7 @@ async fn listen(address: SocketAddr) -> Result<TcpListener> {
     loop {
         match TcpListener::bind(address).await {
             Ok(listener) => return Ok(listener),
-            Err(error) if start.elapsed() > PREDECESSOR_PATIENCE => {
+            Err(error) if start.elapsed() > PORT_PATIENCE => {
                 return Err(error).with_context(|| {
                     format!("{address} cannot be listened on: another process holds the port, or the address is not this host's")
                 });

@@ -76,6 +76,9 @@ struct Wanted {
 }
 
 async fn bring_up(args: RunArgs) -> Result<()> {
+    if let Some(report) = &args.report {
+        layout::check_writable(report).context("--report")?;
+    }
     let temporary =
         if args.data_dir.is_none() { Some(tempfile::Builder::new().prefix("deploycore-").tempdir()?) } else { None };
     let folder = args.data_dir.clone().or_else(|| temporary.as_ref().map(|dir| dir.path().to_owned()));
@@ -83,13 +86,15 @@ async fn bring_up(args: RunArgs) -> Result<()> {
     let lock = data.lock("cluster.lock")?;
     let result = run_cluster(&args, &data).await;
     drop(lock);
+    // Without a child there are no logs to look at.
+    let has_logs = std::fs::read_dir(data.join("logs")).is_ok_and(|mut logs| logs.next().is_some());
     match (&result, temporary) {
-        (Err(_), Some(temporary)) => {
+        (Err(_), Some(temporary)) if has_logs => {
             let kept = temporary.keep();
             eprintln!("data folder with logs kept: {}", kept.display());
         }
-        (Err(_), None) => eprintln!("logs: {}", data.join("logs").display()),
-        (Ok(()), _) => {}
+        (Err(_), None) if has_logs => eprintln!("logs: {}", data.join("logs").display()),
+        _ => {}
     }
     result
 }
@@ -98,6 +103,8 @@ async fn run_cluster(args: &RunArgs, data: &DataDir) -> Result<()> {
     let wanted = wanted(args, data)?;
     check_disk(&wanted, data)?;
     let ends = write_configs(args, &wanted, data)?;
+    // Only now: what was refused must not bind the folder to its settings.
+    data.write_json("cluster.json", &wanted)?;
     let mut supervisor = Supervisor::new(data.clone())?;
     for child in &ends.children {
         supervisor.start(child.clone());
@@ -105,7 +112,13 @@ async fn run_cluster(args: &RunArgs, data: &DataDir) -> Result<()> {
     let client = Client::new(ends.api.clone())?;
     let machines = usize::from(wanted.regions) * usize::from(wanted.machines);
     let versions = (!wanted.own_repository).then(|| fixture::VERSIONS.map(str::to_owned).to_vec());
-    let plan = Plan { service: wanted.service.clone(), commits: wanted.commits.clone(), machines, versions };
+    let plan = Plan {
+        service: wanted.service.clone(),
+        commits: wanted.commits.clone(),
+        machines,
+        versions,
+        readiness: wanted.run.readiness.clone(),
+    };
     eprintln!(
         "cluster: {} regions × {} machines, {} workers; data in {}",
         wanted.regions,
@@ -135,10 +148,10 @@ async fn run_cluster(args: &RunArgs, data: &DataDir) -> Result<()> {
 }
 
 fn finish(args: &RunArgs, report: &Report) -> Result<()> {
+    println!("{report}");
     if let Some(path) = &args.report {
         layout::write_atomic(path, &serde_json::to_vec_pretty(report)?)?;
     }
-    println!("{report}");
     Ok(())
 }
 
@@ -184,7 +197,7 @@ fn wanted(args: &RunArgs, data: &DataDir) -> Result<Wanted> {
         let run = RunSpec {
             args: vec!["--port".into(), "{port}".into()],
             port: Port::Free,
-            readiness: Readiness::Http("/healthz".into()),
+            readiness: args.ready.clone().unwrap_or_else(|| Readiness::Http("/healthz".into())),
             ..RunSpec::default()
         };
         Wanted {
@@ -205,7 +218,6 @@ fn wanted(args: &RunArgs, data: &DataDir) -> Result<Wanted> {
         }
         wanted = before;
     }
-    data.write_json("cluster.json", &wanted)?;
     Ok(wanted)
 }
 
@@ -228,7 +240,10 @@ impl Wanted {
 }
 
 fn run_spec(args: &RunArgs) -> Result<RunSpec> {
-    let Some(text) = &args.run_args else { return Ok(RunSpec::default()) };
+    if args.run_args.is_none() && args.ready.is_none() {
+        return Ok(RunSpec::default());
+    }
+    let text = args.run_args.as_deref().unwrap_or_default();
     let words = shell_words::split(text).with_context(|| format!("--run {text:?} has an open quote"))?;
     let readiness = args.ready.clone().unwrap_or(Readiness::Alive(Duration::from_secs(5)));
     let wants_port = matches!(readiness, Readiness::Http(_)) || words.iter().any(|word| word.contains("{port}"));
@@ -243,7 +258,7 @@ fn local_repository(repo: &str, commits: &[CommitId]) -> Result<String> {
     }
     let path = Path::new(repo).canonicalize().with_context(|| format!("repository {repo} does not exist"))?;
     for commit in commits {
-        let found = std::process::Command::new("git")
+        let found = fixture::git()
             .arg("-C")
             .arg(&path)
             .args(["cat-file", "-e", &format!("{commit}^{{commit}}")])
@@ -365,8 +380,8 @@ fn write_configs(args: &RunArgs, wanted: &Wanted, data: &DataDir) -> Result<Ends
         };
         writer.write(name.as_str(), "worker", &worker)?;
     }
-    let machines = writer.machine_folders()?;
-    writer.write("warden", "warden", &config::Warden { machines })?;
+    let agents = writer.agents();
+    writer.write("warden", "warden", &config::Warden { agents })?;
     let children = writer.children;
     layout::write_atomic(&data.join("run/api"), http_url(api)?.as_str().as_bytes())?;
     Ok(Ends { children, api: http_url(api)?, goals: http_url(goals)?, regions })
@@ -385,13 +400,10 @@ impl ConfigWriter<'_> {
         Ok(())
     }
 
-    fn machine_folders(&self) -> Result<Vec<PathBuf>> {
-        let mut folders = Vec::new();
-        for child in self.children.iter().filter(|child| child.role == "agent") {
-            let path = self.data.join(format!("config/{}.toml", child.name));
-            folders.push(config::read::<config::Agent>(&path)?.data_dir);
-        }
-        Ok(folders)
+    /// The configurations of the agents written so far.
+    fn agents(&self) -> Vec<PathBuf> {
+        let agents = self.children.iter().filter(|child| child.role == "agent");
+        agents.map(|agent| self.data.join(format!("config/{}.toml", agent.name))).collect()
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use deploycore::model::{
     ArtifactName, AttemptOutcome, CommitId, Completion, CopyState, Generation, Goal, Job, JobId, JobStatus,
-    KnownMachine, Origin, ServiceName, ServicePhase, ServiceReport, Timestamp,
+    KnownMachine, Origin, Readiness, ServiceName, ServicePhase, ServiceReport, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +34,8 @@ pub struct Plan {
     pub machines: usize,
     /// What the service answers to `GET /version` for each commit, where that is known.
     pub versions: Option<Vec<String>>,
+    /// When the service counts as running: at the end every machine is asked once more where that is over HTTP.
+    pub readiness: Readiness,
 }
 
 /// How far the main job came.
@@ -105,6 +107,8 @@ impl<'a> Scenario<'a> {
         if self.state.jobs.is_empty() {
             self.state.jobs = self.plan.commits.iter().map(|_| JobId::new()).collect();
             self.save()?;
+        } else {
+            self.replace_failed_jobs().await?;
         }
         for (commit, job) in self.plan.commits.iter().zip(&self.state.jobs) {
             let name = Some(self.plan.service.clone());
@@ -129,6 +133,22 @@ impl<'a> Scenario<'a> {
             }
             tokio::time::sleep(POLL).await;
         }
+    }
+
+    /// Whoever repeats the command after a failed build wants another build: what it failed of may be mended.
+    async fn replace_failed_jobs(&mut self) -> Result<()> {
+        for job in &mut self.state.jobs {
+            let known = match patiently(|| self.client.job(*job)).await {
+                Ok(known) => known,
+                // It was never enqueued.
+                Err(error) if is_not_found(&error) => continue,
+                Err(error) => return Err(error),
+            };
+            if known.status.is_finished() && known.status != JobStatus::Succeeded {
+                *job = JobId::new();
+            }
+        }
+        self.save()
     }
 
     async fn explain_failure(&self, job: &Job) -> anyhow::Error {
@@ -245,6 +265,19 @@ impl<'a> Scenario<'a> {
         Ok(deployment)
     }
 
+    /// What each machine reports of the goal. A region that was just started again knows its machines within one of their periods.
+    async fn reports(&self, goal: &Goal) -> Result<Vec<ServiceReport>> {
+        loop {
+            let machines = patiently(|| self.client.machines()).await?;
+            let reports = machines.iter().filter_map(|machine| self.service_of(machine));
+            let reports: Vec<_> = reports.filter(|report| report.goal == goal.position).cloned().collect();
+            if reports.len() >= self.plan.machines {
+                return Ok(reports);
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
     async fn usage_of_rollback(&self, index: usize) -> Result<UsageByRegion> {
         let target = self.state.steps[..index].iter().rev().nth(1).and_then(|step| step.done.as_ref());
         let target = target.context("a rollback follows two deployments")?;
@@ -278,9 +311,7 @@ impl<'a> Scenario<'a> {
 
     async fn describe_deployment(&self, step: &Step, goal: &Goal) -> Result<Deployment> {
         let converged_ms = millis_between(step.asked_at, Timestamp::now());
-        let machines = patiently(|| self.client.machines()).await?;
-        let reports = machines.iter().filter_map(|machine| self.service_of(machine));
-        let reports: Vec<_> = reports.filter(|report| report.goal == goal.position).collect();
+        let reports = self.reports(goal).await?;
         let usage = patiently(|| self.client.usage(&goal.artifact.digest)).await?;
         let ratio = |bytes: u64| bytes as f64 / goal.artifact.size.max(1) as f64;
         let store_read_ratio: BTreeMap<_, _> = usage
@@ -345,6 +376,9 @@ impl<'a> Scenario<'a> {
         if artifact.digest != goal.artifact.digest || report.phase != ServicePhase::Good {
             return Err(format!("is {:?} with {}", report.phase, artifact.digest.short()));
         }
+        if let (Readiness::Http(path), Some(port)) = (&self.plan.readiness, report.port) {
+            ask(http, port, path).await?;
+        }
         let version = match (expected, report.port) {
             (Some(expected), Some(port)) => {
                 let answer = version(http, port).await?;
@@ -381,9 +415,14 @@ async fn version(http: &reqwest::Client, port: u16) -> Result<String, String> {
     struct Answer {
         version: String,
     }
-    let answer = http.get(format!("http://127.0.0.1:{port}/version")).send().await;
-    let answer = answer.and_then(reqwest::Response::error_for_status).map_err(|error| error.to_string())?;
+    let answer = ask(http, port, "/version").await?;
     answer.json::<Answer>().await.map(|answer| answer.version).map_err(|error| error.to_string())
+}
+
+/// A GET that must be answered with a success.
+async fn ask(http: &reqwest::Client, port: u16, path: &str) -> Result<reqwest::Response, String> {
+    let answer = http.get(format!("http://127.0.0.1:{port}{path}")).send().await;
+    answer.and_then(reqwest::Response::error_for_status).map_err(|error| error.to_string())
 }
 
 /// Repeats a call while the control plane is away; the caller bounds the whole by its time limit.

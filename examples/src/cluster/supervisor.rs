@@ -3,23 +3,21 @@
 //! Each child holds the read end of a pipe as its standard input, its lifeline: when the parent ends, in whatever way, the
 //! child reads the end of the file and ends too.
 
-use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use serde::Serialize;
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::layout::DataDir;
 
-/// A child that lived this long is healthy: its next death counts as the first.
-const HEALTHY: Duration = Duration::from_secs(10);
+/// A child that lived this long is healthy: its next death counts as the first. Longer than a child waits for a lock or a port
+/// before it fails for want of it.
+const HEALTHY: Duration = Duration::from_secs(20);
 /// A child that died this often without ever being healthy is given up: something is wrong that a restart does not mend.
 const MAX_EARLY_DEATHS: u32 = 8;
 /// How long children have to end once their lifelines are cut.
@@ -34,21 +32,11 @@ pub struct ChildSpec {
     pub role: &'static str,
 }
 
-/// What the supervisor knows of a child.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct ChildStatus {
-    /// Its process, while it runs.
-    pub pid: Option<u32>,
-    /// How often it was started again.
-    pub restarts: u32,
-}
-
 /// Keeps children alive until it is shut down.
 #[derive(Debug)]
 pub struct Supervisor {
     program: PathBuf,
     data: DataDir,
-    children: Arc<Mutex<BTreeMap<String, ChildStatus>>>,
     tasks: tokio::task::JoinSet<Result<()>>,
     shutdown: CancellationToken,
 }
@@ -58,24 +46,14 @@ impl Supervisor {
     pub fn new(data: DataDir) -> Result<Self> {
         let program = std::env::current_exe().context("the program's own file is not known")?;
         let shutdown = CancellationToken::new();
-        Ok(Self { program, data, children: Arc::default(), tasks: tokio::task::JoinSet::new(), shutdown })
+        Ok(Self { program, data, tasks: tokio::task::JoinSet::new(), shutdown })
     }
 
     /// Starts a child and keeps it alive.
     pub fn start(&mut self, spec: ChildSpec) {
-        let keeper = Keeper {
-            program: self.program.clone(),
-            data: self.data.clone(),
-            children: self.children.clone(),
-            shutdown: self.shutdown.clone(),
-            spec,
-        };
+        let keeper =
+            Keeper { program: self.program.clone(), data: self.data.clone(), shutdown: self.shutdown.clone(), spec };
         self.tasks.spawn(keeper.run());
-    }
-
-    /// The children as they are now.
-    pub fn children(&self) -> BTreeMap<String, ChildStatus> {
-        self.children.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Resolves when a child cannot be kept alive, with the reason.
@@ -100,7 +78,6 @@ impl Supervisor {
 struct Keeper {
     program: PathBuf,
     data: DataDir,
-    children: Arc<Mutex<BTreeMap<String, ChildStatus>>>,
     shutdown: CancellationToken,
     spec: ChildSpec,
 }
@@ -113,13 +90,11 @@ impl Keeper {
             let mut child = self.spawn()?;
             // Taken, because waiting for the child would close it.
             let lifeline = child.stdin.take();
-            self.note(|status| status.pid = child.id());
             let exit = tokio::select! {
                 biased;
                 () = self.shutdown.cancelled() => {
                     drop(lifeline);
                     end(&mut child).await;
-                    self.note(|status| status.pid = None);
                     return Ok(());
                 }
                 exit = child.wait() => exit?,
@@ -135,7 +110,6 @@ impl Keeper {
                     last_lines(&log, 15)
                 );
             }
-            self.note(|status| *status = ChildStatus { pid: None, restarts: status.restarts + 1 });
             let delay = Duration::from_millis(100) * 2_u32.pow(early_deaths - 1);
             tokio::select! {
                 biased;
@@ -143,10 +117,6 @@ impl Keeper {
                 () = tokio::time::sleep(delay) => {}
             }
         }
-    }
-
-    fn note(&self, change: impl FnOnce(&mut ChildStatus)) {
-        change(self.children.lock().unwrap_or_else(PoisonError::into_inner).entry(self.spec.name.clone()).or_default());
     }
 
     fn spawn(&self) -> Result<Child> {

@@ -5,8 +5,9 @@ use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use deploycore::model::{Generation, Job, KnownMachine, ServicePhase};
 use deploycore::port::JobQueue;
-use deploycore::port::queue::Claiming;
+use deploycore::port::queue::{Claiming, JobPage};
 use deploycore_examples::cluster::report::Report;
 use deploycore_sql::Sqlite;
 use deploycore_sql::sqlite::Settings;
@@ -75,9 +76,28 @@ impl Bed {
         let base = std::fs::read_to_string(self.data().join("run/api")).ok()?;
         let url = format!("{}v1/{path}", base.trim());
         runtime().block_on(async {
-            let answer = reqwest::Client::new().get(url).timeout(Duration::from_secs(2)).send().await.ok()?;
+            let http = reqwest::Client::builder().no_proxy().build().unwrap();
+            let answer = http.get(url).timeout(Duration::from_secs(2)).send().await.ok()?;
             answer.error_for_status().ok()?.json().await.ok()
         })
+    }
+
+    /// All jobs, newest first.
+    pub(crate) fn jobs(&self) -> Option<Vec<Job>> {
+        Some(serde_json::from_value::<JobPage>(self.get("jobs")?).unwrap().jobs)
+    }
+
+    /// Every machine that reported.
+    pub(crate) fn machines(&self) -> Option<Vec<KnownMachine>> {
+        Some(serde_json::from_value(self.get("machines")?).unwrap())
+    }
+
+    /// Where each machine is that has taken up this generation.
+    pub(crate) fn phases(&self, generation: u64) -> Option<Vec<ServicePhase>> {
+        let machines = self.machines()?;
+        let services = machines.iter().flat_map(|machine| &machine.report.services);
+        let there = services.filter(|service| service.goal.generation == Generation(generation));
+        Some(there.map(|service| service.phase).collect())
     }
 
     /// Whether the queue's database takes a write, which is one without effect.

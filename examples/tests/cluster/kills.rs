@@ -1,92 +1,212 @@
 //! SIGKILL at each stage of the road, SIGSTOP past the lease: the main job still ends with 0, and nothing ran twice.
 
-use deploycore::model::{Digest, Job, JobStatus};
-use deploycore::port::queue::JobPage;
+use std::time::Duration;
+
+use deploycore::model::{Digest, Job, JobStatus, ServicePhase, Timestamp};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::bed::{Bed, Running, repository, send, wait_for};
 use crate::road::assert_rolled_back;
 
-/// A stage of the road, recognised from outside.
+/// A stage of the road, recognised from outside by what only this stage shows.
 #[derive(Debug, Clone, Copy)]
 enum Stage {
+    /// A job waits.
     Queued,
+    /// A worker holds a job and nothing of it is in the store.
     Building,
+    /// A worker holds a job and its artifact is on the way into the store.
+    Storing,
+    /// A job's worker is silent, and the reaper has not rescued it yet.
+    Orphaned,
+    /// An artifact is in the main store and not in every region.
     Replicating,
+    /// A machine fetches the generation.
     Fetching(u64),
-    Converging(u64),
-    AtRest(u64),
+    /// Some machines run the generation, others do not yet.
+    Spreading(u64),
+    /// The service was started for the generation and is not ready yet.
+    OnTrial(u64),
+    /// The rollback was written.
+    RollingBack(u64),
+    /// The main job is done.
+    AtRest,
 }
+
+/// More than a heartbeat, less than the age at which a lease is lost.
+const SILENCE: Duration = Duration::from_secs(5);
+/// Smaller files of a store are artifacts without padding.
+const PADDED: u64 = 1 << 20;
 
 impl Stage {
-    fn seen(self, bed: &Bed) -> Option<()> {
-        let seen = match self {
-            Self::Queued => !bed.get("jobs")?["jobs"].as_array()?.is_empty(),
-            Self::Building => bed.get("jobs")?["jobs"].as_array()?.iter().any(|job| job["status"] == "RUNNING"),
+    fn is_now(self, bed: &Bed) -> bool {
+        self.seen(bed).unwrap_or(false)
+    }
+
+    fn seen(self, bed: &Bed) -> Option<bool> {
+        Some(match self {
+            Self::Queued => bed.jobs()?.iter().any(|job| job.status == JobStatus::Queued),
+            Self::Building => bed.jobs()?.iter().any(|job| job.running.is_some()) && blobs(bed) == 0,
+            Self::Storing => {
+                let jobs = bed.jobs()?;
+                let stored = jobs.iter().filter(|job| job.artifact.is_some()).count();
+                jobs.iter().any(|job| job.running.is_some()) && blobs(bed) > stored
+            }
+            Self::Orphaned => bed
+                .jobs()?
+                .iter()
+                .filter_map(|job| job.running.as_ref())
+                .any(|running| Timestamp::now().duration_since(running.last_heartbeat).unsigned_abs() > SILENCE),
             Self::Replicating => {
-                bed.get("jobs")?["jobs"].as_array()?.iter().any(|job| job["status"] == JobStatus::Succeeded.as_str())
+                let jobs = bed.jobs()?;
+                let mut artifacts = jobs.iter().filter_map(|job| job.artifact.as_ref());
+                artifacts.any(|artifact| {
+                    let status = bed.get(&format!("artifacts/{}", artifact.name));
+                    !status.is_some_and(|status| {
+                        status["copies"].as_object().is_some_and(|c| c.values().all(|copy| copy["state"] == "complete"))
+                    })
+                })
             }
-            Self::Fetching(generation) => generation_of(bed)? >= generation,
-            Self::Converging(generation) => generation_of(bed)? >= generation && !converged(bed)?.is_empty(),
-            Self::AtRest(generation) => {
-                let service = bed.get("services/web")?;
-                generation_of(bed)? >= generation && service["convergence"]["behind"].as_array()?.is_empty()
+            Self::Fetching(generation) => bed.phases(generation)?.contains(&ServicePhase::Fetching),
+            Self::OnTrial(generation) => bed.phases(generation)?.contains(&ServicePhase::Running),
+            Self::Spreading(generation) => {
+                let phases = bed.phases(generation)?;
+                let good = phases.iter().filter(|phase| **phase == ServicePhase::Good).count();
+                good > 0 && good < bed.machines()?.len()
             }
-        };
-        seen.then_some(())
+            Self::RollingBack(generation) => bed.get("services/web")?["goal"]["generation"].as_u64()? >= generation,
+            Self::AtRest => bed.log().contains("running until Ctrl-C"),
+        })
     }
 }
 
-fn generation_of(bed: &Bed) -> Option<u64> {
-    bed.get("services/web")?["goal"]["generation"].as_u64()
+/// Artifacts in the main store, the unfinished included.
+fn blobs(bed: &Bed) -> usize {
+    let Ok(files) = std::fs::read_dir(bed.data().join("main/store/blobs")) else { return 0 };
+    files.flatten().filter(|file| file.metadata().is_ok_and(|file| file.len() >= PADDED)).count()
 }
 
-fn converged(bed: &Bed) -> Option<Vec<serde_json::Value>> {
-    bed.get("services/web")?["convergence"]["converged"].as_array().cloned()
+/// Who is struck.
+#[derive(Debug, Clone, Copy)]
+enum Victim {
+    Child(&'static str),
+    /// The worker that holds a job, whichever it is; any, when none does.
+    Builder,
 }
 
-fn strike(bed: &Bed, running: &mut Running<'_>, stage: Stage, child: &str, signal: Signal) {
-    running.until(&format!("{stage:?}"), || stage.seen(bed));
-    let pid = running.until(&format!("the process of {child}"), || bed.pid_of(child));
-    eprintln!("{stage:?}: {signal:?} to {child} ({})", pid.as_raw_nonzero());
-    kill_process(pid, signal).ok();
+impl Victim {
+    fn name(self, bed: &Bed) -> Option<String> {
+        match self {
+            Self::Child(name) => Some(name.to_owned()),
+            Self::Builder => {
+                let jobs = bed.jobs()?;
+                let holder = jobs.iter().find_map(|job| job.running.as_ref());
+                Some(holder.map_or("worker-1".to_owned(), |running| running.worker.to_string()))
+            }
+        }
+    }
 }
 
-/// Runs the main job, strikes in order, and expects the usual end.
-fn survives(strikes: &[(Stage, &str)]) {
-    let bed = Bed::new(&["--regions", "2", "--machines", "2"]);
+/// Kills a child in a stage, and waits until it was started again.
+fn strike(bed: &Bed, running: &mut Running<'_>, stage: Stage, victim: Victim) {
+    let (name, pid) = running.until(&format!("{stage:?}, to kill {victim:?}"), || {
+        let name = victim.name(bed)?;
+        let pid = bed.pid_of(&name)?;
+        stage.is_now(bed).then_some((name, pid))
+    });
+    kill_process(pid, Signal::KILL).unwrap();
+    eprintln!("{stage:?}: killed {name} ({})", pid.as_raw_nonzero());
+    running.until(&format!("the successor of {name}"), || bed.pid_of(&name).filter(|next| *next != pid));
+}
+
+/// Large enough that each stage is long enough to be seen.
+const PAYLOAD: &str = "32MiB";
+
+/// Runs the main job, strikes in order, and expects the usual end, also of what is struck after it.
+fn survives(arguments: &[&str], strikes: &[(Stage, Victim)]) {
+    let small = ["--regions", "2", "--machines", "2", "--payload", PAYLOAD, "--keep-running"];
+    let bed = Bed::new(&[&small, arguments].concat());
     let mut running = bed.start();
-    for (stage, child) in strikes {
-        strike(&bed, &mut running, *stage, child, Signal::KILL);
+    for (stage, victim) in strikes {
+        strike(&bed, &mut running, *stage, *victim);
     }
+    running.until("the end of the main job", || Stage::AtRest.is_now(&bed).then_some(()));
+    running.until("every machine in good order", || {
+        (bed.phases(3)? == [ServicePhase::Good; 4] && bed.machines()?.iter().all(|machine| machine.live)).then_some(())
+    });
+    send(running.pid(), Signal::INT);
     assert!(running.end().success());
     assert_rolled_back(&bed.report(), 4);
     assert_eq!(bed.descendants(), Vec::<u32>::new());
 }
 
+use Stage::{AtRest, Building, Fetching, OnTrial, Orphaned, Queued, Replicating, RollingBack, Spreading, Storing};
+use Victim::{Builder, Child};
+
 #[test]
-fn kills_of_worker_and_control_plane_on_the_way_to_the_store() {
-    survives(&[
-        (Stage::Queued, "control"),
-        (Stage::Building, "worker-1"),
-        (Stage::Building, "worker-2"),
-        (Stage::Replicating, "region-1"),
-        (Stage::Replicating, "control"),
-    ]);
+fn kills_on_the_way_to_the_store() {
+    survives(
+        &[],
+        &[
+            (Queued, Child("control")),
+            (Building, Builder),
+            (Orphaned, Child("control")),
+            (Storing, Builder),
+            (Replicating, Child("region-1")),
+            (Replicating, Child("control")),
+        ],
+    );
 }
 
 #[test]
-fn kills_of_region_agent_and_control_plane_on_the_way_to_the_machines() {
-    survives(&[
-        (Stage::Fetching(1), "region-1"),
-        (Stage::Fetching(1), "region-2-m1"),
-        (Stage::Converging(1), "region-1-m2"),
-        (Stage::Fetching(2), "control"),
-        (Stage::Fetching(2), "region-2-m2"),
-        (Stage::Converging(2), "region-2"),
-        (Stage::Fetching(3), "region-1-m1"),
-        (Stage::AtRest(3), "region-1"),
-    ]);
+fn kills_on_the_way_to_the_machines() {
+    survives(
+        &[],
+        &[
+            (Fetching(1), Child("region-1")),
+            (Fetching(1), Child("region-2-m1")),
+            (Fetching(2), Child("control")),
+            (Fetching(2), Child("region-2")),
+            (RollingBack(3), Child("region-1-m1")),
+            (AtRest, Child("region-1")),
+            (AtRest, Child("region-1-m2")),
+            (AtRest, Child("control")),
+            (AtRest, Builder),
+        ],
+    );
+}
+
+#[test]
+fn kills_while_services_are_switched() {
+    survives(
+        &["--ready", "alive:2s"],
+        &[
+            (OnTrial(1), Child("region-1-m1")),
+            (OnTrial(1), Child("control")),
+            (OnTrial(2), Child("region-2-m2")),
+            (Spreading(2), Child("region-2")),
+            (RollingBack(3), Child("region-1")),
+            (OnTrial(3), Child("region-2-m1")),
+            (OnTrial(3), Child("control")),
+        ],
+    );
+}
+
+/// Every kind of child in every stage, one kill a run. It takes a quarter of an hour:
+/// `cargo test -p deploycore-examples --test cluster -- --ignored --nocapture`
+#[test]
+#[ignore = "a quarter of an hour"]
+fn every_child_at_every_stage() {
+    let victims = [Child("control"), Builder, Child("region-1"), Child("region-1-m1"), Child("region-2-m2")];
+    let stages = [Queued, Building, Storing, Replicating, Fetching(1), Fetching(2), RollingBack(3), AtRest];
+    for victim in victims {
+        for stage in stages {
+            survives(&[], &[(stage, victim)]);
+        }
+        for stage in [OnTrial(1), Spreading(1), OnTrial(2), Spreading(2), OnTrial(3)] {
+            survives(&["--ready", "alive:2s"], &[(stage, victim)]);
+        }
+    }
 }
 
 /// The first attempt at a build waits for the file `go`, the next ones do not; what comes out tells which it was.
@@ -130,7 +250,7 @@ fn a_worker_that_stood_still_past_its_lease_does_not_complete_the_run_of_another
 }
 
 fn only_job(bed: &Bed) -> Option<Job> {
-    serde_json::from_value::<JobPage>(bed.get("jobs")?).ok()?.jobs.pop()
+    bed.jobs()?.pop()
 }
 
 /// Stops a process at a moment when it is not writing to the queue: an SQLite file that a stopped process has locked is locked for

@@ -73,10 +73,10 @@ fn a_payload_that_cannot_fit_is_refused_before_anything_starts() {
 fn an_unknown_key_in_a_configuration_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("warden.toml");
-    std::fs::write(&config, "machines = []\nmachnies = []\n").unwrap();
+    std::fs::write(&config, "agents = []\nagnets = []\n").unwrap();
     let output = cluster().args(["role", "warden", "--config"]).arg(&config).output().unwrap();
     assert!(!output.status.success());
-    assert!(String::from_utf8_lossy(&output.stderr).contains("machnies"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("agnets"));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! A worker: builds jobs into the main store.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use async_trait::async_trait;
@@ -21,10 +22,17 @@ use tokio_util::sync::CancellationToken;
 use super::Services;
 use crate::cluster::config;
 
+/// From the word to end until builds are told to stop: none, for a role has only [`super::ORDERLY_END`] to give its jobs back.
+const DRAIN: Duration = Duration::ZERO;
+/// How long a build that was told to stop may take. Its own grace, from SIGTERM to SIGKILL, lies within.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+const BUILD_STOP_GRACE: Duration = Duration::from_secs(3);
+
 pub(super) async fn run(config: config::Worker, shutdown: CancellationToken) -> Result<()> {
     let queue = Sqlite::open(&config.queue).await?.queue();
     let store = Arc::new(BlobStore::open(&config.store)?);
-    let settings = CommandBuilderSettings::new(config.repository, config.command, config.output, config.scratch);
+    let settings = CommandBuilderSettings::new(config.repository, config.command, config.output, config.scratch)
+        .with_stop_grace(BUILD_STOP_GRACE);
     let builder = Arc::new(CommandBuilder::open(settings).await?);
     let builder: Arc<dyn Builder> = match config.payload {
         Some(payload) => Arc::new(Padded { builder, payload }),
@@ -34,7 +42,9 @@ pub(super) async fn run(config: config::Worker, shutdown: CancellationToken) -> 
         .with_name(config.name)
         .with_slots(config.slots)
         .with_poll(config.look)
-        .with_heartbeat(config.heartbeat, config.lost_after);
+        .with_heartbeat(config.heartbeat, config.lost_after)
+        .with_drain(DRAIN)
+        .with_stop_grace(STOP_GRACE);
     let worker = Worker::new(settings, queue, store, builder);
     let mut services = Services::new(shutdown.clone());
     services.add("worker", async move {

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::extract::{DefaultBodyLimit, Path, Query, State as Shared};
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts, State as Shared};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -51,9 +52,26 @@ pub(super) fn router(state: Arc<State>) -> Router {
         .route("/v1/rollbacks", post(rollback))
         .route("/v1/machines", get(machines))
         .route("/v1/usage/{digest}", get(usage))
+        .fallback(async || Error::new(StatusCode::NOT_FOUND, "unknown_call", "the API has no such path"))
+        .method_not_allowed_fallback(async || {
+            Error::new(StatusCode::METHOD_NOT_ALLOWED, "unknown_call", "the path does not take this method")
+        })
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(state)
 }
+
+/// What a request carries; what it cannot be read as is answered like every other error.
+#[derive(Debug, FromRequest)]
+#[from_request(via(Json), rejection(Error))]
+struct Body<T>(T);
+
+#[derive(Debug, FromRequestParts)]
+#[from_request(via(axum::extract::Path), rejection(Error))]
+struct Path<T>(T);
+
+#[derive(Debug, FromRequestParts)]
+#[from_request(via(axum::extract::Query), rejection(Error))]
+struct Query<T>(T);
 
 async fn status(Shared(state): Context) -> Answer<Status> {
     let mut services = Vec::new();
@@ -76,7 +94,7 @@ async fn describe(region: &Region) -> RegionStatus {
     }
 }
 
-async fn build(Shared(state): Context, Json(request): Json<BuildRequest>) -> Answer<BuildAnswer> {
+async fn build(Shared(state): Context, Body(request): Body<BuildRequest>) -> Answer<BuildAnswer> {
     let service = match request.name {
         Some(name) if state.services.contains_key(&name) => name,
         Some(name) => return Err(Error::bad(format!("service {name} is not configured: known are {}", state.known()))),
@@ -155,7 +173,7 @@ async fn history(Shared(state): Context, Path(service): Path<ServiceName>) -> An
     Ok(Json(state.goals.history(&service, HISTORY_SHOWN).await?))
 }
 
-async fn deploy_artifact(Shared(state): Context, Json(request): Json<DeployRequest>) -> Answer<Goal> {
+async fn deploy_artifact(Shared(state): Context, Body(request): Body<DeployRequest>) -> Answer<Goal> {
     let Some(run) = request.run.or_else(|| state.services.get(&request.service).cloned()) else {
         let service = &request.service;
         return Err(Error::bad(format!("service {service} is not configured: say how to run it in `run`")));
@@ -165,7 +183,7 @@ async fn deploy_artifact(Shared(state): Context, Json(request): Json<DeployReque
     Ok(Json(state.deployer.deploy(&wanted.with_selector(request.selector).with_redeploy(request.redeploy)).await?))
 }
 
-async fn rollback(Shared(state): Context, Json(request): Json<RollbackRequest>) -> Answer<Goal> {
+async fn rollback(Shared(state): Context, Body(request): Body<RollbackRequest>) -> Answer<Goal> {
     let _one_at_a_time = state.writing.lock().await;
     let current = state.current(&request.service).await?.map(|goal| goal.position.generation);
     if request.current.is_some() && request.current != current {
@@ -235,6 +253,24 @@ impl Error {
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         (self.status, Json(ErrorBody { error: self.body })).into_response()
+    }
+}
+
+impl From<JsonRejection> for Error {
+    fn from(rejection: JsonRejection) -> Self {
+        Self::new(rejection.status(), "invalid", rejection.body_text())
+    }
+}
+
+impl From<PathRejection> for Error {
+    fn from(rejection: PathRejection) -> Self {
+        Self::new(rejection.status(), "invalid", rejection.body_text())
+    }
+}
+
+impl From<QueryRejection> for Error {
+    fn from(rejection: QueryRejection) -> Self {
+        Self::new(rejection.status(), "invalid", rejection.body_text())
     }
 }
 
