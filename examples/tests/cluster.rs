@@ -7,5 +7,7 @@ mod bed;
 mod kills;
 #[path = "cluster/mistakes.rs"]
 mod mistakes;
+#[path = "cluster/own.rs"]
+mod own;
 #[path = "cluster/road.rs"]
 mod road;

@@ -25,6 +25,7 @@ mod simulation {
 }
 
 use std::env;
+use std::io::Write;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -67,10 +68,11 @@ fn seeds_keep_every_invariant() {
         panic!("seed {} fails\n{}", outcome.settings.seed, outcome.explain());
     }
     let tally = tally.into_inner().expect("no run panics");
-    println!("{seeds} seeds: {tally}");
+    // Past the test harness, which shows only what failing tests print.
+    writeln!(std::io::stderr(), "{seeds} seeds: {tally}").expect("standard error takes a line");
     if seeds >= 100 {
-        let unmet: Vec<_> = Met::ALL.into_iter().filter(|met| tally.get(*met) == 0).collect();
-        assert!(unmet.is_empty(), "an idle simulation: {unmet:?} were never met");
+        let unmet: Vec<_> = Met::ALL.into_iter().filter(|met| tally.get(*met) < seeds / 50).collect();
+        assert!(unmet.is_empty(), "an idle simulation: {unmet:?} were hardly ever met: {tally}");
     }
 }
 
@@ -94,11 +96,13 @@ fn a_seed_repeats() {
     }
 }
 
-fn caught(mutant: Mutant) {
+/// The mutant is caught by the check that it was made for, which says `what`.
+fn caught(mutant: Mutant, what: &str) {
     for seed in 0..MUTANT_SEEDS {
         let outcome = run(Settings::of(seed), Some(mutant), false);
         if let Some(violation) = &outcome.violation {
-            assert_eq!(violation.invariant, mutant.breaks(), "{mutant:?} at {}", outcome.explain());
+            let rightly = violation.invariant == mutant.breaks() && violation.detail.contains(what);
+            assert!(rightly, "{mutant:?} at {}", outcome.explain());
             return;
         }
     }
@@ -107,60 +111,65 @@ fn caught(mutant: Mutant) {
 
 #[test]
 fn a_queue_that_hears_zombies_is_caught() {
-    caught(Mutant::ZombiesComplete);
+    caught(Mutant::ZombiesComplete, "which is not the current lease");
 }
 
 #[test]
 fn a_store_that_stores_later_is_caught() {
-    caught(Mutant::StoresLater);
+    caught(Mutant::StoresLater, "which is not stored whole");
 }
 
 #[test]
 fn a_reaper_that_rescues_nothing_is_caught() {
-    caught(Mutant::NothingIsRescued);
+    caught(Mutant::NothingIsRescued, "the rescue left it");
 }
 
 #[test]
 fn a_queue_that_forgets_a_job_is_caught() {
-    caught(Mutant::EnqueueIsLost);
+    caught(Mutant::EnqueueIsLost, "was acknowledged and is gone");
 }
 
 #[test]
 fn a_global_store_that_forgets_a_goal_is_caught() {
-    caught(Mutant::GoalIsLost);
+    caught(Mutant::GoalIsLost, "acknowledged");
 }
 
 #[test]
 fn a_ledger_that_pins_anything_is_caught() {
-    caught(Mutant::PinsAnything);
+    caught(Mutant::PinsAnything, "is a goal and is not in");
+}
+
+#[test]
+fn a_ledger_that_pins_nothing_is_caught() {
+    caught(Mutant::PinsNothing, "is a goal and is not pinned");
 }
 
 #[test]
 fn a_mirror_that_goes_back_is_caught() {
-    caught(Mutant::MirrorGoesBack);
+    caught(Mutant::MirrorGoesBack, " after ");
 }
 
 #[test]
 fn a_disk_that_stages_unverified_is_caught() {
-    caught(Mutant::StagesUnverified);
+    caught(Mutant::StagesUnverified, "which nobody built");
 }
 
 #[test]
 fn a_disk_that_switches_early_is_caught() {
-    caught(Mutant::SwitchesEarly);
+    caught(Mutant::SwitchesEarly, "which is not whole");
 }
 
 #[test]
 fn an_agent_that_ignores_new_goals_is_caught() {
-    caught(Mutant::IgnoresNewGoals);
+    caught(Mutant::IgnoresNewGoals, "long after healing");
 }
 
 #[test]
 fn a_gate_that_forgets_what_it_granted_is_caught() {
-    caught(Mutant::GateForgets);
+    caught(Mutant::GateForgets, "bytes of an artifact of");
 }
 
 #[test]
 fn a_node_that_trusts_its_peers_is_caught() {
-    caught(Mutant::TrustsPeers);
+    caught(Mutant::TrustsPeers, "are shared and are something else");
 }

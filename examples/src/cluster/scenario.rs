@@ -152,7 +152,8 @@ impl<'a> Scenario<'a> {
     }
 
     async fn explain_failure(&self, job: &Job) -> anyhow::Error {
-        let reason = job.failure.as_ref().map_or("no reason was given", |failure| failure.message.as_str());
+        let reason = job.failure.as_ref().and_then(|failure| failure.message.lines().next());
+        let reason = reason.unwrap_or("no reason was given");
         let log = self.client.log(job.spec.id).await.unwrap_or_default();
         let tail: Vec<_> = log.lines().rev().take(20).collect();
         let tail: Vec<_> = tail.into_iter().rev().collect();

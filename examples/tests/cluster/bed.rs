@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use deploycore::model::{Generation, Job, KnownMachine, ServicePhase};
 use deploycore::port::JobQueue;
 use deploycore::port::queue::{Claiming, JobPage};
+use deploycore_examples::cluster::fixture;
 use deploycore_examples::cluster::report::Report;
 use deploycore_sql::Sqlite;
 use deploycore_sql::sqlite::Settings;
@@ -24,13 +25,22 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 pub(crate) struct Bed {
     folder: TempDir,
     args: Vec<String>,
-    _turn: MutexGuard<'static, ()>,
+    _turn: Option<MutexGuard<'static, ()>>,
 }
 
 impl Bed {
     /// A bed for a cluster that is started with `args`.
     pub(crate) fn new(args: &[&str]) -> Self {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Self::with_turn(args, Some(turn))
+    }
+
+    /// A bed for a cluster that runs at the same time as that of another bed.
+    pub(crate) fn beside(_other: &Self, args: &[&str]) -> Self {
+        Self::with_turn(args, None)
+    }
+
+    fn with_turn(args: &[&str], turn: Option<MutexGuard<'static, ()>>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         Self { folder, args: args.iter().map(|arg| (*arg).to_owned()).collect(), _turn: turn }
     }
@@ -57,6 +67,10 @@ impl Bed {
     }
 
     pub(crate) fn report(&self) -> Report {
+        serde_json::from_value(self.raw_report()).unwrap()
+    }
+
+    pub(crate) fn raw_report(&self) -> serde_json::Value {
         let bytes = std::fs::read(self.folder.path().join("report.json")).expect("a report was written");
         serde_json::from_slice(&bytes).unwrap()
     }
@@ -145,6 +159,11 @@ impl Running<'_> {
         self.child.id()
     }
 
+    /// Waits for the end, which is expected to be a bad one.
+    pub(crate) fn status(mut self) -> ExitStatus {
+        wait_for("the end of the main job", || self.child.try_wait().unwrap())
+    }
+
     /// Waits for the end.
     pub(crate) fn end(mut self) -> ExitStatus {
         let status = wait_for("the end of the main job", || self.child.try_wait().unwrap());
@@ -179,7 +198,7 @@ impl Drop for Running<'_> {
 pub(crate) fn repository(folder: &Path) -> String {
     let git = |args: &[&str]| {
         let identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"];
-        let output = Command::new("git").args(identity).args(args).current_dir(folder).output().unwrap();
+        let output = fixture::git().args(identity).args(args).current_dir(folder).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).trim().to_owned()
     };

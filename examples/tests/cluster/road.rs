@@ -1,6 +1,6 @@
 //! The main job from end to end, interrupted and gone on with, and the commands to a cluster that stays up.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use deploycore::model::Generation;
 use deploycore_examples::cluster::report::Report;
@@ -23,6 +23,20 @@ pub(crate) fn assert_rolled_back(report: &Report, machines: usize) {
     assert_eq!(names.len(), machines);
 }
 
+/// What programs that read the report rely on.
+const REPORT: [(&str, &str); 4] = [
+    ("builds", "artifact attempts build_ms commit digest job queue_ms size status store_ms"),
+    ("deployments", "artifact bytes_fetched converged_ms digest generation kind machines store_read_ratio"),
+    ("machines", "digest generation machine pid region version"),
+    ("replication", "artifact bytes ms region status"),
+];
+
+fn keys(report: &serde_json::Value) -> Vec<(&str, String)> {
+    let keys = |row: &serde_json::Value| row.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
+    let parts: BTreeMap<_, _> = report.as_object().unwrap().iter().collect();
+    parts.iter().map(|(part, rows)| (part.as_str(), keys(&rows[0]).into_iter().collect::<Vec<_>>().join(" "))).collect()
+}
+
 #[test]
 fn two_commits_are_built_deployed_and_rolled_back() {
     let bed = Bed::new(&["--regions", "2", "--machines", "2"]);
@@ -30,6 +44,9 @@ fn two_commits_are_built_deployed_and_rolled_back() {
     let report = bed.report();
     assert_rolled_back(&report, 4);
     assert_eq!(report.replication.len(), 4);
+    assert!(report.deployments.iter().all(|deployment| deployment.machines == 4));
+    let raw = bed.raw_report();
+    assert_eq!(keys(&raw), REPORT.map(|(part, keys)| (part, keys.to_owned())));
     assert_eq!(report.deployments[2].bytes_fetched, 0, "a rollback to a kept build fetches nothing");
     for deployment in &report.deployments {
         for (region, ratio) in &deployment.store_read_ratio {

@@ -26,8 +26,10 @@ pub enum Mutant {
     EnqueueIsLost,
     /// A global store that forgets what it acknowledged.
     GoalIsLost,
-    /// A ledger that pins what is missing in a region.
+    /// A ledger that says yes to a pin although a region misses the artifact.
     PinsAnything,
+    /// A ledger that says yes to a pin and forgets it.
+    PinsNothing,
     /// A mirror that copies older goals over newer ones, into a store that lets it.
     MirrorGoesBack,
     /// A disk that stages damaged bytes unverified.
@@ -50,7 +52,7 @@ impl Mutant {
             Self::StoresLater => Invariant::StoredBeforeSucceeded,
             Self::NothingIsRescued => Invariant::EveryJobEnds,
             Self::EnqueueIsLost | Self::GoalIsLost => Invariant::NothingIsLost,
-            Self::PinsAnything => Invariant::NoEarlyDeploy,
+            Self::PinsAnything | Self::PinsNothing => Invariant::NoEarlyDeploy,
             Self::MirrorGoesBack => Invariant::NoGoingBack,
             Self::GateForgets => Invariant::StoreReadOnce,
             Self::StagesUnverified | Self::TrustsPeers => Invariant::VerifiedBytesOnly,
@@ -72,7 +74,7 @@ impl Mutant {
     /// The ledger that services see.
     pub fn ledger(mutant: Option<Self>, inner: Arc<dyn ReplicationLedger>) -> Arc<dyn ReplicationLedger> {
         match mutant {
-            Some(Self::PinsAnything) => Arc::new(ledger::PinsAnything(inner)),
+            Some(flaw @ (Self::PinsAnything | Self::PinsNothing)) => Arc::new(ledger::Ledger { inner, flaw }),
             _ => inner,
         }
     }

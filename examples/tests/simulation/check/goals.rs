@@ -56,8 +56,6 @@ impl Checker {
         let Some(status) = ledger.get(&goal.artifact.name) else {
             return self.violated(Invariant::NoEarlyDeploy, format!("{} is not in the ledger", goal.artifact.name));
         };
-        let pinned = status.pins.contains(&PinHolder::goal(&goal.service));
-        self.require(Invariant::NoEarlyDeploy, pinned, || format!("{} is not pinned", goal.artifact.name));
         let digest = goal.artifact.digest;
         for (region, copy) in &status.copies {
             let there = self.is_whole_in(region, &digest) || self.is_taken(region, &digest);
@@ -65,6 +63,10 @@ impl Checker {
                 format!("{} is a goal and is not in {region}: {copy:?}", goal.artifact.name)
             });
         }
+        let pinned = status.pins.contains(&PinHolder::goal(&goal.service));
+        self.require(Invariant::NoEarlyDeploy, pinned, || {
+            format!("{} is a goal and is not pinned", goal.artifact.name)
+        });
     }
 
     fn mirrored(&self, place: &Place, goal: &Goal) {

@@ -1,4 +1,4 @@
-//! A ledger that lets everything be deployed.
+//! Ledgers that do not mean what they say of pins.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -9,34 +9,39 @@ use deploycore::model::{ArtifactName, ArtifactStatus, CopyLease, CopyTask, Epoch
 use deploycore::port::ReplicationLedger;
 use deploycore::port::ledger::{ClaimRequest, CopyRetry, Error, LedgerCursor, LedgerFilter, LedgerPage, Registered};
 
-/// A ledger that says yes to a pin although copies are missing.
+use super::Mutant;
+
+/// A ledger with one flaw.
 #[derive(Debug)]
-pub struct PinsAnything(pub Arc<dyn ReplicationLedger>);
+pub struct Ledger {
+    pub inner: Arc<dyn ReplicationLedger>,
+    pub flaw: Mutant,
+}
 
 #[async_trait]
-impl ReplicationLedger for PinsAnything {
+impl ReplicationLedger for Ledger {
     async fn register(&self, artifact: &NewArtifact) -> Result<Registered, Error> {
-        self.0.register(artifact).await
+        self.inner.register(artifact).await
     }
 
     async fn unregistered(&self, names: &[ArtifactName]) -> Result<BTreeSet<ArtifactName>, Error> {
-        self.0.unregistered(names).await
+        self.inner.unregistered(names).await
     }
 
     async fn claim(&self, request: &ClaimRequest) -> Result<Vec<CopyTask>, Error> {
-        self.0.claim(request).await
+        self.inner.claim(request).await
     }
 
     async fn progress(&self, lease: &CopyLease, bytes: u64, extend: Duration) -> Result<(), Error> {
-        self.0.progress(lease, bytes, extend).await
+        self.inner.progress(lease, bytes, extend).await
     }
 
     async fn complete(&self, lease: &CopyLease) -> Result<(), Error> {
-        self.0.complete(lease).await
+        self.inner.complete(lease).await
     }
 
     async fn fail(&self, lease: &CopyLease, reason: &str, retry: CopyRetry) -> Result<(), Error> {
-        self.0.fail(lease, reason, retry).await
+        self.inner.fail(lease, reason, retry).await
     }
 
     async fn reopen(
@@ -46,11 +51,11 @@ impl ReplicationLedger for PinsAnything {
         seen: Epoch,
         reason: &str,
     ) -> Result<bool, Error> {
-        self.0.reopen(artifact, region, seen, reason).await
+        self.inner.reopen(artifact, region, seen, reason).await
     }
 
     async fn status(&self, artifact: &ArtifactName) -> Result<Option<ArtifactStatus>, Error> {
-        self.0.status(artifact).await
+        self.inner.status(artifact).await
     }
 
     async fn list(
@@ -59,17 +64,18 @@ impl ReplicationLedger for PinsAnything {
         after: Option<&LedgerCursor>,
         limit: usize,
     ) -> Result<LedgerPage, Error> {
-        self.0.list(filter, after, limit).await
+        self.inner.list(filter, after, limit).await
     }
 
     async fn pin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), Error> {
-        match self.0.pin(artifact, holder).await {
-            Err(Error::NotDeployable { .. }) => Ok(()),
+        match self.inner.pin(artifact, holder).await {
+            Err(Error::NotDeployable { .. }) if self.flaw == Mutant::PinsAnything => Ok(()),
+            Ok(()) if self.flaw == Mutant::PinsNothing => self.inner.unpin(artifact, holder).await,
             answer => answer,
         }
     }
 
     async fn unpin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), Error> {
-        self.0.unpin(artifact, holder).await
+        self.inner.unpin(artifact, holder).await
     }
 }
