@@ -1,5 +1,6 @@
 //! SIGKILL at each stage of the road, SIGSTOP past the lease: the main job still ends with 0, and nothing ran twice.
 
+use std::io::Write;
 use std::time::Duration;
 
 use deploycore::model::{Digest, Job, JobStatus, ServicePhase, Timestamp};
@@ -115,7 +116,9 @@ fn strike(bed: &Bed, running: &mut Running<'_>, stage: Stage, victim: Victim) {
         stage.is_now(bed).then_some((name, pid))
     });
     kill_process(pid, Signal::KILL).unwrap();
-    eprintln!("{stage:?}: killed {name} ({})", pid.as_raw_nonzero());
+    // Past the test harness, so that every report of the tests lists what was struck and when.
+    let line = format!("{stage:?}: killed {name} ({})\n", pid.as_raw_nonzero());
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
     running.until(&format!("the successor of {name}"), || bed.pid_of(&name).filter(|next| *next != pid));
 }
 

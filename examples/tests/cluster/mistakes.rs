@@ -35,7 +35,9 @@ fn a_failing_command_and_a_missing_output_are_told_with_the_log() {
     let repo = folder.path().to_str().unwrap();
     let small = ["--regions", "1", "--machines", "1", "--workers", "1"];
     for (command, expected) in [("echo so it went; exit 3", "so it went"), ("true", "bin/app")] {
+        let data = tempfile::tempdir().unwrap();
         let mut args = vec!["--repo", repo, "--commit", &commit, "--command", command, "--output", "bin/app"];
+        args.extend(["--data-dir", data.path().to_str().unwrap()]);
         args.extend(small);
         let said = refusal(&args);
         assert!(said.contains(expected) && said.contains(&commit), "{command}: {said}");
@@ -61,6 +63,42 @@ fn a_taken_port_is_named() {
     let address = holder.local_addr().unwrap().to_string();
     let said = refusal(&["--listen", &address]);
     assert!(said.contains(&address) && said.contains("--listen"), "{said}");
+}
+
+#[test]
+fn a_report_that_cannot_be_written_is_told_before_the_work() {
+    let said = refusal(&["--report", "/nowhere/r.json"]);
+    assert!(said.contains("/nowhere/r.json"), "{said}");
+}
+
+#[test]
+fn what_was_refused_does_not_bind_the_data_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().to_str().unwrap();
+    let asked = |payload: &str| refusal(&["--data-dir", dir, "--payload", payload]);
+    assert!(asked("1PiB").contains("smaller payload"));
+    let again = asked("2PiB");
+    assert!(again.contains("smaller payload"), "{again}");
+}
+
+/// The parent saw it free, and then somebody took it.
+#[test]
+fn a_port_that_is_taken_later_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = holder.local_addr().unwrap();
+    let config = folder.path().join("region-1.toml");
+    let text = format!(
+        "name = 'region-1'\ngateway = '{address}'\ntracker = '127.0.0.1:0'\ngate = '127.0.0.1:0'\nglobal = 'http://{address}/'\n\
+         main_store = 'file://{0}/main/'\nstore = 'file://{0}/store/'\nledger = 'sqlite://{0}/ledger.db'\nlook = '1s'\n\
+         goals_file = '{0}/goals.redb'\ngate_dir = '{0}/gate'\n",
+        folder.path().display()
+    );
+    std::fs::write(&config, text).unwrap();
+    let output = cluster().args(["role", "region", "--config"]).arg(&config).output().unwrap();
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains(&format!("{address} cannot be listened on")), "{said}");
 }
 
 #[test]
