@@ -57,6 +57,9 @@ pub struct RunArgs {
     /// Pad each artifact with this many incompressible bytes
     #[arg(long, value_name = "SIZE")]
     pub payload: Option<ByteSize>,
+    /// Limit each machine's download and upload to this many bytes a second, as a real link would
+    #[arg(long, value_name = "SIZE")]
+    pub link: Option<ByteSize>,
     /// Address of the control plane's API [default: a free port]
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<std::net::SocketAddr>,

@@ -133,6 +133,8 @@ pub struct Agent {
     pub trackers: Vec<SocketAddr>,
     /// Where its swarm node listens.
     pub listen: SocketAddr,
+    /// Bytes a second that it may receive, and as many that it may send.
+    pub link: Option<ByteSize>,
     /// The folder of its blobs and services.
     pub data_dir: PathBuf,
 }

@@ -342,6 +342,7 @@ fn write_configs(args: &RunArgs, wanted: &Wanted, data: &DataDir) -> Result<Ends
                 gateway: http_url(gateway)?,
                 trackers: vec![tracker],
                 listen: (Ipv4Addr::LOCALHOST, 0).into(),
+                link: args.link,
                 data_dir: data.join("machines").join(name.as_str()).join(machine.as_str()),
             };
             std::fs::create_dir_all(&agent.data_dir)?;

@@ -6,6 +6,7 @@ use anyhow::Result;
 use deploycore::machine::{
     Agent, AgentDeps, AgentSettings, LocalDisk, LocalDiskSettings, ProcessRunner, ProcessRunnerSettings,
 };
+use deploycore::port::swarm::Limits;
 use deploycore_kv::gateway::GatewayClient;
 use deploycore_p2p::{Node, NodeSettings, Security};
 use tokio_util::sync::CancellationToken;
@@ -21,6 +22,8 @@ pub(super) async fn run(config: config::Agent, shutdown: CancellationToken, life
     for tracker in config.trackers {
         node = node.with_tracker(tracker.to_string());
     }
+    let link = config.link.map(|rate| rate.as_u64());
+    node.swarm.limits = Limits { ingress: link, egress: link };
     let node = Arc::new(Node::bind(node).await?);
     let deps = AgentDeps {
         goals: region.clone(),
