@@ -440,3 +440,28 @@ fn a_base_that_is_no_gateway_is_refused() {
         assert!(matches!(refused, Err(Error::Invalid(_))), "{base}: {refused:?}");
     }
 }
+
+/// A process whose environment names a proxy that is not there. Started by the test below.
+#[tokio::test]
+#[ignore = "runs as a child of another test"]
+async fn child_behind_a_proxy() {
+    let served = serve(GatewaySettings::default()).await;
+    served.write("web", 1).await;
+    let goals = served.client().list("").await.unwrap().goals;
+    assert_eq!(goals[0].goal, goal("web", 1));
+}
+
+#[test]
+fn a_proxy_for_the_way_out_is_not_on_the_way_to_the_region() {
+    // Port 9 is the discard service's: whoever obeys the proxy gets no answer.
+    let proxy = "http://127.0.0.1:9";
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["child_behind_a_proxy", "--exact", "--ignored", "--nocapture"])
+        .envs(["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"].map(|name| (name, proxy)))
+        .env_remove("NO_PROXY")
+        .env_remove("no_proxy")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&child.stdout);
+    assert!(child.status.success() && text.contains("1 passed"), "{text}{}", String::from_utf8_lossy(&child.stderr));
+}

@@ -65,7 +65,8 @@ impl GatewayClientSettings {
 /// What a [`Gateway`](super::Gateway) offers, over HTTP. Clones share connections and the last list.
 ///
 /// A list that did not change costs a request without a body: the client keeps the last one with its tag. Nothing is retried here;
-/// errors say whether the caller may.
+/// errors say whether the caller may. It goes straight to its URL: `HTTP_PROXY` and its kin, which a host may set for its way out, are not
+/// obeyed, because a gateway is in the same region or in the same network.
 #[derive(Debug, Clone)]
 pub struct GatewayClient {
     inner: Arc<Inner>,
@@ -105,6 +106,7 @@ impl GatewayClient {
         base.set_query(None);
         base.set_fragment(None);
         let http = reqwest::Client::builder()
+            .no_proxy()
             .connect_timeout(settings.connect_timeout)
             .redirect(reqwest::redirect::Policy::none())
             .build()
