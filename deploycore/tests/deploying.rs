@@ -1,7 +1,7 @@
 //! Deployer, mirror and board over the memory backends, in virtual time.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ use deploycore::deploy::{
 };
 use deploycore::memory::{Clock, Goals, Ledger};
 use deploycore::model::{
-    ArtifactName, ArtifactRef, ClaimId, CopyState, Digest, Generation, Goal, GoalEpoch, GoalPosition, JobId, Labels,
-    MachineName, MachineReport, NewArtifact, Origin, PinHolder, RegionName, Revision, RunSpec, Selector, ServiceName,
-    ServicePhase, ServiceReport, Timestamp,
+    ArtifactName, ArtifactRef, ArtifactStatus, ClaimId, CopyLease, CopyState, CopyTask, Digest, Epoch, Generation,
+    Goal, GoalEpoch, GoalPosition, JobId, Labels, MachineName, MachineReport, NewArtifact, Origin, PinHolder,
+    RegionName, Revision, RunSpec, Selector, ServiceName, ServicePhase, ServiceReport, Timestamp,
 };
 use deploycore::port::goals::{self, Changes, Expect, Snapshot, Stored};
-use deploycore::port::ledger::{self, ClaimRequest};
+use deploycore::port::ledger::{self, ClaimRequest, CopyRetry, LedgerCursor, LedgerFilter, LedgerPage, Registered};
 use deploycore::port::{BackendError, GoalStateStore, ReplicationLedger, ReportSink};
 use futures::stream::BoxStream;
 use tokio::time::{Instant, sleep, timeout};
@@ -108,6 +108,81 @@ impl GoalStateStore for Line {
     }
     async fn compact(&self, through: Revision) -> Result<(), goals::Error> {
         self.goals.compact(through).await
+    }
+}
+
+/// A ledger in which another deployer takes pins away at the worst moment.
+#[derive(Debug)]
+struct Robbed {
+    ledger: Arc<Ledger>,
+    /// So many pins are gone again as soon as they are there.
+    robberies: AtomicUsize,
+    /// What the other deployer pins and writes just before the next pin is taken away.
+    rival: Mutex<Option<(Arc<Line>, Goal)>>,
+}
+
+impl Robbed {
+    fn new(ledger: &Arc<Ledger>) -> Arc<Self> {
+        Arc::new(Self { ledger: ledger.clone(), robberies: AtomicUsize::new(0), rival: Mutex::default() })
+    }
+}
+
+#[async_trait]
+impl ReplicationLedger for Robbed {
+    async fn register(&self, artifact: &NewArtifact) -> Result<Registered, ledger::Error> {
+        self.ledger.register(artifact).await
+    }
+    async fn unregistered(&self, names: &[ArtifactName]) -> Result<BTreeSet<ArtifactName>, ledger::Error> {
+        self.ledger.unregistered(names).await
+    }
+    async fn claim(&self, request: &ClaimRequest) -> Result<Vec<CopyTask>, ledger::Error> {
+        self.ledger.claim(request).await
+    }
+    async fn progress(&self, lease: &CopyLease, bytes: u64, extend: Duration) -> Result<(), ledger::Error> {
+        self.ledger.progress(lease, bytes, extend).await
+    }
+    async fn complete(&self, lease: &CopyLease) -> Result<(), ledger::Error> {
+        self.ledger.complete(lease).await
+    }
+    async fn fail(&self, lease: &CopyLease, reason: &str, retry: CopyRetry) -> Result<(), ledger::Error> {
+        self.ledger.fail(lease, reason, retry).await
+    }
+    async fn reopen(
+        &self,
+        artifact: &ArtifactName,
+        region: &RegionName,
+        seen: Epoch,
+        reason: &str,
+    ) -> Result<bool, ledger::Error> {
+        self.ledger.reopen(artifact, region, seen, reason).await
+    }
+    async fn status(&self, artifact: &ArtifactName) -> Result<Option<ArtifactStatus>, ledger::Error> {
+        self.ledger.status(artifact).await
+    }
+    async fn list(
+        &self,
+        filter: &LedgerFilter,
+        after: Option<&LedgerCursor>,
+        limit: usize,
+    ) -> Result<LedgerPage, ledger::Error> {
+        self.ledger.list(filter, after, limit).await
+    }
+    async fn pin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), ledger::Error> {
+        self.ledger.pin(artifact, holder).await?;
+        let one_less = |left: usize| left.checked_sub(1);
+        if self.robberies.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok() {
+            self.ledger.unpin(artifact, holder).await?;
+        }
+        Ok(())
+    }
+    async fn unpin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), ledger::Error> {
+        let rival = self.rival.lock().unwrap().take();
+        if let Some((goals, goal)) = rival {
+            self.ledger.pin(artifact, holder).await?;
+            goals.write(&goal).await;
+            self.ledger.pin(artifact, holder).await?;
+        }
+        self.ledger.unpin(artifact, holder).await
     }
 }
 
@@ -326,6 +401,74 @@ async fn a_pin_that_no_goal_needs_goes_after_its_grace() {
     sleep(secs(1)).await;
     assert_eq!(yard.deployer.tick().await.unwrap(), 1);
     assert_eq!(yard.pins().await, ["web-1", "web-2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pin_that_was_taken_away_between_pin_and_goal_is_put_back() {
+    let yard = Yard::new();
+    let ledger = Robbed::new(&yard.ledger);
+    let deployer = Deployer::new(DeployerSettings::default(), yard.goals.clone(), ledger.clone());
+    let artifact = yard.artifact(1, &["r1", "r2"]).await;
+    ledger.robberies.store(1, Ordering::SeqCst);
+    deployer.deploy(&DeployRequest::new(web(), artifact)).await.unwrap();
+    assert_eq!(yard.pins().await, ["web-1"]);
+    let artifact = yard.artifact(2, &["r1", "r2"]).await;
+    ledger.robberies.store(1, Ordering::SeqCst);
+    deployer.deploy(&DeployRequest::new(web(), artifact)).await.unwrap();
+    ledger.robberies.store(1, Ordering::SeqCst);
+    deployer.rollback(&web(), None).await.unwrap();
+    assert_eq!(yard.pins().await, ["web-1", "web-2"]);
+
+    // A later look finds what was taken away after all that, and what a lost copy keeps from being pinned is no failure.
+    for number in [1, 2] {
+        let name = ArtifactName::new(format!("web-{number}")).unwrap();
+        yard.ledger.unpin(&name, &PinHolder::goal(&web())).await.unwrap();
+    }
+    let lost = ArtifactName::new("web-2").unwrap();
+    let epoch = yard.ledger.status(&lost).await.unwrap().unwrap().copies[&region("r2")].epoch;
+    yard.ledger.reopen(&lost, &region("r2"), epoch, "gone").await.unwrap();
+    assert_eq!(deployer.tick().await.unwrap(), 0);
+    assert_eq!(yard.pins().await, ["web-1"]);
+    yard.copy(&lost, &["r2"]).await;
+    assert_eq!(deployer.tick().await.unwrap(), 0);
+    assert_eq!(yard.pins().await, ["web-1", "web-2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pin_that_another_deployer_came_to_need_meanwhile_is_put_back() {
+    let yard = Yard::new();
+    yard.deployed(1..=1).await;
+    let ledger = Robbed::new(&yard.ledger);
+    let deployer = Deployer::new(DeployerSettings::default(), yard.goals.clone(), ledger.clone());
+    let orphan = yard.artifact(2, &["r1", "r2"]).await;
+    yard.ledger.pin(&orphan, &PinHolder::goal(&web())).await.unwrap();
+    assert_eq!(deployer.tick().await.unwrap(), 0);
+    sleep(secs(600)).await;
+    let current = yard.deployer.current(&web()).await.unwrap().unwrap().goal;
+    let artifact = ArtifactRef { name: orphan, digest: Digest::of(&[2]), size: 1 };
+    let rival = Goal { position: at(2), artifact, ..current };
+    *ledger.rival.lock().unwrap() = Some((yard.goals.clone(), rival));
+    assert_eq!(deployer.tick().await.unwrap(), 1);
+    assert_eq!(yard.pins().await, ["web-1", "web-2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_pin_is_found_behind_any_number_of_newer_artifacts() {
+    let yard = Yard::new();
+    yard.deployed(1..=1).await;
+    let orphan = yard.artifact(2, &["r1", "r2"]).await;
+    yard.ledger.pin(&orphan, &PinHolder::goal(&web())).await.unwrap();
+    sleep(secs(1)).await;
+    for number in 0..=ledger::MAX_BATCH {
+        let artifact = ArtifactRef { name: format!("new-{number}").parse().unwrap(), digest: Digest::of(b""), size: 1 };
+        let required = [region("r1")].into();
+        yard.ledger.register(&NewArtifact { artifact, service: web(), job: JobId::new(), required }).await.unwrap();
+    }
+    assert_eq!(yard.deployer.tick().await.unwrap(), 0);
+    sleep(secs(600)).await;
+    assert_eq!(yard.deployer.tick().await.unwrap(), 1);
+    let pins = |status: Option<ArtifactStatus>| status.unwrap().pins;
+    assert!(pins(yard.ledger.status(&orphan).await.unwrap()).is_empty());
 }
 
 #[tokio::test(start_paused = true)]

@@ -112,6 +112,8 @@ pub struct LedgerFilter {
     pub service: Option<ServiceName>,
     /// With a copy in this state in this region.
     pub copy: Option<(RegionName, CopyState)>,
+    /// Pinned by this holder.
+    pub pinned_by: Option<PinHolder>,
 }
 
 /// A place in a list of artifacts.
