@@ -11,7 +11,7 @@
 //! | `POST /v1/compact` `{"through": 7}` | `204` |
 //! | `GET /v1/manifests/{digest}` | the manifest, for ever cacheable; `404` with code `no_manifest` |
 //! | `PUT /v1/machines/{name}` with a report | `204` |
-//! | `GET /v1/machines` | each machine that reported |
+//! | `GET /v1/machines` | `{"machines": [...], "settling": false}`: each machine that reported, and whether some that are live may be missing |
 //!
 //! `PUT` and `POST` on goals are refused with `403` unless the gateway is [`Access::Writable`]. An error is
 //! `{"error": {"code": ..., "message": ..., ...}}`, with what the domain's error holds, so that [`GatewayClient`] gives back the error

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use deploycore::memory;
-use deploycore::model::{Digest, Goal, KnownMachine, MachineReport, Manifest, Revision, ServiceName};
+use deploycore::model::{Digest, Goal, KnownMachine, KnownMachines, MachineReport, Manifest, Revision, ServiceName};
 use deploycore::port::goals::{Changes, Error, Expect, GoalStateStore, Snapshot, Stored};
 use deploycore::port::{BackendError, MachineDirectory, ManifestSource, ReportSink, chain};
 use deploycore_kv::gateway::{Access, Gateway, GatewayClient, GatewayClientSettings, GatewaySettings};
@@ -87,13 +87,14 @@ impl ReportSink for Region {
 
 #[async_trait]
 impl MachineDirectory for Region {
-    async fn machines(&self) -> Result<Vec<KnownMachine>, BackendError> {
+    async fn machines(&self) -> Result<KnownMachines, BackendError> {
         let known = |report: &MachineReport| KnownMachine {
             report: report.clone(),
             silent_for: Duration::from_millis(1_500),
             live: true,
         };
-        Ok(self.reports.lock().unwrap().iter().map(known).collect())
+        let machines = self.reports.lock().unwrap().iter().map(known).collect();
+        Ok(KnownMachines { machines, settling: true })
     }
 }
 

@@ -507,6 +507,23 @@ async fn the_wait_ends_when_each_live_machine_runs_the_goal() {
     assert!(matches!(wait(1, secs(3)).await, Err(Error::Superseded { .. })));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_region_that_started_just_now_is_waited_for_by_who_does_not_know_its_machines() {
+    let yard = Yard::new();
+    yard.deployed(1..=1).await;
+    let started = Instant::now();
+    let wait = async |machines| yard.deployer.wait_converged(&web(), at(1), machines, secs(60), |_| {}).await;
+    let later = async {
+        sleep(secs(5)).await;
+        yard.report("a", 1, ServicePhase::Good).await;
+    };
+    let (known, ()) = tokio::join!(wait(1), later);
+    assert_eq!(known.unwrap().converged.len(), 1);
+    assert!(started.elapsed() < secs(10), "{:?}", started.elapsed());
+    assert_eq!(wait(0).await.unwrap().converged.len(), 1);
+    assert!(started.elapsed() >= secs(30), "{:?}", started.elapsed());
+}
+
 fn mirror(settings: MirrorSettings, from: &Arc<Line>, to: &Arc<Line>) -> Arc<Mirror> {
     Arc::new(Mirror::new(settings, from.clone(), to.clone()).with_seed(3))
 }

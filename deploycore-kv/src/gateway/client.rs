@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytesize::ByteSize;
-use deploycore::model::{Digest, Goal, KnownMachine, MachineReport, Manifest, Revision, ServiceName, friendly};
+use deploycore::model::{Digest, Goal, KnownMachines, MachineReport, Manifest, Revision, ServiceName, friendly};
 use deploycore::port::goals::{Changes, Error, Expect, GoalStateStore, Snapshot, Stored};
 use deploycore::port::{BackendError, MachineDirectory, ManifestSource, ReportSink};
 use futures::stream::{BoxStream, StreamExt};
@@ -303,7 +303,7 @@ impl ReportSink for GatewayClient {
 
 #[async_trait]
 impl MachineDirectory for GatewayClient {
-    async fn machines(&self) -> Result<Vec<KnownMachine>, BackendError> {
+    async fn machines(&self) -> Result<KnownMachines, BackendError> {
         let url = self.url(&["machines"], &[]);
         self.read(self.request(Method::GET, url)).await.map_err(below)
     }

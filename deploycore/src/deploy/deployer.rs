@@ -290,8 +290,9 @@ impl Deployer {
         Ok(convergence(&goal, self.ask_directories().await))
     }
 
-    /// Waits until every live machine that the selector names runs the goal at `position`, and at least `at_least` of them do.
-    /// `progress` sees each look.
+    /// Waits until every live machine that the selector names runs the goal at `position`, and at least `at_least` of them do: how many
+    /// there are, where the caller knows it. With 0 it also waits until each region has listened for long enough to know its live
+    /// machines, [`ReportBoardSettings::live_for`](super::ReportBoardSettings::live_for) after its start. `progress` sees each look.
     ///
     /// Errors: `Reverted` as soon as no machine is on its way and some have reverted; `Superseded` when a newer goal is there;
     /// `NotConverged` after `limit`, with the last look.
@@ -310,8 +311,8 @@ impl Deployer {
                 return Err(Error::Superseded { service: service.clone(), seen: position, found: last.position });
             }
             progress(&last);
-            if last.is_settled() && last.live() >= at_least {
-                return if last.is_converged() { Ok(last) } else { Err(Error::Reverted(Box::new(last))) };
+            if last.is_settled_on(at_least) {
+                return if last.is_converged_on(at_least) { Ok(last) } else { Err(Error::Reverted(Box::new(last))) };
             }
             if Instant::now() >= end {
                 return Err(Error::NotConverged { limit, last: Box::new(last) });
