@@ -16,7 +16,8 @@ use futures::StreamExt;
 use futures::future::join_all;
 use futures::stream::BoxStream;
 use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -432,6 +433,35 @@ async fn a_gateway_that_never_answers_is_given_up() {
     assert!(error.is_retryable(), "{}", chain(&error));
     let event = timeout(Duration::from_secs(10), client.watch(Revision(0)).next()).await.unwrap().unwrap();
     assert!(event.unwrap_err().is_retryable());
+}
+
+#[tokio::test]
+async fn a_body_that_stops_half_way_is_not_waited_for() {
+    let served = serve(GatewaySettings::default().with_request_timeout(Duration::from_millis(200))).await;
+    let mut line = TcpStream::connect(served.base.strip_prefix("http://").unwrap()).await.unwrap();
+    let half = "PUT /v1/machines/m1 HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{\"machine\":";
+    line.write_all(half.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    timeout(Duration::from_secs(10), line.read_to_string(&mut answer)).await.expect("the gateway waits").unwrap();
+    assert!(answer.starts_with("HTTP/1.1 408 ") && answer.contains("too_slow"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_watch_without_a_wait_is_no_busy_loop() {
+    let none = Duration::ZERO;
+    for (max_wait, watch_wait) in [(none, Duration::from_secs(30)), (Duration::from_secs(60), none)] {
+        let served = serve(GatewaySettings::default().with_max_wait(max_wait)).await;
+        served.write("web", 1).await;
+        let settings = GatewayClientSettings::default().with_watch_wait(watch_wait);
+        let client = GatewayClient::with_settings(served.base.parse().unwrap(), settings).unwrap();
+        let mut watch = client.watch(Revision(1));
+        assert!(timeout(Duration::from_millis(1_500), watch.next()).await.is_err());
+        // Two requests at most, and a wait that ends reads twice.
+        assert!(served.goals.changes.load(Ordering::SeqCst) <= 4, "{}", served.goals.changes.load(Ordering::SeqCst));
+        served.write("web", 2).await;
+        let changes = timeout(Duration::from_secs(10), watch.next()).await.unwrap().unwrap().unwrap();
+        assert_eq!(changes.revision, Revision(2));
+    }
 }
 
 #[test]

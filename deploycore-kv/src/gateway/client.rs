@@ -14,9 +14,13 @@ use reqwest::header::{ETAG, HeaderValue, IF_NONE_MATCH};
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use url::Url;
 
 use super::wire::{BACKEND, Compact, Envelope, Problem, Put, Report, Written, unexpected};
+
+/// Between requests of a watch: where waits are bounded by nothing it would be a busy loop over the network.
+const LEAST_WAIT: Duration = Duration::from_secs(1);
 
 /// Settings of a [`GatewayClient`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,7 +32,8 @@ pub struct GatewayClientSettings {
     /// From request to the end of the answer, waits not counted; 15 s by default.
     #[serde(with = "friendly")]
     pub request_timeout: Duration,
-    /// How long one request of a watch waits for a change; 30 s by default.
+    /// How long one request of a watch waits for a change; 30 s by default. Requests that nothing has changed for follow each other by at
+    /// least a second, however short the wait, here or by the gateway's own bound.
     #[serde(with = "friendly")]
     pub watch_wait: Duration,
     /// The largest answer that is read; 64 MiB by default, a thousand goals of the largest size.
@@ -249,13 +254,17 @@ impl GoalStateStore for GatewayClient {
         let steps = futures::stream::unfold(Some((client, since)), |state| async move {
             let (client, mut since) = state?;
             loop {
+                let asked = Instant::now();
                 match client.changed(since).await {
                     Err(error) => return Some((Err(error), None)),
                     Ok(changes) if !changes.goals.is_empty() => {
                         let next = (client, changes.revision);
                         return Some((Ok(changes), Some(next)));
                     }
-                    Ok(changes) => since = changes.revision,
+                    Ok(changes) => {
+                        since = changes.revision;
+                        tokio::time::sleep_until(asked + LEAST_WAIT).await;
+                    }
                 }
             }
         });
