@@ -18,7 +18,7 @@ use deploycore::model::{
 use deploycore::port::goals::{self, Changes, Expect, Snapshot, Stored};
 use deploycore::port::ledger::{self, ClaimRequest, CopyRetry, LedgerCursor, LedgerFilter, LedgerPage, Registered};
 use deploycore::port::{BackendError, GoalStateStore, ReplicationLedger, ReportSink};
-use futures::stream::BoxStream;
+use futures::stream::{BoxStream, StreamExt};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -46,6 +46,8 @@ struct Line {
     down: AtomicBool,
     /// The next puts arrive, their replies do not.
     lost_replies: Mutex<usize>,
+    /// The next watches fail at once.
+    failing_watches: AtomicUsize,
     /// Written by someone else just before the next put.
     rivals: Mutex<VecDeque<Goal>>,
     /// Written by someone else just after the next put.
@@ -104,6 +106,10 @@ impl GoalStateStore for Line {
         self.goals.changes(since).await
     }
     fn watch(&self, since: Revision) -> BoxStream<'static, Result<Changes, goals::Error>> {
+        if self.failing_watches.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
+            let lost = BackendError::retryable("line", "the watch is lost");
+            return futures::stream::iter([Err(lost.into())]).boxed();
+        }
         self.goals.watch(since)
     }
     async fn compact(&self, through: Revision) -> Result<(), goals::Error> {
@@ -558,6 +564,18 @@ async fn goals_arrive_within_a_second_by_watch_and_within_a_period_without() {
         assert!(arrives(&watched, position).await <= secs(1));
         assert!(arrives(&polled, position).await <= secs(10));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_fails_is_not_missed_until_the_next_look() {
+    let yard = Yard::new();
+    let near = Arc::<Line>::default();
+    yard.goals.failing_watches.store(3, Ordering::SeqCst);
+    let hourly = MirrorSettings::default().with_period(secs(3600));
+    let _mirror = run(&mirror(hourly, &yard.goals, &near));
+    sleep(secs(5)).await;
+    yard.deployed(1..=1).await;
+    assert!(arrives(&near, at(1)).await <= secs(1));
 }
 
 #[tokio::test(start_paused = true)]
