@@ -598,11 +598,57 @@ async fn a_mirror_catches_up_after_either_store_was_away_or_lost() {
     yard.goals.compact(Revision(u64::MAX)).await.unwrap();
     assert_eq!(mirror.tick().await.unwrap().copied, 1, "compaction hides nothing");
     assert_eq!(near.goals.get(&web()).await.unwrap().unwrap().goal.position, at(3));
+}
 
-    // The region's store starts anew behind the mirror's back: the full comparison notices.
-    let (fresh, yard_goals) = (Arc::<Line>::default(), &yard.goals);
-    let mirror = Arc::new(Mirror::new(MirrorSettings::default(), yard_goals.clone(), fresh.clone()));
+/// A region's store that can start anew behind everyone's back.
+#[derive(Debug, Default)]
+struct Replaced(Mutex<Goals>);
+
+impl Replaced {
+    fn now(&self) -> Goals {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+#[async_trait]
+impl GoalStateStore for Replaced {
+    async fn get(&self, service: &ServiceName) -> Result<Option<Stored>, goals::Error> {
+        self.now().get(service).await
+    }
+    async fn list(&self, prefix: &str) -> Result<Snapshot, goals::Error> {
+        self.now().list(prefix).await
+    }
+    async fn put(&self, goal: &Goal, expect: Expect) -> Result<Revision, goals::Error> {
+        self.now().put(goal, expect).await
+    }
+    async fn history(&self, service: &ServiceName, limit: usize) -> Result<Vec<Stored>, goals::Error> {
+        self.now().history(service, limit).await
+    }
+    async fn changes(&self, since: Revision) -> Result<Changes, goals::Error> {
+        self.now().changes(since).await
+    }
+    fn watch(&self, since: Revision) -> BoxStream<'static, Result<Changes, goals::Error>> {
+        self.now().watch(since)
+    }
+    async fn compact(&self, through: Revision) -> Result<(), goals::Error> {
+        self.now().compact(through).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_region_whose_store_starts_anew_is_filled_by_the_next_comparison_of_everything() {
+    let yard = Yard::new();
+    yard.deployed(1..=2).await;
+    let near = Arc::<Replaced>::default();
+    let mirror = Mirror::new(MirrorSettings::default(), yard.goals.clone(), near.clone());
     assert_eq!(mirror.tick().await.unwrap().copied, 1);
+    *near.0.lock().unwrap() = Goals::new();
+    sleep(secs(59)).await;
+    // The source has nothing new to say.
+    assert_eq!(mirror.tick().await.unwrap().copied, 0);
+    sleep(secs(1)).await;
+    assert_eq!(mirror.tick().await.unwrap().copied, 1);
+    assert_eq!(near.get(&web()).await.unwrap().unwrap().goal.position, at(2));
 }
 
 #[tokio::test(start_paused = true)]
