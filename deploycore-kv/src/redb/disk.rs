@@ -4,7 +4,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use ::redb::{
-    Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, StorageError, TableDefinition, TableHandle,
+    Builder, Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
+    TableHandle,
 };
 use deploycore::model::{Revision, ServiceName};
 use deploycore::port::BackendError;
@@ -71,6 +72,10 @@ impl Disk {
     /// Opens the file, checks it, and reads the current goals.
     pub(super) fn open(path: PathBuf) -> Result<(Self, Index), BackendError> {
         let database = create(&path)?;
+        Self::on(path, database)
+    }
+
+    pub(super) fn on(path: PathBuf, database: Database) -> Result<(Self, Index), BackendError> {
         let disk = Self { path, database };
         disk.begin()?;
         let index = disk.load()?;
@@ -188,14 +193,16 @@ impl Disk {
     }
 }
 
+pub(super) fn builder() -> Builder {
+    let mut builder = Database::builder();
+    // The file is small, and a plain open trusts bytes that were changed since and may panic on them later.
+    builder.set_cache_size(CACHE).set_check_integrity_on_open(true);
+    builder
+}
+
 fn create(path: &Path) -> Result<Database, BackendError> {
     let fault = |source: ::redb::Error| Fault::Redb { path: path.to_owned(), source };
-    let opened = Database::builder()
-        .set_cache_size(CACHE)
-        // The file is small, and a plain open trusts bytes that were changed since and may panic on them later.
-        .set_check_integrity_on_open(true)
-        .create(path);
-    let database = opened.map_err(|error| match error {
+    let database = builder().create(path).map_err(|error| match error {
         DatabaseError::DatabaseAlreadyOpen => Fault::Busy(path.to_owned()),
         DatabaseError::Storage(StorageError::Corrupted(what)) => fault(::redb::Error::Corrupted(what)),
         other => fault(other.into()),
