@@ -202,6 +202,9 @@ pub(super) fn builder() -> Builder {
 
 fn create(path: &Path) -> Result<Database, BackendError> {
     let fault = |source: ::redb::Error| Fault::Redb { path: path.to_owned(), source };
+    if !path.exists() {
+        create_whole(path).map_err(fault)?;
+    }
     let database = builder().create(path).map_err(|error| match error {
         DatabaseError::DatabaseAlreadyOpen => Fault::Busy(path.to_owned()),
         DatabaseError::Storage(StorageError::Corrupted(what)) => fault(::redb::Error::Corrupted(what)),
@@ -211,6 +214,23 @@ fn create(path: &Path) -> Result<Database, BackendError> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| fault(::redb::Error::Io(error)))?;
     Ok(database)
+}
+
+/// Makes a file that has its name only when it is whole. One that a crash left half made under its name would be no redb file, and refused
+/// at each start from then on; under another name it is in nobody's way.
+fn create_whole(path: &Path) -> Result<(), ::redb::Error> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{:016x}.new", fastrand::u64(..)));
+    let new = PathBuf::from(name);
+    drop(builder().create(&new)?);
+    File::open(&new)?.sync_all()?;
+    // A link and no renaming: what another process has made meanwhile stays.
+    let linked = std::fs::hard_link(&new, path);
+    std::fs::remove_file(&new)?;
+    match linked {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error.into()),
+        _ => Ok(()),
+    }
 }
 
 fn whole(service: &str) -> std::ops::RangeInclusive<(&str, u64, u64)> {
