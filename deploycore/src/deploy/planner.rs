@@ -186,7 +186,9 @@ mod tests {
     #[test]
     fn a_repeated_deploy_is_nothing_to_roll_back_to() {
         let mut history = Vec::new();
-        [1, 2, 2, 2].into_iter().for_each(|artifact| deploy(&mut history, artifact));
+        for artifact in [1, 2, 2, 2] {
+            deploy(&mut history, artifact);
+        }
         assert_eq!(roll_back(&mut history, None).unwrap(), 1);
         deploy(&mut history, 1);
         let error = roll_back(&mut history, None).unwrap_err();

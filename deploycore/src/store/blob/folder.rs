@@ -124,7 +124,7 @@ mod tests {
                 Ok(())
             };
             create_synced(&blobs, &mut next).unwrap();
-            assert!(synced.iter().any(|path| *path == killed_at), "{}: {synced:?}", killed_at.display());
+            assert!(synced.contains(&killed_at), "{}: {synced:?}", killed_at.display());
         }
     }
 
