@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 const IDLE: Duration = Duration::from_mins(1);
 const INTERVAL: Duration = Duration::from_secs(15);
 
-/// A listener for [`axum::serve`] whose connections do not outlive a machine that disappears without a word. For a host that serves
+/// A listener for [`axum::serve()`] whose connections do not outlive a machine that disappears without a word. For a host that serves
 /// [`Gateway::router`](super::Gateway::router) itself.
 pub fn keeping_alive(listener: TcpListener) -> TapIo<TcpListener, fn(&mut TcpStream)> {
     listener.tap_io(keep_alive)
