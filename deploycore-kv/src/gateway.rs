@@ -11,7 +11,7 @@
 //! | `POST /v1/compact` `{"through": 7}` | `204` |
 //! | `GET /v1/manifests/{digest}` | the manifest, for ever cacheable; `404` with code `no_manifest` |
 //! | `PUT /v1/machines/{name}` with a report | `204` |
-//! | `GET /v1/machines` | each machine that reported |
+//! | `GET /v1/machines` | `{"machines": [...], "settling": false}`: each machine that reported, and whether some that are live may be missing |
 //!
 //! `PUT` and `POST` on goals are refused with `403` unless the gateway is [`Access::Writable`]. An error is
 //! `{"error": {"code": ..., "message": ..., ...}}`, with what the domain's error holds, so that [`GatewayClient`] gives back the error
@@ -49,6 +49,7 @@
 //! ```
 
 mod client;
+mod listener;
 mod routes;
 mod source;
 mod wire;
@@ -67,6 +68,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use client::{GatewayClient, GatewayClientSettings};
+pub use listener::keeping_alive;
 
 /// Who may change goals through a gateway.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,12 +87,12 @@ pub enum Access {
 pub struct GatewaySettings {
     /// Whether goals may be written; read-only by default.
     pub access: Access,
-    /// The longest that an answer is held back for a change; 60 s by default. A longer wish is cut to it.
+    /// The longest that an answer is held back for a change; 60 s by default. A longer wish is cut to it, and with 0 none is held back.
     #[serde(with = "friendly")]
     pub max_wait: Duration,
     /// Answers held back at once; 50,000 by default. One costs some kilobytes and its connection.
     pub max_waiters: usize,
-    /// How long the store may take before a request is answered with an error; 10 s by default.
+    /// How long the store may take, and before that the body of the request, until it is answered with an error; 10 s by default.
     #[serde(with = "friendly")]
     pub request_timeout: Duration,
     /// The largest request body; 1 MiB by default.
@@ -169,6 +171,11 @@ impl Gateway {
     }
 
     /// The routes, to be merged into a router of the host's or served alone.
+    ///
+    /// They bound the body of a request in size and time. What lies below is up to whoever serves them: take connections from
+    /// [`keeping_alive`], or those of machines that lost their power stay for ever, and [`close`](Self::close) the gateway when the
+    /// server shuts down. A client that connects and says nothing costs a connection until it goes; a gateway that clients reach who are
+    /// not the region's own machines belongs behind a proxy that bounds this too.
     pub fn router(&self) -> Router {
         routes::router(Arc::clone(&self.inner))
     }
@@ -186,7 +193,7 @@ impl Gateway {
             stop.cancelled().await;
             gateway.close();
         };
-        let server = axum::serve(listener, self.router()).with_graceful_shutdown(stopping).into_future();
+        let server = axum::serve(keeping_alive(listener), self.router()).with_graceful_shutdown(stopping).into_future();
         let too_long = async {
             shutdown.cancelled().await;
             tokio::time::sleep(self.inner.settings.request_timeout).await;

@@ -7,6 +7,8 @@
 //! A crash leaves the last commit: what was acknowledged is there, and of a write that was under way all or nothing.
 
 mod disk;
+#[cfg(test)]
+mod power;
 mod writer;
 
 use std::path::{Path, PathBuf};

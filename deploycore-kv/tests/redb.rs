@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use deploycore::model::{Generation, Goal, Revision, ServiceName};
 use deploycore::port::chain;
@@ -57,6 +59,44 @@ async fn a_restart_finds_goals_history_revision_and_compaction() {
     assert!(matches!(forgotten, Err(Error::Compacted { oldest: Revision(50), .. })), "{forgotten:?}");
     let next = write(&goals, &goal("web", 1_000)).await.unwrap();
     assert_eq!(next, Revision(list.revision.0 + 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_has_its_name_only_when_it_is_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let seen = Arc::new(AtomicUsize::new(0));
+    for number in 0..20 {
+        let file = folder.path().join(format!("{number}.redb"));
+        let (looked, place) = (seen.clone(), file.clone());
+        let over = Arc::new(AtomicBool::new(false));
+        let end = over.clone();
+        // What a crash at any moment would leave.
+        let looks = std::thread::spawn(move || {
+            while !end.load(Ordering::SeqCst) {
+                if let Ok(bytes) = std::fs::read(&place) {
+                    looked.fetch_add(1, Ordering::SeqCst);
+                    assert!(bytes.starts_with(b"redb"), "{} bytes that are no redb file", bytes.len());
+                }
+            }
+        });
+        let opened = Goals::open(&file).await.map(drop);
+        over.store(true, Ordering::SeqCst);
+        looks.join().unwrap();
+        opened.unwrap();
+    }
+    assert!(seen.load(Ordering::SeqCst) > 0);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 20, "nothing else is left");
+}
+
+#[tokio::test]
+async fn many_who_create_one_file_agree_on_one_owner() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("goals.redb");
+    let opened = futures::future::join_all((0..8).map(|_| Goals::open(&file))).await;
+    let (owners, others): (Vec<_>, Vec<_>) = opened.into_iter().partition(Result::is_ok);
+    assert_eq!(owners.len(), 1);
+    assert!(others.into_iter().all(|other| other.unwrap_err().is_retryable()));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
 }
 
 #[tokio::test]

@@ -110,13 +110,13 @@ async fn claims_at_once_from_two_handles_share_no_copy() {
             }
         }
     };
-    let of_service = LedgerFilter { service: Some("web".parse().unwrap()), copy: None };
-    let pending = LedgerFilter { service: None, copy: Some((region("east"), CopyState::Pending)) };
+    let of_service = LedgerFilter { service: Some("web".parse().unwrap()), ..LedgerFilter::default() };
+    let pending = LedgerFilter { copy: Some((region("east"), CopyState::Pending)), ..LedgerFilter::default() };
     let all = walk(LedgerFilter::default()).await;
     assert_eq!(all.len(), 40);
     assert_eq!(all.iter().collect::<BTreeSet<_>>(), names);
     assert_eq!(walk(of_service).await, all);
     assert_eq!(walk(pending).await, all);
-    let complete = LedgerFilter { service: None, copy: Some((region("east"), CopyState::Complete)) };
+    let complete = LedgerFilter { copy: Some((region("east"), CopyState::Complete)), ..LedgerFilter::default() };
     assert!(walk(complete).await.is_empty());
 }

@@ -21,7 +21,7 @@ pub use job::{
     Attempt, AttemptOutcome, Completion, Epoch, Failure, FailureKind, Job, JobStatus, Lease, NewJob, Retry,
     RunningLease, Timings,
 };
-pub use machine::{KnownMachine, Labels, MachineReport, ServicePhase, ServiceReport};
+pub use machine::{KnownMachine, KnownMachines, Labels, MachineReport, ServicePhase, ServiceReport};
 pub use manifest::{
     InvalidManifest, MAX_ARTIFACT_SIZE, MAX_PIECE_SIZE, MIN_PIECE_SIZE, Manifest, ManifestHasher, PieceCheck,
     piece_size_for,

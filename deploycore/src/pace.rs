@@ -2,6 +2,8 @@
 //!
 //! Poll is the truth, hints are hints: every wait of a service goes through [`Pace::wait`], which has a timer in any case.
 
+mod hints;
+
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,6 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::model::friendly;
 use crate::port::BackendError;
+
+pub(crate) use hints::GoalHints;
 
 /// A delay that doubles with each failure in a row, between two bounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,11 +11,12 @@ use deploycore::machine::{Agent, AgentDeps, AgentSettings};
 use deploycore::memory::{Goals, Store, SwarmRegion};
 use deploycore::model::{
     ArtifactName, ArtifactRef, Generation, Goal, GoalEpoch, GoalPosition, MachineName, MachineReport, Origin, Port,
-    Readiness, RegionName, RunSpec, Selector, ServiceName, ServicePhase,
+    Readiness, RegionName, Revision, RunSpec, Selector, ServiceName, ServicePhase,
 };
-use deploycore::port::goals::Expect;
+use deploycore::port::goals::{self, Changes, Expect, Snapshot, Stored};
 use deploycore::port::{ArtifactStoreExt, BackendError, GoalStateStore, ReportSink};
 use futures::FutureExt;
+use futures::stream::{BoxStream, StreamExt};
 use tokio_util::sync::CancellationToken;
 
 #[derive(Debug, Default)]
@@ -54,15 +55,18 @@ impl World {
 
     fn agent(&self) -> Agent {
         let settings = AgentSettings::new(MachineName::new("m1").unwrap(), RegionName::new("r1").unwrap());
-        let deps = AgentDeps {
+        Agent::new(settings, self.deps())
+    }
+
+    fn deps(&self) -> AgentDeps {
+        AgentDeps {
             goals: Arc::new(self.goals.clone()),
             manifests: Arc::new(self.store.clone()),
             swarm: Arc::new(self.swarm.join()),
             runner: Arc::new(self.runner.clone()),
             reports: Arc::clone(&self.sink) as Arc<dyn ReportSink>,
             disk: Arc::new(self.disk.clone()),
-        };
-        Agent::new(settings, deps)
+        }
     }
 
     async fn deploy(&self, generation: u64, bytes: &[u8]) -> ArtifactRef {
@@ -176,6 +180,53 @@ async fn an_agent_goes_on_without_its_region() {
     assert_eq!(world.runner.running()[0].0.pid, pid);
     assert_eq!(phase(&agent), ServicePhase::Good);
     assert_eq!(world.sink.taken.load(Ordering::SeqCst), taken);
+}
+
+/// Goals whose first watch ends at once.
+#[derive(Debug)]
+struct Cut {
+    goals: Goals,
+    uncut: AtomicBool,
+}
+
+#[async_trait]
+impl GoalStateStore for Cut {
+    async fn get(&self, service: &ServiceName) -> Result<Option<Stored>, goals::Error> {
+        self.goals.get(service).await
+    }
+    async fn list(&self, prefix: &str) -> Result<Snapshot, goals::Error> {
+        self.goals.list(prefix).await
+    }
+    async fn put(&self, goal: &Goal, expect: Expect) -> Result<Revision, goals::Error> {
+        self.goals.put(goal, expect).await
+    }
+    async fn history(&self, service: &ServiceName, limit: usize) -> Result<Vec<Stored>, goals::Error> {
+        self.goals.history(service, limit).await
+    }
+    async fn changes(&self, since: Revision) -> Result<Changes, goals::Error> {
+        self.goals.changes(since).await
+    }
+    fn watch(&self, since: Revision) -> BoxStream<'static, Result<Changes, goals::Error>> {
+        if self.uncut.swap(true, Ordering::SeqCst) { self.goals.watch(since) } else { futures::stream::empty().boxed() }
+    }
+    async fn compact(&self, through: Revision) -> Result<(), goals::Error> {
+        self.goals.compact(through).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_is_cut_is_opened_again_before_the_next_poll() {
+    let world = World::new(1 << 30);
+    let mut settings = AgentSettings::new(MachineName::new("m1").unwrap(), RegionName::new("r1").unwrap());
+    settings.rhythm.poll = Duration::from_hours(1);
+    let goals = Arc::new(Cut { goals: world.goals.clone(), uncut: AtomicBool::new(false) });
+    let agent = Agent::new(settings, AgentDeps { goals, ..world.deps() });
+    let deploy = async {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        world.deploy(1, b"one").await
+    };
+    let ((), artifact) = tokio::join!(run_for(&agent, Duration::from_secs(20)), deploy);
+    assert_eq!(world.running(), Some(artifact.digest.to_string()));
 }
 
 #[tokio::test(start_paused = true)]

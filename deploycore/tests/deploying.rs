@@ -1,7 +1,7 @@
 //! Deployer, mirror and board over the memory backends, in virtual time.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use deploycore::deploy::{
 };
 use deploycore::memory::{Clock, Goals, Ledger};
 use deploycore::model::{
-    ArtifactName, ArtifactRef, ClaimId, CopyState, Digest, Generation, Goal, GoalEpoch, GoalPosition, JobId, Labels,
-    MachineName, MachineReport, NewArtifact, Origin, PinHolder, RegionName, Revision, RunSpec, Selector, ServiceName,
-    ServicePhase, ServiceReport, Timestamp,
+    ArtifactName, ArtifactRef, ArtifactStatus, ClaimId, CopyLease, CopyState, CopyTask, Digest, Epoch, Generation,
+    Goal, GoalEpoch, GoalPosition, JobId, Labels, MachineName, MachineReport, NewArtifact, Origin, PinHolder,
+    RegionName, Revision, RunSpec, Selector, ServiceName, ServicePhase, ServiceReport, Timestamp,
 };
 use deploycore::port::goals::{self, Changes, Expect, Snapshot, Stored};
-use deploycore::port::ledger::{self, ClaimRequest};
+use deploycore::port::ledger::{self, ClaimRequest, CopyRetry, LedgerCursor, LedgerFilter, LedgerPage, Registered};
 use deploycore::port::{BackendError, GoalStateStore, ReplicationLedger, ReportSink};
-use futures::stream::BoxStream;
+use futures::stream::{BoxStream, StreamExt};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -46,6 +46,8 @@ struct Line {
     down: AtomicBool,
     /// The next puts arrive, their replies do not.
     lost_replies: Mutex<usize>,
+    /// The next watches fail at once.
+    failing_watches: AtomicUsize,
     /// Written by someone else just before the next put.
     rivals: Mutex<VecDeque<Goal>>,
     /// Written by someone else just after the next put.
@@ -104,10 +106,89 @@ impl GoalStateStore for Line {
         self.goals.changes(since).await
     }
     fn watch(&self, since: Revision) -> BoxStream<'static, Result<Changes, goals::Error>> {
+        if self.failing_watches.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
+            let lost = BackendError::retryable("line", "the watch is lost");
+            return futures::stream::iter([Err(lost.into())]).boxed();
+        }
         self.goals.watch(since)
     }
     async fn compact(&self, through: Revision) -> Result<(), goals::Error> {
         self.goals.compact(through).await
+    }
+}
+
+/// A ledger in which another deployer takes pins away at the worst moment.
+#[derive(Debug)]
+struct Robbed {
+    ledger: Arc<Ledger>,
+    /// So many pins are gone again as soon as they are there.
+    robberies: AtomicUsize,
+    /// What the other deployer pins and writes just before the next pin is taken away.
+    rival: Mutex<Option<(Arc<Line>, Goal)>>,
+}
+
+impl Robbed {
+    fn new(ledger: &Arc<Ledger>) -> Arc<Self> {
+        Arc::new(Self { ledger: ledger.clone(), robberies: AtomicUsize::new(0), rival: Mutex::default() })
+    }
+}
+
+#[async_trait]
+impl ReplicationLedger for Robbed {
+    async fn register(&self, artifact: &NewArtifact) -> Result<Registered, ledger::Error> {
+        self.ledger.register(artifact).await
+    }
+    async fn unregistered(&self, names: &[ArtifactName]) -> Result<BTreeSet<ArtifactName>, ledger::Error> {
+        self.ledger.unregistered(names).await
+    }
+    async fn claim(&self, request: &ClaimRequest) -> Result<Vec<CopyTask>, ledger::Error> {
+        self.ledger.claim(request).await
+    }
+    async fn progress(&self, lease: &CopyLease, bytes: u64, extend: Duration) -> Result<(), ledger::Error> {
+        self.ledger.progress(lease, bytes, extend).await
+    }
+    async fn complete(&self, lease: &CopyLease) -> Result<(), ledger::Error> {
+        self.ledger.complete(lease).await
+    }
+    async fn fail(&self, lease: &CopyLease, reason: &str, retry: CopyRetry) -> Result<(), ledger::Error> {
+        self.ledger.fail(lease, reason, retry).await
+    }
+    async fn reopen(
+        &self,
+        artifact: &ArtifactName,
+        region: &RegionName,
+        seen: Epoch,
+        reason: &str,
+    ) -> Result<bool, ledger::Error> {
+        self.ledger.reopen(artifact, region, seen, reason).await
+    }
+    async fn status(&self, artifact: &ArtifactName) -> Result<Option<ArtifactStatus>, ledger::Error> {
+        self.ledger.status(artifact).await
+    }
+    async fn list(
+        &self,
+        filter: &LedgerFilter,
+        after: Option<&LedgerCursor>,
+        limit: usize,
+    ) -> Result<LedgerPage, ledger::Error> {
+        self.ledger.list(filter, after, limit).await
+    }
+    async fn pin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), ledger::Error> {
+        self.ledger.pin(artifact, holder).await?;
+        let one_less = |left: usize| left.checked_sub(1);
+        if self.robberies.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok() {
+            self.ledger.unpin(artifact, holder).await?;
+        }
+        Ok(())
+    }
+    async fn unpin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), ledger::Error> {
+        let rival = self.rival.lock().unwrap().take();
+        if let Some((goals, goal)) = rival {
+            self.ledger.pin(artifact, holder).await?;
+            goals.write(&goal).await;
+            self.ledger.pin(artifact, holder).await?;
+        }
+        self.ledger.unpin(artifact, holder).await
     }
 }
 
@@ -329,6 +410,74 @@ async fn a_pin_that_no_goal_needs_goes_after_its_grace() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pin_that_was_taken_away_between_pin_and_goal_is_put_back() {
+    let yard = Yard::new();
+    let ledger = Robbed::new(&yard.ledger);
+    let deployer = Deployer::new(DeployerSettings::default(), yard.goals.clone(), ledger.clone());
+    let artifact = yard.artifact(1, &["r1", "r2"]).await;
+    ledger.robberies.store(1, Ordering::SeqCst);
+    deployer.deploy(&DeployRequest::new(web(), artifact)).await.unwrap();
+    assert_eq!(yard.pins().await, ["web-1"]);
+    let artifact = yard.artifact(2, &["r1", "r2"]).await;
+    ledger.robberies.store(1, Ordering::SeqCst);
+    deployer.deploy(&DeployRequest::new(web(), artifact)).await.unwrap();
+    ledger.robberies.store(1, Ordering::SeqCst);
+    deployer.rollback(&web(), None).await.unwrap();
+    assert_eq!(yard.pins().await, ["web-1", "web-2"]);
+
+    // A later look finds what was taken away after all that, and what a lost copy keeps from being pinned is no failure.
+    for number in [1, 2] {
+        let name = ArtifactName::new(format!("web-{number}")).unwrap();
+        yard.ledger.unpin(&name, &PinHolder::goal(&web())).await.unwrap();
+    }
+    let lost = ArtifactName::new("web-2").unwrap();
+    let epoch = yard.ledger.status(&lost).await.unwrap().unwrap().copies[&region("r2")].epoch;
+    yard.ledger.reopen(&lost, &region("r2"), epoch, "gone").await.unwrap();
+    assert_eq!(deployer.tick().await.unwrap(), 0);
+    assert_eq!(yard.pins().await, ["web-1"]);
+    yard.copy(&lost, &["r2"]).await;
+    assert_eq!(deployer.tick().await.unwrap(), 0);
+    assert_eq!(yard.pins().await, ["web-1", "web-2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pin_that_another_deployer_came_to_need_meanwhile_is_put_back() {
+    let yard = Yard::new();
+    yard.deployed(1..=1).await;
+    let ledger = Robbed::new(&yard.ledger);
+    let deployer = Deployer::new(DeployerSettings::default(), yard.goals.clone(), ledger.clone());
+    let orphan = yard.artifact(2, &["r1", "r2"]).await;
+    yard.ledger.pin(&orphan, &PinHolder::goal(&web())).await.unwrap();
+    assert_eq!(deployer.tick().await.unwrap(), 0);
+    sleep(secs(600)).await;
+    let current = yard.deployer.current(&web()).await.unwrap().unwrap().goal;
+    let artifact = ArtifactRef { name: orphan, digest: Digest::of(&[2]), size: 1 };
+    let rival = Goal { position: at(2), artifact, ..current };
+    *ledger.rival.lock().unwrap() = Some((yard.goals.clone(), rival));
+    assert_eq!(deployer.tick().await.unwrap(), 1);
+    assert_eq!(yard.pins().await, ["web-1", "web-2"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_pin_is_found_behind_any_number_of_newer_artifacts() {
+    let yard = Yard::new();
+    yard.deployed(1..=1).await;
+    let orphan = yard.artifact(2, &["r1", "r2"]).await;
+    yard.ledger.pin(&orphan, &PinHolder::goal(&web())).await.unwrap();
+    sleep(secs(1)).await;
+    for number in 0..=ledger::MAX_BATCH {
+        let artifact = ArtifactRef { name: format!("new-{number}").parse().unwrap(), digest: Digest::of(b""), size: 1 };
+        let required = [region("r1")].into();
+        yard.ledger.register(&NewArtifact { artifact, service: web(), job: JobId::new(), required }).await.unwrap();
+    }
+    assert_eq!(yard.deployer.tick().await.unwrap(), 0);
+    sleep(secs(600)).await;
+    assert_eq!(yard.deployer.tick().await.unwrap(), 1);
+    let pins = |status: Option<ArtifactStatus>| status.unwrap().pins;
+    assert!(pins(yard.ledger.status(&orphan).await.unwrap()).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_wait_ends_when_each_live_machine_runs_the_goal() {
     let yard = Yard::new();
     yard.deployed(1..=1).await;
@@ -362,6 +511,23 @@ async fn the_wait_ends_when_each_live_machine_runs_the_goal() {
     assert_eq!(error.to_string(), "1 of 2 machines reverted 0.1");
     yard.deployed(2..=2).await;
     assert!(matches!(wait(1, secs(3)).await, Err(Error::Superseded { .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_region_that_started_just_now_is_waited_for_by_who_does_not_know_its_machines() {
+    let yard = Yard::new();
+    yard.deployed(1..=1).await;
+    let started = Instant::now();
+    let wait = async |machines| yard.deployer.wait_converged(&web(), at(1), machines, secs(60), |_| {}).await;
+    let later = async {
+        sleep(secs(5)).await;
+        yard.report("a", 1, ServicePhase::Good).await;
+    };
+    let (known, ()) = tokio::join!(wait(1), later);
+    assert_eq!(known.unwrap().converged.len(), 1);
+    assert!(started.elapsed() < secs(10), "{:?}", started.elapsed());
+    assert_eq!(wait(0).await.unwrap().converged.len(), 1);
+    assert!(started.elapsed() >= secs(30), "{:?}", started.elapsed());
 }
 
 fn mirror(settings: MirrorSettings, from: &Arc<Line>, to: &Arc<Line>) -> Arc<Mirror> {
@@ -401,6 +567,18 @@ async fn goals_arrive_within_a_second_by_watch_and_within_a_period_without() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_watch_that_fails_is_not_missed_until_the_next_look() {
+    let yard = Yard::new();
+    let near = Arc::<Line>::default();
+    yard.goals.failing_watches.store(3, Ordering::SeqCst);
+    let hourly = MirrorSettings::default().with_period(secs(3600));
+    let _mirror = run(&mirror(hourly, &yard.goals, &near));
+    sleep(secs(5)).await;
+    yard.deployed(1..=1).await;
+    assert!(arrives(&near, at(1)).await <= secs(1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_mirror_catches_up_after_either_store_was_away_or_lost() {
     let yard = Yard::new();
     let near = Arc::<Line>::default();
@@ -420,11 +598,57 @@ async fn a_mirror_catches_up_after_either_store_was_away_or_lost() {
     yard.goals.compact(Revision(u64::MAX)).await.unwrap();
     assert_eq!(mirror.tick().await.unwrap().copied, 1, "compaction hides nothing");
     assert_eq!(near.goals.get(&web()).await.unwrap().unwrap().goal.position, at(3));
+}
 
-    // The region's store starts anew behind the mirror's back: the full comparison notices.
-    let (fresh, yard_goals) = (Arc::<Line>::default(), &yard.goals);
-    let mirror = Arc::new(Mirror::new(MirrorSettings::default(), yard_goals.clone(), fresh.clone()));
+/// A region's store that can start anew behind everyone's back.
+#[derive(Debug, Default)]
+struct Replaced(Mutex<Goals>);
+
+impl Replaced {
+    fn now(&self) -> Goals {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+#[async_trait]
+impl GoalStateStore for Replaced {
+    async fn get(&self, service: &ServiceName) -> Result<Option<Stored>, goals::Error> {
+        self.now().get(service).await
+    }
+    async fn list(&self, prefix: &str) -> Result<Snapshot, goals::Error> {
+        self.now().list(prefix).await
+    }
+    async fn put(&self, goal: &Goal, expect: Expect) -> Result<Revision, goals::Error> {
+        self.now().put(goal, expect).await
+    }
+    async fn history(&self, service: &ServiceName, limit: usize) -> Result<Vec<Stored>, goals::Error> {
+        self.now().history(service, limit).await
+    }
+    async fn changes(&self, since: Revision) -> Result<Changes, goals::Error> {
+        self.now().changes(since).await
+    }
+    fn watch(&self, since: Revision) -> BoxStream<'static, Result<Changes, goals::Error>> {
+        self.now().watch(since)
+    }
+    async fn compact(&self, through: Revision) -> Result<(), goals::Error> {
+        self.now().compact(through).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_region_whose_store_starts_anew_is_filled_by_the_next_comparison_of_everything() {
+    let yard = Yard::new();
+    yard.deployed(1..=2).await;
+    let near = Arc::<Replaced>::default();
+    let mirror = Mirror::new(MirrorSettings::default(), yard.goals.clone(), near.clone());
     assert_eq!(mirror.tick().await.unwrap().copied, 1);
+    *near.0.lock().unwrap() = Goals::new();
+    sleep(secs(59)).await;
+    // The source has nothing new to say.
+    assert_eq!(mirror.tick().await.unwrap().copied, 0);
+    sleep(secs(1)).await;
+    assert_eq!(mirror.tick().await.unwrap().copied, 1);
+    assert_eq!(near.get(&web()).await.unwrap().unwrap().goal.position, at(2));
 }
 
 #[tokio::test(start_paused = true)]

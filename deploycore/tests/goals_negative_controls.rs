@@ -35,6 +35,8 @@ enum Flaw {
     WatchHidesCompaction,
     /// A watch forgets every third change.
     WatchSkips,
+    /// A compaction ends every watch, also one that lacks nothing.
+    CompactionEndsWatches,
     /// A prefix is taken as part of the name.
     ListContains,
     /// A list is read goal by goal.
@@ -59,11 +61,13 @@ struct Broken {
     /// Where the flaw needs writes that the memory store would refuse: those, newest last.
     forced: std::sync::Mutex<Vec<Stored>>,
     repeats: AtomicU64,
+    compactions: Arc<AtomicU64>,
 }
 
 impl Broken {
     fn new(flaw: Flaw) -> Self {
-        Self { flaw, goals: Goals::new(), forced: std::sync::Mutex::default(), repeats: AtomicU64::new(0) }
+        let (forced, repeats, compactions) = Default::default();
+        Self { flaw, goals: Goals::new(), forced, repeats, compactions }
     }
 
     fn forced(&self, service: &ServiceName) -> Option<Stored> {
@@ -171,6 +175,15 @@ impl GoalStateStore for Broken {
                 let third = |(number, event)| async move { (number % 3 != 2).then_some(event) };
                 goals.watch(since).enumerate().filter_map(third).boxed()
             }
+            Flaw::CompactionEndsWatches => {
+                let compactions = Arc::clone(&self.compactions);
+                let opened_at = compactions.load(Ordering::SeqCst);
+                let is_over = move || compactions.load(Ordering::SeqCst) != opened_at;
+                goals
+                    .watch(since)
+                    .map(move |event| if is_over() { Err(Error::Compacted { since, oldest: since }) } else { event })
+                    .boxed()
+            }
             Flaw::WatchHidesCompaction => futures::stream::once(async move {
                 match goals.changes(since).await {
                     Err(Error::Compacted { oldest, .. }) => goals.watch(oldest),
@@ -184,6 +197,7 @@ impl GoalStateStore for Broken {
     }
 
     async fn compact(&self, through: Revision) -> Result<(), Error> {
+        self.compactions.fetch_add(1, Ordering::SeqCst);
         self.goals.compact(through).await
     }
 }
@@ -239,6 +253,8 @@ caught! {
     a_watch_that_repeats: WatchRepeats by
         "watches::a_watch_repeats_nothing_and_skips_nothing", "race::concurrent_writers_lose_no_generation";
     a_watch_that_skips: WatchSkips by "watches::a_watch_sees_what_is_written_while_it_waits";
+    a_watch_that_ends_with_any_compaction: CompactionEndsWatches by
+        "watches::a_watch_that_is_up_to_date_survives_a_compaction";
     a_watch_that_hides_a_compaction: WatchHidesCompaction by "watches::a_watch_of_what_is_compacted_says_so";
     a_list_by_any_part_of_the_name: ListContains by "reads::a_list_holds_the_prefix_in_order";
     a_torn_list: ListIsTorn by "reads::a_list_and_the_changes_after_it_miss_nothing";

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytesize::ByteSize;
-use deploycore::model::{Digest, Goal, KnownMachine, MachineReport, Manifest, Revision, ServiceName, friendly};
+use deploycore::model::{Digest, Goal, KnownMachines, MachineReport, Manifest, Revision, ServiceName, friendly};
 use deploycore::port::goals::{Changes, Error, Expect, GoalStateStore, Snapshot, Stored};
 use deploycore::port::{BackendError, MachineDirectory, ManifestSource, ReportSink};
 use futures::stream::{BoxStream, StreamExt};
@@ -14,9 +14,13 @@ use reqwest::header::{ETAG, HeaderValue, IF_NONE_MATCH};
 use reqwest::{Method, RequestBuilder, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use url::Url;
 
 use super::wire::{BACKEND, Compact, Envelope, Problem, Put, Report, Written, unexpected};
+
+/// Between requests of a watch: where waits are bounded by nothing it would be a busy loop over the network.
+const LEAST_WAIT: Duration = Duration::from_secs(1);
 
 /// Settings of a [`GatewayClient`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,7 +32,8 @@ pub struct GatewayClientSettings {
     /// From request to the end of the answer, waits not counted; 15 s by default.
     #[serde(with = "friendly")]
     pub request_timeout: Duration,
-    /// How long one request of a watch waits for a change; 30 s by default.
+    /// How long one request of a watch waits for a change; 30 s by default. Requests that nothing has changed for follow each other by at
+    /// least a second, however short the wait, here or by the gateway's own bound.
     #[serde(with = "friendly")]
     pub watch_wait: Duration,
     /// The largest answer that is read; 64 MiB by default, a thousand goals of the largest size.
@@ -65,7 +70,8 @@ impl GatewayClientSettings {
 /// What a [`Gateway`](super::Gateway) offers, over HTTP. Clones share connections and the last list.
 ///
 /// A list that did not change costs a request without a body: the client keeps the last one with its tag. Nothing is retried here;
-/// errors say whether the caller may.
+/// errors say whether the caller may. It goes straight to its URL: `HTTP_PROXY` and its kin, which a host may set for its way out, are not
+/// obeyed, because a gateway is in the same region or in the same network.
 #[derive(Debug, Clone)]
 pub struct GatewayClient {
     inner: Arc<Inner>,
@@ -105,6 +111,7 @@ impl GatewayClient {
         base.set_query(None);
         base.set_fragment(None);
         let http = reqwest::Client::builder()
+            .no_proxy()
             .connect_timeout(settings.connect_timeout)
             .redirect(reqwest::redirect::Policy::none())
             .build()
@@ -247,13 +254,17 @@ impl GoalStateStore for GatewayClient {
         let steps = futures::stream::unfold(Some((client, since)), |state| async move {
             let (client, mut since) = state?;
             loop {
+                let asked = Instant::now();
                 match client.changed(since).await {
                     Err(error) => return Some((Err(error), None)),
                     Ok(changes) if !changes.goals.is_empty() => {
                         let next = (client, changes.revision);
                         return Some((Ok(changes), Some(next)));
                     }
-                    Ok(changes) => since = changes.revision,
+                    Ok(changes) => {
+                        since = changes.revision;
+                        tokio::time::sleep_until(asked + LEAST_WAIT).await;
+                    }
                 }
             }
         });
@@ -301,7 +312,7 @@ impl ReportSink for GatewayClient {
 
 #[async_trait]
 impl MachineDirectory for GatewayClient {
-    async fn machines(&self) -> Result<Vec<KnownMachine>, BackendError> {
+    async fn machines(&self) -> Result<KnownMachines, BackendError> {
         let url = self.url(&["machines"], &[]);
         self.read(self.request(Method::GET, url)).await.map_err(below)
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::extract::{DefaultBodyLimit, FromRequest, Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
@@ -164,7 +164,7 @@ async fn one(State(inner): Shared, service: Result<Path<String>, PathRejection>,
 async fn write(
     State(inner): Shared,
     service: Result<Path<String>, PathRejection>,
-    body: Result<Bytes, BytesRejection>,
+    body: Result<Whole, Report>,
 ) -> Outcome {
     inner.writable()?;
     let service: ServiceName = named(service)?;
@@ -219,7 +219,7 @@ async fn changes(State(inner): Shared, query: Result<Query<ChangesQuery>, QueryR
     Ok(answer(inner.within(inner.source.changes(&view, since)).await?))
 }
 
-async fn compact(State(inner): Shared, body: Result<Bytes, BytesRejection>) -> Outcome {
+async fn compact(State(inner): Shared, body: Result<Whole, Report>) -> Outcome {
     inner.writable()?;
     let Compact { through } = decode(body)?;
     inner.within(inner.source.goals.compact(through)).await?;
@@ -244,7 +244,7 @@ async fn manifest(State(inner): Shared, digest: Result<Path<String>, PathRejecti
 async fn report(
     State(inner): Shared,
     name: Result<Path<String>, PathRejection>,
-    body: Result<Bytes, BytesRejection>,
+    body: Result<Whole, Report>,
 ) -> Outcome {
     let reports = inner.reports.as_ref().ok_or_else(|| not_offered("reports"))?;
     let Path(name) = name.map_err(refused)?;
@@ -261,6 +261,22 @@ async fn machines(State(inner): Shared) -> Outcome {
     Ok(json(&inner.within(machines.machines()).await?))
 }
 
+/// The body of a request, bounded in size and time: a client that stalls does not hold what came for ever.
+struct Whole(Bytes);
+
+impl FromRequest<Arc<Inner>> for Whole {
+    type Rejection = Report;
+
+    async fn from_request(request: Request, inner: &Arc<Inner>) -> Result<Self, Report> {
+        let body = tokio::time::timeout(inner.settings.request_timeout, Bytes::from_request(request, inner)).await;
+        let body = body.map_err(|_| Problem::TooSlow.says("the request's body took too long"))?;
+        body.map(Self).map_err(|error: BytesRejection| match error.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => Problem::TooLarge.says("the request is larger than this gateway takes"),
+            _ => invalid(error.body_text()),
+        })
+    }
+}
+
 impl From<Closed> for Report {
     fn from(Closed: Closed) -> Self {
         Problem::Unavailable.says("the gateway is shutting down")
@@ -272,11 +288,8 @@ fn named<T: FromStr<Err: std::fmt::Display>>(path: Result<Path<String>, PathReje
     text.parse().map_err(|error: T::Err| invalid(error.to_string()))
 }
 
-fn decode<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, Report> {
-    let body = body.map_err(|error| match error.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => Problem::TooLarge.says("the request is larger than this gateway takes"),
-        _ => invalid(error.body_text()),
-    })?;
+fn decode<T: DeserializeOwned>(body: Result<Whole, Report>) -> Result<T, Report> {
+    let Whole(body) = body?;
     serde_json::from_slice(&body).map_err(|error| invalid(format!("the body cannot be read: {error}")))
 }
 

@@ -81,8 +81,15 @@ pub(super) struct Source {
     asked: AtomicU64,
     answered: AtomicU64,
     reading: tokio::sync::Mutex<()>,
-    upstream: tokio::sync::Mutex<Option<BoxStream<'static, Result<Changes, Error>>>>,
+    upstream: tokio::sync::Mutex<Option<Upstream>>,
     closed: CancellationToken,
+}
+
+/// The watch on the store.
+struct Upstream {
+    events: BoxStream<'static, Result<Changes, Error>>,
+    /// An event came, and the store has not been read since: whoever drives the watch may be gone before that is done.
+    unread: bool,
 }
 
 impl Source {
@@ -213,19 +220,98 @@ impl Source {
         }
     }
 
-    /// One event of the watch. It is only a hint: what changed is read.
-    async fn watched(&self, upstream: &mut Option<BoxStream<'static, Result<Changes, Error>>>) -> Result<(), String> {
-        let stream = if let Some(stream) = upstream {
-            stream
+    /// One event of the watch. It is only a hint: what changed is read. Cancel safe: the next call reads what this one did not come to.
+    async fn watched(&self, upstream: &mut Option<Upstream>) -> Result<(), String> {
+        let upstream = if let Some(upstream) = upstream {
+            upstream
         } else {
             // A waiter that has seen an older view than this one is woken by the view itself.
             let since = self.current().await.map_err(|error| chain(&error))?.revision();
-            upstream.insert(self.goals.watch(since))
+            upstream.insert(Upstream { events: self.goals.watch(since), unread: false })
         };
-        match stream.next().await {
-            Some(Ok(_)) => self.current().await.map(drop).map_err(|error| chain(&error)),
-            Some(Err(error)) => Err(chain(&error)),
-            None => Err("it has no more to say".to_owned()),
+        if !upstream.unread {
+            match upstream.events.next().await {
+                Some(Ok(_)) => upstream.unread = true,
+                Some(Err(error)) => return Err(chain(&error)),
+                None => return Err("it has no more to say".to_owned()),
+            }
         }
+        self.current().await.map_err(|error| chain(&error))?;
+        upstream.unread = false;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use async_trait::async_trait;
+    use deploycore::memory::Goals;
+    use deploycore::model::Goal;
+    use deploycore::port::goals::Expect;
+    use tokio::sync::watch;
+
+    /// Goals whose changes cannot be read while the gate is shut.
+    #[derive(Debug)]
+    struct Gated {
+        goals: Goals,
+        open: watch::Sender<bool>,
+    }
+
+    #[async_trait]
+    impl GoalStateStore for Gated {
+        async fn get(&self, service: &ServiceName) -> Result<Option<Stored>, Error> {
+            self.goals.get(service).await
+        }
+        async fn list(&self, prefix: &str) -> Result<Snapshot, Error> {
+            self.goals.list(prefix).await
+        }
+        async fn put(&self, goal: &Goal, expect: Expect) -> Result<Revision, Error> {
+            self.goals.put(goal, expect).await
+        }
+        async fn history(&self, service: &ServiceName, limit: usize) -> Result<Vec<Stored>, Error> {
+            self.goals.history(service, limit).await
+        }
+        async fn changes(&self, since: Revision) -> Result<Changes, Error> {
+            self.open.subscribe().wait_for(|open| *open).await.unwrap();
+            self.goals.changes(since).await
+        }
+        fn watch(&self, since: Revision) -> BoxStream<'static, Result<Changes, Error>> {
+            self.goals.watch(since)
+        }
+        async fn compact(&self, through: Revision) -> Result<(), Error> {
+            self.goals.compact(through).await
+        }
+    }
+
+    fn goal() -> Goal {
+        serde_json::from_value(serde_json::json!({
+            "service": "web", "epoch": 0, "generation": 1,
+            "artifact": {"name": "a", "digest": Digest::of(b""), "size": 1},
+            "run": {}, "selector": {}, "origin": {"kind": "deploy"}, "created_at": "2026-01-01T00:00:00Z",
+        }))
+        .unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_whose_reader_is_gone_is_read_by_the_next() {
+        let gated = Arc::new(Gated { goals: Goals::new(), open: watch::Sender::new(true) });
+        let source = Source::new(gated.clone(), Duration::from_secs(10));
+        let (seen, start) = (source.current().await.unwrap().revision(), Instant::now());
+        let first = source.beyond(seen, start + Duration::from_secs(5));
+        let second = source.beyond(seen, start + Duration::from_hours(1));
+        let world = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            gated.open.send_replace(false);
+            gated.put(&goal(), Expect::Absent).await.unwrap();
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            gated.open.send_replace(true);
+        };
+        // The first drives the watch, hears of the change, and its time is over before it can read it.
+        let (first, second, ()) = tokio::join!(first, second, world);
+        assert!(matches!(first, Ok(None)));
+        let Ok(Some(view)) = second else { panic!("the second was not woken") };
+        assert!(view.revision() > seen);
+        assert!(start.elapsed() < Duration::from_secs(7), "{:?}", start.elapsed());
     }
 }

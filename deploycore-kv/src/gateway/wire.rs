@@ -74,6 +74,7 @@ pub(super) enum Problem {
     ReadOnly,
     TooLarge,
     TooManyWaiters,
+    TooSlow,
     Unavailable,
     Failed,
     /// Of a newer server.
@@ -91,6 +92,7 @@ impl Problem {
             Self::ReadOnly => StatusCode::FORBIDDEN,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooManyWaiters => StatusCode::TOO_MANY_REQUESTS,
+            Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::Failed | Self::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -112,7 +114,9 @@ impl Report {
             Problem::Compacted { since, oldest } => Error::Compacted { since, oldest },
             Problem::Invalid { reason } => Error::Invalid(reason),
             Problem::TooLarge => Error::Invalid(message),
-            Problem::TooManyWaiters | Problem::Unavailable => BackendError::retryable(BACKEND, message).into(),
+            Problem::TooManyWaiters | Problem::TooSlow | Problem::Unavailable => {
+                BackendError::retryable(BACKEND, message).into()
+            }
             Problem::NoGoal | Problem::NoManifest | Problem::NotOffered | Problem::ReadOnly | Problem::Failed => {
                 BackendError::permanent(BACKEND, message).into()
             }

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use ::redb::{
-    Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, StorageError, TableDefinition, TableHandle,
+    Builder, Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
+    TableHandle,
 };
 use deploycore::model::{Revision, ServiceName};
 use deploycore::port::BackendError;
@@ -71,6 +72,10 @@ impl Disk {
     /// Opens the file, checks it, and reads the current goals.
     pub(super) fn open(path: PathBuf) -> Result<(Self, Index), BackendError> {
         let database = create(&path)?;
+        Self::on(path, database)
+    }
+
+    pub(super) fn on(path: PathBuf, database: Database) -> Result<(Self, Index), BackendError> {
         let disk = Self { path, database };
         disk.begin()?;
         let index = disk.load()?;
@@ -188,14 +193,19 @@ impl Disk {
     }
 }
 
+pub(super) fn builder() -> Builder {
+    let mut builder = Database::builder();
+    // The file is small, and a plain open trusts bytes that were changed since and may panic on them later.
+    builder.set_cache_size(CACHE).set_check_integrity_on_open(true);
+    builder
+}
+
 fn create(path: &Path) -> Result<Database, BackendError> {
     let fault = |source: ::redb::Error| Fault::Redb { path: path.to_owned(), source };
-    let opened = Database::builder()
-        .set_cache_size(CACHE)
-        // The file is small, and a plain open trusts bytes that were changed since and may panic on them later.
-        .set_check_integrity_on_open(true)
-        .create(path);
-    let database = opened.map_err(|error| match error {
+    if !path.exists() {
+        create_whole(path).map_err(fault)?;
+    }
+    let database = builder().create(path).map_err(|error| match error {
         DatabaseError::DatabaseAlreadyOpen => Fault::Busy(path.to_owned()),
         DatabaseError::Storage(StorageError::Corrupted(what)) => fault(::redb::Error::Corrupted(what)),
         other => fault(other.into()),
@@ -204,6 +214,23 @@ fn create(path: &Path) -> Result<Database, BackendError> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| fault(::redb::Error::Io(error)))?;
     Ok(database)
+}
+
+/// Makes a file that has its name only when it is whole. One that a crash left half made under its name would be no redb file, and refused
+/// at each start from then on; under another name it is in nobody's way.
+fn create_whole(path: &Path) -> Result<(), ::redb::Error> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{:016x}.new", fastrand::u64(..)));
+    let new = PathBuf::from(name);
+    drop(builder().create(&new)?);
+    File::open(&new)?.sync_all()?;
+    // A link and no renaming: what another process has made meanwhile stays.
+    let linked = std::fs::hard_link(&new, path);
+    std::fs::remove_file(&new)?;
+    match linked {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error.into()),
+        _ => Ok(()),
+    }
 }
 
 fn whole(service: &str) -> std::ops::RangeInclusive<(&str, u64, u64)> {

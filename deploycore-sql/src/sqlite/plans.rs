@@ -30,7 +30,7 @@ fn using<'a>(plan: &'a [Step], index: &str) -> &'a Step {
 /// That no step walks over a whole table or index, but for this index.
 #[track_caller]
 fn assert_no_walk_but(plan: &[Step], allowed: &str) {
-    let tables = ["jobs", "j", "k", "h", "attempts", "artifacts", "a", "copies", "c"];
+    let tables = ["jobs", "j", "k", "h", "attempts", "artifacts", "a", "copies", "c", "pins", "p"];
     for step in plan {
         if let Some(scan) = step.detail.strip_prefix("SCAN ") {
             let table = scan.split(' ').next().unwrap_or_default();

@@ -79,6 +79,7 @@ macro_rules! __ledger_cases {
                 an_unknown_artifact_has_no_pins
                 a_lost_copy_is_reopened
                 a_reopening_of_what_moved_on_does_nothing
+                failed_copies_are_reopened_together
                 concurrent_reopenings_count_once
                 a_pin_is_decided_in_one_step
             }

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::model::{KnownMachine, MachineName, MachineReport, RegionName, friendly};
+use crate::model::{KnownMachine, KnownMachines, MachineName, MachineReport, RegionName, friendly};
 use crate::port::{BackendError, MachineDirectory, ReportSink};
 
 /// How long a [`ReportBoard`] remembers.
@@ -62,10 +62,12 @@ impl ReportBoardSettings {
     }
 }
 
-/// Machine reports in memory. It is soft state: after a restart it is empty until the machines report again.
-#[derive(Debug, Default)]
+/// Machine reports in memory. It is soft state: after a restart it is empty until the machines report again, and says that it is
+/// [settling](KnownMachines::settling) until each live machine has had the time to.
+#[derive(Debug)]
 pub struct ReportBoard {
     settings: ReportBoardSettings,
+    since: Instant,
     machines: Mutex<BTreeMap<(RegionName, MachineName), Heard>>,
 }
 
@@ -75,10 +77,16 @@ struct Heard {
     at: Instant,
 }
 
+impl Default for ReportBoard {
+    fn default() -> Self {
+        Self::new(ReportBoardSettings::default())
+    }
+}
+
 impl ReportBoard {
-    /// An empty board.
+    /// An empty board that listens from now on.
     pub fn new(settings: ReportBoardSettings) -> Self {
-        Self { settings, machines: Mutex::default() }
+        Self { settings, since: Instant::now(), machines: Mutex::default() }
     }
 
     fn take(&self, report: &MachineReport, now: Instant) -> Result<(), BackendError> {
@@ -114,14 +122,15 @@ impl ReportBoard {
         }
     }
 
-    fn show(&self, now: Instant) -> Vec<KnownMachine> {
+    fn show(&self, now: Instant) -> KnownMachines {
         let mut machines = self.heard();
         machines.retain(|_, heard| now - heard.at <= self.settings.forget_after);
         let known = |heard: &Heard| {
             let silent_for = now - heard.at;
             KnownMachine { report: heard.report.clone(), silent_for, live: silent_for <= self.settings.live_for }
         };
-        machines.values().map(known).collect()
+        let settling = now - self.since < self.settings.live_for;
+        KnownMachines { machines: machines.values().map(known).collect(), settling }
     }
 
     fn heard(&self) -> MutexGuard<'_, BTreeMap<(RegionName, MachineName), Heard>> {
@@ -138,7 +147,7 @@ impl ReportSink for ReportBoard {
 
 #[async_trait]
 impl MachineDirectory for ReportBoard {
-    async fn machines(&self) -> Result<Vec<KnownMachine>, BackendError> {
+    async fn machines(&self) -> Result<KnownMachines, BackendError> {
         Ok(self.show(Instant::now()))
     }
 }
@@ -159,7 +168,7 @@ mod tests {
     }
 
     async fn shown(board: &ReportBoard) -> Vec<(String, u32, bool)> {
-        let known = board.machines().await.unwrap();
+        let known = board.machines().await.unwrap().machines;
         known.iter().map(|one| (one.report.machine.to_string(), one.report.agent_pid, one.live)).collect()
     }
 
@@ -174,6 +183,15 @@ mod tests {
         assert_eq!(shown(&board).await, [("a".to_owned(), 1, false), ("b".to_owned(), 2, true)]);
         tokio::time::advance(Duration::from_secs(3580)).await;
         assert_eq!(shown(&board).await, [("b".to_owned(), 2, false)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_board_settles_for_as_long_as_a_live_machine_may_be_silent() {
+        let board = ReportBoard::new(ReportBoardSettings::default().with_live_for(Duration::from_secs(7)));
+        for (after, settling) in [(0, true), (6, true), (1, false)] {
+            tokio::time::advance(Duration::from_secs(after)).await;
+            assert_eq!(board.machines().await.unwrap(), KnownMachines { machines: Vec::new(), settling });
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,11 +1,12 @@
 //! Which machines run a goal.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    ArtifactRef, Goal, GoalPosition, KnownMachine, MachineName, MachineReport, RegionName, ServicePhase, ServiceReport,
+    ArtifactRef, Goal, GoalPosition, KnownMachine, KnownMachines, MachineName, MachineReport, RegionName, ServicePhase,
+    ServiceReport,
 };
 
 /// A machine, by its region and its name.
@@ -46,6 +47,9 @@ pub struct Convergence {
     pub absent: Vec<MachineKey>,
     /// Regions whose directory did not answer, with the reason: nothing is known of their machines.
     pub unknown: BTreeMap<RegionName, String>,
+    /// Regions that have not listened for long enough to know all their live machines: the lists may lack some.
+    #[serde(default)]
+    pub settling: BTreeSet<RegionName>,
 }
 
 impl Convergence {
@@ -54,20 +58,33 @@ impl Convergence {
         self.converged.len() + self.behind.len() + self.reverted.len()
     }
 
-    /// Whether every live machine that the selector names runs the goal. It holds for no machines too: who knows how many there
-    /// must be asks for that many, see [`Deployer::wait_converged`](super::Deployer::wait_converged).
+    /// Whether every live machine that the selector names runs the goal, as far as each region has come to know its machines. It holds
+    /// for no machines too: who knows how many there must be asks for [that many](Self::is_converged_on).
     pub fn is_converged(&self) -> bool {
-        self.is_settled() && self.reverted.is_empty()
+        self.is_converged_on(0)
+    }
+
+    /// As [`is_converged`](Self::is_converged), for who knows how many `machines` the selector names: as many are live. Then a region that
+    /// is still [`settling`](Self::settling) hides none and is not waited for; 0 is for who does not know.
+    pub fn is_converged_on(&self, machines: usize) -> bool {
+        self.is_settled_on(machines) && self.reverted.is_empty()
     }
 
     /// Whether no machine is on its way any more: each runs the goal or has reverted it.
     pub fn is_settled(&self) -> bool {
-        self.behind.is_empty() && self.unknown.is_empty()
+        self.is_settled_on(0)
+    }
+
+    /// As [`is_settled`](Self::is_settled), for who knows how many `machines` the selector names; see
+    /// [`is_converged_on`](Self::is_converged_on).
+    pub fn is_settled_on(&self, machines: usize) -> bool {
+        let all_known = machines > 0 || self.settling.is_empty();
+        self.behind.is_empty() && self.unknown.is_empty() && all_known && self.live() >= machines
     }
 }
 
 /// What each region's directory answered.
-pub(super) type Directories = BTreeMap<RegionName, Result<Vec<KnownMachine>, String>>;
+pub(super) type Directories = BTreeMap<RegionName, Result<KnownMachines, String>>;
 
 /// Compares machines with a goal.
 pub(super) fn convergence(goal: &Goal, directories: Directories) -> Convergence {
@@ -79,10 +96,16 @@ pub(super) fn convergence(goal: &Goal, directories: Directories) -> Convergence 
         reverted: Vec::new(),
         absent: Vec::new(),
         unknown: BTreeMap::new(),
+        settling: BTreeSet::new(),
     };
     for (region, answer) in directories {
         match answer {
-            Ok(machines) => machines.iter().for_each(|machine| add(&mut found, goal, &region, machine)),
+            Ok(known) => {
+                known.machines.iter().for_each(|machine| add(&mut found, goal, &region, machine));
+                if known.settling {
+                    found.settling.insert(region);
+                }
+            }
             Err(reason) => {
                 found.unknown.insert(region, reason);
             }
@@ -164,6 +187,10 @@ mod tests {
         KnownMachine { report, silent_for: Duration::ZERO, live }
     }
 
+    fn settled(machines: Vec<KnownMachine>) -> KnownMachines {
+        KnownMachines { machines, settling: false }
+    }
+
     fn names(keys: &[MachineKey]) -> Vec<&str> {
         keys.iter().map(|key| key.machine.as_str()).collect()
     }
@@ -183,7 +210,7 @@ mod tests {
             machine("other", "back", true, None),
         ];
         let (r1, r2) = (RegionName::new("r1").unwrap(), RegionName::new("r2").unwrap());
-        let answers = Directories::from([(r1, Ok(machines)), (r2.clone(), Err("timeout".to_owned()))]);
+        let answers = Directories::from([(r1, Ok(settled(machines))), (r2.clone(), Err("timeout".to_owned()))]);
         let found = convergence(&goal(2), answers);
         assert_eq!(names(&found.converged), ["good"]);
         assert_eq!(names(&found.absent), ["dead"]);
@@ -200,10 +227,26 @@ mod tests {
         use ServicePhase::{Good, Reverted};
         let region = RegionName::new("r1").unwrap();
         let mut machines = vec![machine("a", "front", true, Some((2, Good))), machine("b", "front", false, None)];
-        let found = convergence(&goal(2), [(region.clone(), Ok(machines.clone()))].into());
+        let found = convergence(&goal(2), [(region.clone(), Ok(settled(machines.clone())))].into());
         assert!(found.is_converged());
         machines.push(machine("c", "front", true, Some((2, Reverted))));
-        let found = convergence(&goal(2), [(region, Ok(machines))].into());
+        let found = convergence(&goal(2), [(region, Ok(settled(machines)))].into());
         assert!(found.is_settled() && !found.is_converged());
+    }
+
+    #[test]
+    fn a_region_that_is_settling_may_hide_machines_from_who_does_not_know_their_number() {
+        use ServicePhase::{Good, Reverted};
+        let find = |machines: Vec<KnownMachine>| {
+            let region = RegionName::new("r1").unwrap();
+            convergence(&goal(2), [(region, Ok(KnownMachines { machines, settling: true }))].into())
+        };
+        let none = find(Vec::new());
+        assert!(!none.is_settled() && !none.is_converged() && !none.is_converged_on(1));
+        assert_eq!(none.settling.len(), 1);
+        let one = find(vec![machine("a", "front", true, Some((2, Good)))]);
+        assert!(!one.is_converged() && one.is_converged_on(1) && !one.is_converged_on(2));
+        let reverted = find(vec![machine("a", "front", true, Some((2, Reverted)))]);
+        assert!(reverted.is_settled_on(1) && !reverted.is_converged_on(1));
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use serde::{Deserialize, Serialize};
+use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -149,7 +150,9 @@ type ClockFn = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 /// Writes goals. Any number may work at once: each goal is a conditional write on the one before.
 ///
 /// An artifact is pinned in the ledger before its goal is written, which succeeds only while it is complete in each required region.
-/// A crash between the two leaves a pin that no goal needs; [`Deployer::reconcile`] takes it away later.
+/// A crash between the two leaves a pin that no goal needs; [`Deployer::reconcile`] takes it away later. Two deployers may meet there: one
+/// takes a pin away that the other has just relied on. So a deploy pins once more after its goal, and a reconciliation reads the goals
+/// once more after it took a pin away: whichever comes last puts the pin back.
 pub struct Deployer {
     settings: DeployerSettings,
     goals: Arc<dyn GoalStateStore>,
@@ -157,9 +160,12 @@ pub struct Deployer {
     directories: BTreeMap<RegionName, Arc<dyn MachineDirectory>>,
     clock: ClockFn,
     seed: Option<u64>,
-    /// Pins that no goal needed, since when.
-    spare: Mutex<BTreeMap<(ServiceName, ArtifactName), Instant>>,
+    pins: Mutex<BTreeMap<ServiceName, Arc<tokio::sync::Mutex<Spare>>>>,
 }
+
+/// Pins of a service that no goal needed, since when. Held from pin to goal and while pins are taken away, so that in one process no pin
+/// is missing when its goal is written.
+type Spare = BTreeMap<ArtifactName, Instant>;
 
 impl fmt::Debug for Deployer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -178,7 +184,7 @@ impl Deployer {
             directories: BTreeMap::new(),
             clock: Arc::new(Timestamp::now),
             seed: None,
-            spare: Mutex::default(),
+            pins: Mutex::default(),
         }
     }
 
@@ -216,7 +222,7 @@ impl Deployer {
         }
         let content = Content { service, artifact: registered.artifact, run, selector };
         for tries in 1..=self.settings.tries {
-            self.pin(&content).await?;
+            let spare = self.pin(&content).await?;
             let current = self.current(&request.service).await?;
             if let Some(Stored { goal, .. }) = &current
                 && request.redeploy == Redeploy::IfChanged
@@ -226,8 +232,9 @@ impl Deployer {
             }
             let write = self.next_goal(current.as_ref(), content.clone(), Origin::Deploy);
             if self.put(&write).await? == Put::Written {
-                return Ok(self.written(write.goal).await);
+                return Ok(self.written(write.goal, spare).await);
             }
+            drop(spare);
             tokio::time::sleep(self.settings.backoff.delay(tries)).await;
         }
         Err(Error::Contended { service: request.service.clone(), tries: self.settings.tries })
@@ -249,16 +256,17 @@ impl Deployer {
             if planner::root(&current.goal) == restores && Content::of(&current.goal) == content {
                 return Ok(current.goal.clone());
             }
-            self.pin(&content).await?;
+            let spare = self.pin(&content).await?;
             let write = self.next_goal(Some(current), content, Origin::Rollback { restores });
             match self.put(&write).await? {
-                Put::Written => return Ok(self.written(write.goal).await),
+                Put::Written => return Ok(self.written(write.goal, spare).await),
                 Put::Raced if to.is_none() => {
                     let found = self.current(service).await?.map_or(write.goal.position, |stored| stored.goal.position);
                     return Err(Error::Superseded { service: service.clone(), seen: current.goal.position, found });
                 }
-                Put::Raced => tokio::time::sleep(self.settings.backoff.delay(tries)).await,
+                Put::Raced => drop(spare),
             }
+            tokio::time::sleep(self.settings.backoff.delay(tries)).await;
         }
         Err(Error::Contended { service: service.clone(), tries: self.settings.tries })
     }
@@ -282,8 +290,9 @@ impl Deployer {
         Ok(convergence(&goal, self.ask_directories().await))
     }
 
-    /// Waits until every live machine that the selector names runs the goal at `position`, and at least `at_least` of them do.
-    /// `progress` sees each look.
+    /// Waits until every live machine that the selector names runs the goal at `position`, and at least `at_least` of them do: how many
+    /// there are, where the caller knows it. With 0 it also waits until each region has listened for long enough to know its live
+    /// machines, [`ReportBoardSettings::live_for`](super::ReportBoardSettings::live_for) after its start. `progress` sees each look.
     ///
     /// Errors: `Reverted` as soon as no machine is on its way and some have reverted; `Superseded` when a newer goal is there;
     /// `NotConverged` after `limit`, with the last look.
@@ -302,8 +311,8 @@ impl Deployer {
                 return Err(Error::Superseded { service: service.clone(), seen: position, found: last.position });
             }
             progress(&last);
-            if last.is_settled() && last.live() >= at_least {
-                return if last.is_converged() { Ok(last) } else { Err(Error::Reverted(Box::new(last))) };
+            if last.is_settled_on(at_least) {
+                return if last.is_converged_on(at_least) { Ok(last) } else { Err(Error::Reverted(Box::new(last))) };
             }
             if Instant::now() >= end {
                 return Err(Error::NotConverged { limit, last: Box::new(last) });
@@ -312,19 +321,39 @@ impl Deployer {
         }
     }
 
-    /// Takes away pins of a service that no goal in its history has needed for [`DeployerSettings::pin_grace`]; how many. Each deploy
-    /// and rollback does it once.
+    /// Takes away pins of a service that no goal in its history has needed for [`DeployerSettings::pin_grace`]; how many. Puts back those
+    /// that a goal in its history needs, where the artifact is still complete in each required region. Each deploy and rollback does it
+    /// once.
     pub async fn reconcile(&self, service: &ServiceName) -> Result<usize, Error> {
+        let spare = self.pins(service);
+        self.reconcile_pins(service, &mut *spare.lock().await).await
+    }
+
+    async fn reconcile_pins(&self, service: &ServiceName, spare: &mut Spare) -> Result<usize, Error> {
         let holder = PinHolder::goal(service);
-        let pinned = self.pinned(service, &holder).await?;
-        let spare = planner::spare_pins(&self.history(service).await?, pinned);
-        let mut freed = 0;
-        for artifact in self.long_spare(service, spare) {
-            self.retry(|| async { Ok(self.ledger.unpin(&artifact, &holder).await?) }).await?;
-            freed += 1;
+        let mut pinned = self.pinned(service, &holder).await?;
+        let mut needed = planner::needed_pins(&self.history(service).await?);
+        let freed = self.long_spare(spare, pinned.difference(&needed));
+        for artifact in &freed {
+            self.retry(|| async { Ok(self.ledger.unpin(artifact, &holder).await?) }).await?;
+            pinned.remove(artifact);
             tracing::info!(%service, %artifact, "a pin that no goal needs was taken away");
         }
-        Ok(freed)
+        if !freed.is_empty() {
+            // Another deployer may have written a goal since. Its pin after that is gone if it came before ours went.
+            needed = planner::needed_pins(&self.history(service).await?);
+        }
+        for artifact in needed.difference(&pinned) {
+            match self.retry(|| async { Ok(self.ledger.pin(artifact, &holder).await?) }).await {
+                Ok(()) => tracing::warn!(%service, %artifact, "a pin that a goal needs was missing and is back"),
+                // A copy was lost: it is reopened, and pinned when it is back.
+                Err(Error::Ledger(error @ (ledger::Error::NotDeployable { .. } | ledger::Error::NotFound { .. }))) => {
+                    tracing::warn!(%service, %artifact, error = chain(&error), "a pin that a goal needs is missing");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(freed.len())
     }
 
     /// Reconciles each service once; how many pins it took away. A service that fails does not hold the others back; the first
@@ -371,11 +400,14 @@ impl Deployer {
         planner::next_goal(current, content, origin, self.settings.epoch, (self.clock)())
     }
 
-    async fn pin(&self, content: &Content) -> Result<(), Error> {
+    /// Pins an artifact for its goal. While the answer is held, this deployer takes no pin of the service away.
+    async fn pin(&self, content: &Content) -> Result<OwnedMutexGuard<Spare>, Error> {
+        let mut spare = self.pins(&content.service).lock_owned().await;
         let holder = PinHolder::goal(&content.service);
         // From now on it is needed.
-        self.spare().remove(&(content.service.clone(), content.artifact.name.clone()));
-        self.retry(|| async { Ok(self.ledger.pin(&content.artifact.name, &holder).await?) }).await
+        spare.remove(&content.artifact.name);
+        self.retry(|| async { Ok(self.ledger.pin(&content.artifact.name, &holder).await?) }).await?;
+        Ok(spare)
     }
 
     /// Writes a goal, again after a passing failure.
@@ -402,45 +434,45 @@ impl Deployer {
         unreachable!("the loop ends by a return")
     }
 
-    async fn written(&self, goal: Goal) -> Goal {
+    async fn written(&self, goal: Goal, mut spare: OwnedMutexGuard<Spare>) -> Goal {
         let kind = if goal.origin == Origin::Deploy { "deploy" } else { "rollback" };
         tracing::info!(service = %goal.service, position = %goal.position, artifact = %goal.artifact.name, kind, "goal written");
         metrics::counter!("deploycore_deployer_goals_total", "kind" => kind).increment(1);
-        // The goal stands whatever becomes of old pins.
-        if let Err(error) = self.reconcile(&goal.service).await {
+        // The goal stands whatever becomes of its pin and of old ones; the next reconciliation tries again.
+        let holder = PinHolder::goal(&goal.service);
+        if let Err(error) = self.retry(|| async { Ok(self.ledger.pin(&goal.artifact.name, &holder).await?) }).await {
+            tracing::warn!(service = %goal.service, error = chain(&error), "a written goal could not be pinned once more");
+        }
+        if let Err(error) = self.reconcile_pins(&goal.service, &mut spare).await {
             tracing::warn!(service = %goal.service, error = chain(&error), "old pins could not be reconciled");
         }
         goal
     }
 
-    /// The artifacts of a service that `holder` pins. Pinned ones are among the newest, so that the walk ends at the first page without any.
+    /// The artifacts of a service that `holder` pins.
     async fn pinned(&self, service: &ServiceName, holder: &PinHolder) -> Result<BTreeSet<ArtifactName>, Error> {
-        let filter = LedgerFilter { service: Some(service.clone()), copy: None };
+        let pinned_by = Some(holder.clone());
+        let filter = LedgerFilter { service: Some(service.clone()), pinned_by, ..LedgerFilter::default() };
         let (mut pinned, mut after) = (BTreeSet::new(), None);
         loop {
-            let cursor = after.clone();
+            let cursor = after.take();
             let list = || async { Ok(self.ledger.list(&filter, cursor.as_ref(), ledger::MAX_BATCH).await?) };
             let page = self.retry(list).await?;
-            let held = page.artifacts.into_iter().filter(|status| status.pins.contains(holder));
-            let names: Vec<_> = held.map(|status| status.registered.artifact.name).collect();
+            pinned.extend(page.artifacts.into_iter().map(|status| status.registered.artifact.name));
             after = page.next;
-            if names.is_empty() || after.is_none() {
-                pinned.extend(names);
+            if after.is_none() {
                 return Ok(pinned);
             }
-            pinned.extend(names);
         }
     }
 
-    /// Which of the spare pins have been spare for the grace. Remembers the others, and forgets what is needed again.
-    fn long_spare(&self, service: &ServiceName, spare: BTreeSet<ArtifactName>) -> Vec<ArtifactName> {
-        let (now, mut since) = (Instant::now(), self.spare());
-        since.retain(|(of, artifact), _| of != service || spare.contains(artifact));
-        let is_long = |artifact: &ArtifactName| {
-            let seen = *since.entry((service.clone(), artifact.clone())).or_insert(now);
-            now.duration_since(seen) >= self.settings.pin_grace
-        };
-        spare.into_iter().filter(is_long).collect()
+    /// Which of the `spare` pins have been so for the grace. Remembers the others, and forgets what is needed again.
+    fn long_spare<'a>(&self, since: &mut Spare, spare: impl Iterator<Item = &'a ArtifactName>) -> Vec<ArtifactName> {
+        let (now, known) = (Instant::now(), std::mem::take(since));
+        let seen = |artifact: &ArtifactName| known.get(artifact).copied().unwrap_or(now);
+        since.extend(spare.map(|artifact| (artifact.clone(), seen(artifact))));
+        let is_long = |seen: &Instant| now.duration_since(*seen) >= self.settings.pin_grace;
+        since.iter().filter(|(_, seen)| is_long(seen)).map(|(artifact, _)| artifact.clone()).collect()
     }
 
     async fn ask_directories(&self) -> Directories {
@@ -478,8 +510,9 @@ impl Deployer {
         timeout(limit, call).await.map_err(|_| Error::Late(limit))?
     }
 
-    fn spare(&self) -> std::sync::MutexGuard<'_, BTreeMap<(ServiceName, ArtifactName), Instant>> {
-        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pins(&self, service: &ServiceName) -> Arc<tokio::sync::Mutex<Spare>> {
+        let mut pins = self.pins.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(pins.entry(service.clone()).or_default())
     }
 }
 

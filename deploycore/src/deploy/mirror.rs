@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::stream::{BoxStream, StreamExt};
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
@@ -11,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::planner::{Copy, copy_of};
 use crate::model::{Goal, Revision, friendly};
-use crate::pace::{Backoff, Pace, Wake};
+use crate::pace::{Backoff, GoalHints, Pace, Wake};
 use crate::port::goals::{Changes, Error, MAX_BATCH, Snapshot};
 use crate::port::{BackendError, GoalStateStore, chain};
 
@@ -105,8 +104,6 @@ const PAGES: usize = 100;
 /// Tries to copy one goal while another mirror writes too.
 const TRIES: usize = 5;
 
-type Watch = BoxStream<'static, Result<Changes, Error>>;
-
 impl Mirror {
     /// A mirror from `source`, the global store, to `target`, a region's.
     pub fn new(settings: MirrorSettings, source: Arc<dyn GoalStateStore>, target: Arc<dyn GoalStateStore>) -> Self {
@@ -126,7 +123,7 @@ impl Mirror {
         if let Some(seed) = self.seed {
             pace = pace.with_seed(seed);
         }
-        let mut watch = None;
+        let mut hints = self.settings.watch.then(|| GoalHints::new(Arc::clone(&self.source), pace.clone()));
         loop {
             match shutdown.run_until_cancelled(self.tick()).await {
                 None => return,
@@ -137,7 +134,7 @@ impl Mirror {
                     pace.note(false);
                 }
             }
-            if pace.wait(self.hint(&mut watch), &shutdown).await == Wake::Shutdown {
+            if pace.wait(self.hint(hints.as_mut()), &shutdown).await == Wake::Shutdown {
                 return;
             }
         }
@@ -233,22 +230,11 @@ impl Mirror {
         Err(BackendError::retryable("mirror", text).into())
     }
 
-    /// Resolves when the source has something new. A watch that fails is silent until the next look, which starts another.
-    async fn hint(&self, watch: &mut Option<Watch>) {
-        if !self.settings.watch {
-            return std::future::pending().await;
-        }
+    /// Resolves when the source has something new.
+    async fn hint(&self, hints: Option<&mut GoalHints>) {
+        let Some(hints) = hints else { return std::future::pending().await };
         let through = self.seen.lock().await.through;
-        let stream = watch.get_or_insert_with(|| self.source.watch(through));
-        loop {
-            match stream.next().await {
-                Some(Ok(changes)) if changes.revision <= through => {}
-                Some(Ok(_)) => return,
-                Some(Err(_)) | None => break,
-            }
-        }
-        *watch = None;
-        std::future::pending::<()>().await;
+        hints.given(through).await;
     }
 
     async fn call<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {

@@ -59,8 +59,8 @@ pub(super) fn root(goal: &Goal) -> GoalPosition {
 
 /// What a rollback restores: content and the deploy that it comes from. `history` stands greatest position first, the current goal included.
 ///
-/// Without a name it is what ran before the current content was deployed. So a second rollback goes further back, and never
-/// back to what the first one left.
+/// Without a name it is what ran before the current content was deployed, however often that was deployed in a row. So a second rollback
+/// goes further back, and never back to what the first one left.
 pub(super) fn rollback_target<'a>(
     service: &ServiceName,
     history: &'a [Stored],
@@ -72,7 +72,7 @@ pub(super) fn rollback_target<'a>(
     let current = root(&newest.goal);
     let mut goals = history.iter().map(|stored| &stored.goal);
     let found = match wanted {
-        None => goals.find(|goal| goal.position < current),
+        None => before_current(history, &newest.goal),
         Some(wanted) => goals.find(|goal| goal.position.generation == wanted),
     };
     match (found, wanted) {
@@ -87,10 +87,25 @@ pub(super) fn rollback_target<'a>(
     }
 }
 
-/// Which pins are no longer needed: of artifacts that no goal in the history names.
-pub(super) fn spare_pins(history: &[Stored], pinned: BTreeSet<ArtifactName>) -> BTreeSet<ArtifactName> {
-    let needed: BTreeSet<_> = history.iter().map(|stored| &stored.goal.artifact.name).collect();
-    pinned.into_iter().filter(|name| !needed.contains(name)).collect()
+/// The goal that ran before the current content came. One of the same content in between is a repeated deploy: what ran before that is
+/// found from the deploy that it stands for, so that a repeated deploy of what a rollback restored leads not back to what it left.
+fn before_current<'a>(history: &'a [Stored], current: &Goal) -> Option<&'a Goal> {
+    let (content, mut came_at) = (Content::of(current), root(current));
+    for goal in history.iter().map(|stored| &stored.goal) {
+        if goal.position >= came_at {
+            continue;
+        }
+        if Content::of(goal) != content {
+            return Some(goal);
+        }
+        came_at = root(goal);
+    }
+    None
+}
+
+/// Which artifacts must be pinned: those that a goal in the history names. A rollback to any of them must find it.
+pub(super) fn needed_pins(history: &[Stored]) -> BTreeSet<ArtifactName> {
+    history.iter().map(|stored| stored.goal.artifact.name.clone()).collect()
 }
 
 /// What the mirror does with a goal of the source.
@@ -169,6 +184,18 @@ mod tests {
     }
 
     #[test]
+    fn a_repeated_deploy_is_nothing_to_roll_back_to() {
+        let mut history = Vec::new();
+        for artifact in [1, 2, 2, 2] {
+            deploy(&mut history, artifact);
+        }
+        assert_eq!(roll_back(&mut history, None).unwrap(), 1);
+        deploy(&mut history, 1);
+        let error = roll_back(&mut history, None).unwrap_err();
+        assert!(matches!(error, Error::NothingToRollBackTo { .. }), "2 was left by a rollback: {error}");
+    }
+
+    #[test]
     fn a_rollback_after_a_deploy_after_a_rollback_restores_what_ran_before() {
         let mut history = Vec::new();
         (1..=3).for_each(|artifact| deploy(&mut history, artifact));
@@ -222,27 +249,41 @@ mod tests {
     #[derive(Debug, Clone)]
     enum Step {
         Deploy(u8),
+        /// What runs already, as with [`Redeploy::Always`](crate::deploy::Redeploy::Always).
+        Again,
         Back,
         BackTo(u64),
     }
 
     fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![any::<u8>().prop_map(Step::Deploy), Just(Step::Back), (0_u64..40).prop_map(Step::BackTo)]
+        prop_oneof![
+            (0_u8..5).prop_map(Step::Deploy),
+            Just(Step::Again),
+            Just(Step::Back),
+            (0_u64..40).prop_map(Step::BackTo)
+        ]
     }
 
     proptest! {
         #[test]
         fn generations_only_grow_and_rollbacks_restore_what_was_deployed(steps in prop::collection::vec(step(), 1..40)) {
             let mut history: Vec<Stored> = Vec::new();
-            // What a person would keep on paper: what runs, and what ran before it, as a stack per deploy.
+            // What a person would keep on paper: what runs, and what ran before it, as a stack per deploy. What runs already is not
+            // written down again.
             let mut paper: Vec<Vec<u8>> = vec![vec![]];
             for step in steps {
                 let (before, length) = (history.first().map(|stored| stored.goal.position), history.len());
                 let now = paper.last().unwrap().clone();
                 match step {
-                    Step::Deploy(artifact) => {
+                    Step::Deploy(artifact) if now.last() != Some(&artifact) => {
                         deploy(&mut history, artifact);
                         paper.push([&now[..], &[artifact]].concat());
+                    }
+                    Step::Deploy(_) | Step::Again => {
+                        if let Some(artifact) = now.last() {
+                            deploy(&mut history, *artifact);
+                            paper.push(now);
+                        }
                     }
                     Step::Back => match roll_back(&mut history, None) {
                         Ok(artifact) => {
@@ -272,15 +313,13 @@ mod tests {
         }
 
         #[test]
-        fn only_pins_that_no_goal_needs_are_spare(deployed in prop::collection::vec(0_u8..9, 1..20), pinned in prop::collection::btree_set(0_u8..12, 0..12)) {
+        fn each_deploy_in_the_history_needs_its_pin(deployed in prop::collection::vec(0_u8..9, 1..20)) {
             let mut history = Vec::new();
             for artifact in &deployed {
                 deploy(&mut history, *artifact);
             }
-            let name = |artifact: &u8| content(*artifact).artifact.name;
-            let spare = spare_pins(&history, pinned.iter().map(name).collect());
-            let wanted: BTreeSet<_> = pinned.iter().filter(|artifact| !deployed.contains(artifact)).map(name).collect();
-            prop_assert_eq!(spare, wanted);
+            let wanted: BTreeSet<_> = deployed.iter().map(|artifact| content(*artifact).artifact.name).collect();
+            prop_assert_eq!(needed_pins(&history), wanted);
         }
     }
 }

@@ -224,6 +224,7 @@ impl Entry {
                 .copy
                 .as_ref()
                 .is_none_or(|(region, state)| self.copies.get(region).is_some_and(|copy| copy.status.state == *state))
+            && filter.pinned_by.as_ref().is_none_or(|holder| self.pins.contains(holder))
     }
 
     fn is_held(&self, request: &ClaimRequest, now: Timestamp) -> bool {

@@ -70,6 +70,16 @@ pub enum ServicePhase {
     Retired,
 }
 
+/// What a region knows of its machines.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnownMachines {
+    /// Each machine that reported, by region and name.
+    pub machines: Vec<KnownMachine>,
+    /// Whether the region has listened for less time than a live machine may be silent: then one that is missing here may be live. So it is
+    /// after each start of the region, as it keeps reports in memory.
+    pub settling: bool,
+}
+
 /// A machine as its region knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KnownMachine {

@@ -15,7 +15,7 @@ pub enum CopyState {
     Pending,
     /// Whole and verified in the region's store.
     Complete,
-    /// Given up after many attempts; [`reopen`](crate::port::ReplicationLedger::reopen) tries again.
+    /// Given up after many attempts; [`reopen_failed`](crate::port::ReplicationLedgerExt::reopen_failed) tries again.
     Failed,
 }
 

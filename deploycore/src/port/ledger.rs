@@ -100,7 +100,7 @@ pub struct ClaimRequest {
 pub enum CopyRetry {
     /// It stays pending and may be claimed after this delay.
     After(Duration),
-    /// It is failed until someone reopens it.
+    /// It is failed until someone [reopens](ReplicationLedgerExt::reopen_failed) it.
     GiveUp,
 }
 
@@ -112,6 +112,8 @@ pub struct LedgerFilter {
     pub service: Option<ServiceName>,
     /// With a copy in this state in this region.
     pub copy: Option<(RegionName, CopyState)>,
+    /// Pinned by this holder.
+    pub pinned_by: Option<PinHolder>,
 }
 
 /// A place in a list of artifacts.
@@ -221,6 +223,20 @@ pub trait ReplicationLedgerExt: ReplicationLedger {
             return Ok(status);
         }
         Err(Error::NotDeployable { artifact: artifact.clone(), missing: status.missing() })
+    }
+
+    /// Reopens each copy of an artifact that was given up, so that its region tries again; which regions. No service does this by itself:
+    /// what made every attempt fail is for a person to mend first.
+    ///
+    /// Errors: `NotFound`.
+    async fn reopen_failed(&self, artifact: &ArtifactName, reason: &str) -> Result<BTreeSet<RegionName>, Error> {
+        let mut reopened = BTreeSet::new();
+        for (region, copy) in self.require(artifact).await?.copies {
+            if copy.state == CopyState::Failed && self.reopen(artifact, &region, copy.epoch, reason).await? {
+                reopened.insert(region);
+            }
+        }
+        Ok(reopened)
     }
 }
 

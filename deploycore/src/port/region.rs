@@ -6,7 +6,7 @@ use std::fmt::Debug;
 use async_trait::async_trait;
 
 use super::{ArtifactStore, BackendError};
-use crate::model::{Digest, KnownMachine, MachineReport, Manifest};
+use crate::model::{Digest, KnownMachines, MachineReport, Manifest};
 
 /// Where a machine gets manifests from. A manifest proves itself, so the source needs no trust.
 #[async_trait]
@@ -25,8 +25,8 @@ pub trait ReportSink: Send + Sync + Debug + 'static {
 /// Where a deployer learns of machines.
 #[async_trait]
 pub trait MachineDirectory: Send + Sync + Debug + 'static {
-    /// Each machine that reported since the directory started, by region and name.
-    async fn machines(&self) -> Result<Vec<KnownMachine>, BackendError>;
+    /// Each machine that reported since the directory started, and whether that is long enough to know all that are live.
+    async fn machines(&self) -> Result<KnownMachines, BackendError>;
 }
 
 #[async_trait]

@@ -10,7 +10,8 @@
 //!
 //! An artifact exists when `manifests/<digest>` does. It is written last and create-only, so that readers see all or nothing and the first
 //! of two publishers stays. A blob that no manifest names is what a put left that failed, was dropped or came second;
-//! [`BlobStore::sweep`] removes those.
+//! [`BlobStore::sweep`] removes those. A damaged manifest is as good as none, and a put replaces it; one of a newer format is an error to
+//! whoever needs it, and stays.
 //!
 //! # Durability
 //!
@@ -22,6 +23,8 @@ mod layout;
 mod put;
 mod read;
 mod sweep;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -153,7 +156,7 @@ impl BlobStore {
             Err(error) if is_missing(&error) => return Ok(None),
             Err(error) => return Err(fault(error)),
         };
-        let record = Record::decode(&bytes, digest).map_err(|detail| Error::Corrupt { digest: *digest, detail })?;
+        let record = Record::decode(&bytes, digest).map_err(|unusable| unusable.into_error(digest))?;
         self.remember(digest, record.header);
         Ok(Some(record))
     }
@@ -166,8 +169,7 @@ impl BlobStore {
             // An empty object has no such range; read whole, it is told from a store that is down.
             Err(_) => return Ok(self.record(digest).await?.map(|record| record.header)),
         };
-        let header = Header::decode(&start).map_err(|detail| Error::Corrupt { digest: *digest, detail })?;
-        Ok(Some(header))
+        Header::decode(&start).map(Some).map_err(|unusable| unusable.into_error(digest))
     }
 
     /// The size of a blob, or `None`.
@@ -226,9 +228,11 @@ impl ArtifactStore for BlobStore {
         read::read(self, digest, range).await
     }
 
+    /// It reads the first line of the manifest, as audits ask for every artifact again and again: damage below that line is
+    /// for [`manifest`](ArtifactStore::manifest) to find.
     async fn exists(&self, digest: &Digest) -> Result<bool, Error> {
-        match self.record(digest).await {
-            Ok(Some(record)) => Ok(self.blob_size(record.header.blob).await? == Some(record.header.size)),
+        match self.header(digest).await {
+            Ok(Some(header)) => Ok(self.blob_size(header.blob).await? == Some(header.size)),
             // A damaged manifest is as good as none: the bytes cannot be had.
             Ok(None) | Err(Error::Corrupt { .. }) => Ok(false),
             Err(error) => Err(error),

@@ -88,6 +88,9 @@ impl RegistrarSettings {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegistrarError {
+    /// The settings name no region: an artifact that nobody must have would never be deployable.
+    #[error("the registrar requires no region: name at least one in its settings")]
+    NoRegions,
     /// The jobs could not be read.
     #[error("the registrar cannot read the queue")]
     Queue(#[source] queue::Error),
@@ -179,7 +182,12 @@ impl Registrar {
     }
 
     /// One look: at the jobs that finished lately, or at all of them when that is due.
+    ///
+    /// Errors: `NoRegions` before anything is read; `Queue`, `Ledger`.
     pub async fn tick(&self) -> Result<RegistrarTick, RegistrarError> {
+        if self.settings.required.is_empty() {
+            return Err(RegistrarError::NoRegions);
+        }
         let (state, now) = (*self.lock(), Instant::now());
         let full = state.full_sweep_at.is_none_or(|at| now.duration_since(at) >= self.settings.full_sweep_period);
         let since = state.watermark.filter(|_| !full).map(|watermark| self.reach_back(watermark));

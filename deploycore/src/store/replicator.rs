@@ -53,7 +53,8 @@ pub struct ReplicatorSettings {
     pub call_timeout: Duration,
     /// Between attempts at one copy; from 1 s to 5 min by default.
     pub retry: Backoff,
-    /// Attempts after which a copy is failed until someone reopens it; 100 by default, about 8 hours.
+    /// Attempts after which a copy is failed until someone [reopens](crate::port::ReplicationLedgerExt::reopen_failed) it; 100 by
+    /// default, about 8 hours.
     pub max_attempts: u32,
     /// Between audits: does the region still have what the ledger says it has? 10 min by default.
     #[serde(with = "friendly")]

@@ -20,7 +20,7 @@ use deploycore::port::ledger::ReplicationLedgerExt;
 use deploycore::port::queue::JobQueueExt;
 use deploycore::port::store::ArtifactStoreExt;
 use deploycore::port::{ArtifactStore, JobQueue, ReplicationLedger, queue};
-use deploycore::store::{Registrar, RegistrarSettings, Replicator, ReplicatorSettings};
+use deploycore::store::{Registrar, RegistrarError, RegistrarSettings, Replicator, ReplicatorSettings};
 use probe::{Mode, Plug, Plugged, Probe};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -395,6 +395,15 @@ async fn a_look_reaches_back_by_the_overlap_and_a_full_sweep_to_the_start() {
     assert_eq!(registrar.tick().await.unwrap(), tick(2, 0));
     sleep(Duration::from_hours(1)).await;
     assert_eq!(registrar.tick().await.unwrap(), tick(3, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_registrar_that_requires_no_region_says_so_and_registers_nothing() {
+    let (jobs, ledger) = (Arc::new(Queue::new(Clock::default())), Arc::new(Ledger::new(Clock::default())));
+    let name = finish_job(&jobs, &some_artifact()).await.artifact.unwrap().name;
+    let error = Registrar::new(RegistrarSettings::default(), jobs, ledger.clone()).tick().await.unwrap_err();
+    assert!(matches!(error, RegistrarError::NoRegions), "{error}");
+    assert_eq!(ledger.status(&name).await.unwrap(), None);
 }
 
 fn tick(looked_at: u64, registered: u64) -> deploycore::store::RegistrarTick {

@@ -303,7 +303,7 @@ impl<'a> Scenario<'a> {
             let behind: Vec<_> =
                 convergence.behind.iter().map(|machine| format!("{} {:?}", machine.key.machine, machine.at)).collect();
             bar.set(convergence.converged.len() as u64, behind.join(", "));
-            if convergence.is_converged() && convergence.converged.len() >= self.plan.machines {
+            if convergence.is_converged_on(self.plan.machines) {
                 return Ok(status);
             }
             tokio::time::sleep(POLL).await;

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use deploycore::deploy::{ReportBoard, ReportBoardSettings};
-use deploycore::model::{KnownMachine, MachineReport};
+use deploycore::model::{KnownMachines, MachineReport};
 use deploycore::port::{BackendError, MachineDirectory, ReportSink};
 
 /// A board that is gone while its node is down, and empty when it comes back.
@@ -38,7 +38,7 @@ impl ReportSink for Board {
 
 #[async_trait]
 impl MachineDirectory for Board {
-    async fn machines(&self) -> Result<Vec<KnownMachine>, BackendError> {
+    async fn machines(&self) -> Result<KnownMachines, BackendError> {
         self.board()?.machines().await
     }
 }

@@ -33,19 +33,23 @@ pub(super) async fn status(
 }
 
 /// A page along one index. Each has all parameters: 1 a service, 2 and 3 a region and the state of the copy there (each may be NULL
-/// for any), 4 and 5 where the page starts, 6 its length.
+/// for any), 4 and 5 where the page starts, 6 its length, 7 a holder of pins (NULL for any). A holder narrows what the index gives, by one
+/// look into the key of `pins` for each artifact.
 pub(in crate::sqlite) const ALL: &str = "
     SELECT * FROM artifacts INDEXED BY artifacts_registered
     WHERE (registered_at, name) < (?4, ?5) AND ?1 IS NULL AND ?2 IS NULL AND ?3 IS NULL
+      AND (?7 IS NULL OR EXISTS (SELECT 1 FROM pins p WHERE p.artifact = artifacts.name AND p.holder = ?7))
     ORDER BY registered_at DESC, name DESC LIMIT ?6";
 pub(in crate::sqlite) const BY_SERVICE: &str = "
     SELECT * FROM artifacts INDEXED BY artifacts_service
     WHERE service = ?1 AND (registered_at, name) < (?4, ?5) AND ?2 IS NULL AND ?3 IS NULL
+      AND (?7 IS NULL OR EXISTS (SELECT 1 FROM pins p WHERE p.artifact = artifacts.name AND p.holder = ?7))
     ORDER BY registered_at DESC, name DESC LIMIT ?6";
 pub(in crate::sqlite) const BY_COPY: &str = "
     SELECT a.* FROM copies c INDEXED BY copies_state CROSS JOIN artifacts a ON a.name = c.artifact
     WHERE c.region = ?2 AND c.state = ?3 AND (c.registered_at, c.artifact) < (?4, ?5)
       AND (?1 IS NULL OR a.service = ?1)
+      AND (?7 IS NULL OR EXISTS (SELECT 1 FROM pins p WHERE p.artifact = a.name AND p.holder = ?7))
     ORDER BY c.registered_at DESC, c.artifact DESC LIMIT ?6";
 
 pub(super) async fn list(
@@ -57,7 +61,7 @@ pub(super) async fn list(
     let page = match filter {
         LedgerFilter { copy: Some(_), .. } => BY_COPY,
         LedgerFilter { service: Some(_), .. } => BY_SERVICE,
-        LedgerFilter { service: None, copy: None } => ALL,
+        LedgerFilter { service: None, copy: None, .. } => ALL,
     };
     let mut rows = sqlx::query(page)
         .bind(filter.service.as_ref().map(AsRef::<str>::as_ref))
@@ -66,6 +70,7 @@ pub(super) async fn list(
         .bind(after.map_or(i64::MAX, |cursor| stored::micros(cursor.registered_at)))
         .bind(after.map_or("", |cursor| cursor.artifact.as_str()))
         .bind(limit as i64 + 1)
+        .bind(filter.pinned_by.as_ref().map(PinHolder::as_str))
         .fetch_all(&mut *connection)
         .await
         .map_err(failed)?;

@@ -147,7 +147,8 @@ impl Run {
     fn filter(&mut self) -> LedgerFilter {
         let state = self.pick(&[CopyState::Pending, CopyState::Complete, CopyState::Failed]);
         let copy = self.pick(&[None, Some((region("eu"), state))]);
-        LedgerFilter { service: self.pick(&[None, Some("api")]).map(|name| name.parse().expect("a name")), copy }
+        let service = self.pick(&[None, Some("api")]).map(|name| name.parse().expect("a name"));
+        LedgerFilter { service, copy, pinned_by: self.pick(&[None, Some("goal:web")]).map(holder) }
     }
 }
 

@@ -118,6 +118,24 @@ pub async fn a_reopening_of_what_moved_on_does_nothing(ledger: Subject) {
     }
 }
 
+/// A person reopens what was given up, and only that.
+pub async fn failed_copies_are_reopened_together(ledger: Subject) {
+    register(&ledger, "web-1", &["eu", "us", "ap"]).await;
+    for to in ["us", "ap"] {
+        let task = claim_one(&ledger, to, HOUR).await;
+        ledger.fail(&task.lease, "no", CopyRetry::GiveUp).await.expect("the lease is current");
+    }
+    finish(&ledger, "eu").await;
+    let reopened = ledger.reopen_failed(&name("web-1"), "the disk has room again").await.expect("it is registered");
+    assert_eq!(reopened, [region("us"), region("ap")].into());
+    assert_eq!(ledger.reopen_failed(&name("web-1"), "twice").await.expect("it is registered"), [].into());
+    for to in ["us", "ap"] {
+        finish(&ledger, to).await;
+    }
+    ledger.deployable(&name("web-1")).await.expect("it is complete everywhere");
+    assert_not_found(ledger.reopen_failed(&name("web-9"), "no").await, &name("web-9"));
+}
+
 /// Many who saw the same loss: one of them reopens the copy.
 pub async fn concurrent_reopenings_count_once(ledger: Subject) {
     register(&ledger, "web-1", &["eu"]).await;

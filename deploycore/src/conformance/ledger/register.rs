@@ -151,20 +151,29 @@ pub async fn filters_narrow_the_list(ledger: Subject) {
     register(&ledger, "web-2", &["us"]).await;
     let task = claim_one(&ledger, "us", HOUR).await;
     ledger.fail(&task.lease, "no", CopyRetry::GiveUp).await.expect("the lease is current");
+    register(&ledger, "web-3", &["ap"]).await;
+    finish(&ledger, "ap").await;
+    ledger.pin(&name("web-3"), &holder("goal:web")).await.expect("it is complete everywhere");
     let service = Some(api.service.clone());
     let cases = [
-        (None, None, vec!["api-1", "web-1", "web-2"]),
-        (service.clone(), None, vec!["api-1"]),
-        (None, Some(("eu", CopyState::Pending)), vec!["api-1", "web-1"]),
-        (None, Some(("us", CopyState::Complete)), vec!["api-1"]),
-        (None, Some(("us", CopyState::Failed)), vec!["web-2"]),
-        (None, Some(("us", CopyState::Pending)), vec![]),
-        (None, Some(("mars", CopyState::Pending)), vec![]),
-        (service.clone(), Some(("eu", CopyState::Pending)), vec!["api-1"]),
-        (service, Some(("us", CopyState::Failed)), vec![]),
+        (None, None, None, vec!["api-1", "web-1", "web-2", "web-3"]),
+        (service.clone(), None, None, vec!["api-1"]),
+        (None, Some(("eu", CopyState::Pending)), None, vec!["api-1", "web-1"]),
+        (None, Some(("us", CopyState::Complete)), None, vec!["api-1"]),
+        (None, Some(("us", CopyState::Failed)), None, vec!["web-2"]),
+        (None, Some(("us", CopyState::Pending)), None, vec![]),
+        (None, Some(("mars", CopyState::Pending)), None, vec![]),
+        (service.clone(), Some(("eu", CopyState::Pending)), None, vec!["api-1"]),
+        (service.clone(), Some(("us", CopyState::Failed)), None, vec![]),
+        (None, None, Some("goal:web"), vec!["web-3"]),
+        (None, None, Some("goal:api"), vec![]),
+        (service, None, Some("goal:web"), vec![]),
+        (None, Some(("ap", CopyState::Complete)), Some("goal:web"), vec!["web-3"]),
+        (None, Some(("us", CopyState::Complete)), Some("goal:web"), vec![]),
     ];
-    for (service, copy, wanted) in cases {
-        let filter = LedgerFilter { service, copy: copy.map(|(to, state)| (region(to), state)) };
+    for (service, copy, pinned_by, wanted) in cases {
+        let copy = copy.map(|(to, state)| (region(to), state));
+        let filter = LedgerFilter { service, copy, pinned_by: pinned_by.map(holder) };
         for size in [1, 10] {
             let mut shown = walk(&ledger, &filter, size).await;
             shown.sort_unstable();

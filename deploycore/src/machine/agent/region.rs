@@ -3,29 +3,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::stream::{BoxStream, StreamExt};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Event;
 use crate::model::MachineReport;
-use crate::pace::Pace;
-use crate::port::goals::{Changes, Error};
+use crate::pace::{GoalHints, Pace};
 use crate::port::{GoalStateStore, ReportSink, chain};
-
-type Watch = BoxStream<'static, Result<Changes, Error>>;
 
 /// Reads all goals in the rhythm, sooner when the watch says that something changed.
 pub(super) async fn goals(store: Arc<dyn GoalStateStore>, watches: bool, mut pace: Pace, events: mpsc::Sender<Event>) {
     let never = CancellationToken::new();
-    let mut hints: Option<Watch> = None;
+    let mut hints = GoalHints::new(Arc::clone(&store), pace.clone());
+    // What was read last. There is nothing to watch from before that.
+    let mut seen = None;
     loop {
         match store.list("").await {
             Ok(snapshot) => {
                 pace.note(true);
-                if watches && hints.is_none() {
-                    hints = Some(store.watch(snapshot.revision));
-                }
+                seen = Some(snapshot.revision);
                 let goals = snapshot.goals.into_iter().map(|stored| stored.goal).collect();
                 if events.send(Event::Goals(goals)).await.is_err() {
                     return;
@@ -37,14 +33,9 @@ pub(super) async fn goals(store: Arc<dyn GoalStateStore>, watches: bool, mut pac
             }
         }
         let hint = async {
-            let next = match &mut hints {
-                Some(watch) => watch.next().await,
+            match seen.filter(|_| watches) {
+                Some(seen) => hints.given(seen).await,
                 None => std::future::pending().await,
-            };
-            if !matches!(next, Some(Ok(_))) {
-                // It has ended: the poll goes on, and opens another.
-                hints = None;
-                std::future::pending::<()>().await;
             }
         };
         pace.wait(hint, &never).await;

@@ -21,7 +21,7 @@ impl Folder {
     /// Makes the folder and those in it, durably.
     pub(super) fn create(root: &Path) -> io::Result<Self> {
         for name in [Layout::BLOBS, Layout::MANIFESTS, Layout::LOGS] {
-            create_synced(&root.join(name))?;
+            create_synced(&root.join(name), &mut sync)?;
         }
         Ok(Self { root: root.to_owned() })
     }
@@ -57,20 +57,27 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
-/// Makes a folder with its parents and syncs each folder that got a new entry.
-fn create_synced(path: &Path) -> io::Result<()> {
+/// Makes a folder with its parents and syncs each folder that got a new entry. One that is there already may be what a killed process, or
+/// another that is still at it, has made and not synced. No process makes a folder in one whose own entry it has not synced, so looking at
+/// the nearest that exists is enough.
+fn create_synced(path: &Path, sync: &mut dyn FnMut(&Path) -> io::Result<()>) -> io::Result<()> {
+    let parent = path.parent();
     if path.is_dir() {
-        return Ok(());
+        return match parent.map_or(Ok(()), sync) {
+            // Someone else has made the folder, for this program, in a place that it may not read.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            synced => synced,
+        };
     }
-    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        create_synced(parent)?;
+    if let Some(parent) = parent.filter(|parent| !parent.as_os_str().is_empty()) {
+        create_synced(parent, sync)?;
     }
     match fs::create_dir(path) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => {}
         Err(error) => return Err(io::Error::new(error.kind(), format!("cannot create {}: {error}", path.display()))),
     }
-    path.parent().map_or(Ok(()), sync)
+    parent.map_or(Ok(()), sync)
 }
 
 fn sync(folder: &Path) -> io::Result<()> {
@@ -103,6 +110,23 @@ fn is_unfinished(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_that_a_killed_process_made_is_synced_by_the_next() {
+        for killed_at in ["", "store"] {
+            let folder = tempfile::tempdir().unwrap();
+            let (killed_at, blobs) = (folder.path().join(killed_at), folder.path().join("store/blobs"));
+            let mut killed = |path: &Path| if path == killed_at { Err(io::Error::other("killed")) } else { Ok(()) };
+            create_synced(&blobs, &mut killed).unwrap_err();
+            let mut synced = Vec::new();
+            let mut next = |path: &Path| {
+                synced.push(path.to_owned());
+                Ok(())
+            };
+            create_synced(&blobs, &mut next).unwrap();
+            assert!(synced.contains(&killed_at), "{}: {synced:?}", killed_at.display());
+        }
+    }
 
     #[tokio::test]
     async fn only_old_unfinished_files_are_swept() {

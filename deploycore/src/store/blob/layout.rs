@@ -5,13 +5,36 @@ use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::fault::permanent;
 use crate::model::{Digest, LogName, Manifest};
+use crate::port::store::Error;
 
 /// The first line of a manifest object is shorter than this.
 pub(super) const MAX_HEADER: u64 = 256;
 
-/// The version of the layout that this code writes, and the only one that it reads.
+/// The version of the layout that this code writes, and the only one that it reads. Each version keeps the first line of a manifest
+/// object JSON with a `format`, so that an older program knows what it must leave alone.
 const FORMAT: u32 = 1;
+
+/// Why a manifest object cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Unusable {
+    /// It was changed or cut after it was written: a put may replace it.
+    Damaged(String),
+    /// A newer program wrote it, for others like itself: it stays.
+    Newer(u32),
+}
+
+impl Unusable {
+    pub(super) fn into_error(self, digest: &Digest) -> Error {
+        match self {
+            Self::Damaged(detail) => Error::Corrupt { digest: *digest, detail },
+            Self::Newer(format) => {
+                permanent(format!("the manifest of {digest} has format {format}; this program reads up to {FORMAT}"))
+            }
+        }
+    }
+}
 
 /// The key of a blob; each put takes a fresh one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -82,14 +105,20 @@ pub(super) struct Header {
 
 impl Header {
     /// Reads the first line of a manifest object, or says what is wrong with it.
-    pub(super) fn decode(start: &[u8]) -> Result<Self, String> {
-        let line = start.split(|&byte| byte == b'\n').next().unwrap_or_default();
-        let header: Self =
-            serde_json::from_slice(line).map_err(|error| format!("its manifest's first line: {error}"))?;
-        if header.format != FORMAT {
-            return Err(format!("its manifest has format {}, this program reads {FORMAT}", header.format));
+    pub(super) fn decode(start: &[u8]) -> Result<Self, Unusable> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            format: u32,
         }
-        Ok(header)
+        let line = start.split(|&byte| byte == b'\n').next().unwrap_or_default();
+        let damaged = |error| Unusable::Damaged(format!("its manifest's first line: {error}"));
+        match serde_json::from_slice(line).map_err(damaged)? {
+            Versioned { format: FORMAT } => serde_json::from_slice(line).map_err(damaged),
+            Versioned { format } if format > FORMAT => Err(Unusable::Newer(format)),
+            Versioned { format } => {
+                Err(Unusable::Damaged(format!("its manifest has format {format}, which never was")))
+            }
+        }
     }
 }
 
@@ -114,15 +143,17 @@ impl Record {
     }
 
     /// Reads the manifest object of `digest`, or says what is wrong with it.
-    pub(super) fn decode(bytes: &[u8], digest: &Digest) -> Result<Self, String> {
+    pub(super) fn decode(bytes: &[u8], digest: &Digest) -> Result<Self, Unusable> {
         let header = Header::decode(bytes)?;
         let rest = bytes.splitn(2, |&byte| byte == b'\n').nth(1).unwrap_or_default();
-        let manifest: Manifest = serde_json::from_slice(rest).map_err(|error| format!("its manifest: {error}"))?;
+        let unread = |error| Unusable::Damaged(format!("its manifest: {error}"));
+        let manifest: Manifest = serde_json::from_slice(rest).map_err(unread)?;
         if manifest.digest() != *digest {
-            return Err(format!("its manifest is of {}", manifest.digest()));
+            return Err(Unusable::Damaged(format!("its manifest is of {}", manifest.digest())));
         }
         if manifest.size() != header.size {
-            return Err(format!("its manifest tells of {} bytes and of {}", header.size, manifest.size()));
+            let (told, summed) = (header.size, manifest.size());
+            return Err(Unusable::Damaged(format!("its manifest tells of {told} bytes and of {summed}")));
         }
         Ok(Self { header, manifest })
     }
@@ -139,18 +170,30 @@ mod tests {
         assert_eq!(Record::decode(&bytes, &digest).unwrap(), record);
         assert_eq!(Header::decode(&bytes[..bytes.len().min(MAX_HEADER as usize)]).unwrap(), record.header);
 
+        let detail = |decoded: Result<Record, Unusable>| match decoded.unwrap_err() {
+            Unusable::Damaged(detail) => detail,
+            newer @ Unusable::Newer(_) => panic!("{newer:?}"),
+        };
         let text = std::str::from_utf8(&bytes).unwrap();
         let damaged = |from: &str, to: &str| {
             let other = text.replacen(from, to, 1);
             assert_ne!(other, text);
-            Record::decode(other.as_bytes(), &digest).unwrap_err()
+            detail(Record::decode(other.as_bytes(), &digest))
         };
-        assert!(damaged("\"format\":1", "\"format\":7").contains("format 7"));
+        assert!(damaged("\"format\":1", "\"format\":0").contains("format 0"));
         assert!(damaged("\"size\":10", "\"size\":11").contains("11"));
         assert!(damaged("\n{", "\n").contains("its manifest"));
-        assert!(Record::decode(&bytes, &Digest::of(b"other bytes")).unwrap_err().contains("is of"));
+        assert!(detail(Record::decode(&bytes, &Digest::of(b"other bytes"))).contains("is of"));
         assert!(Record::decode(&bytes[..bytes.len() / 2], &digest).is_err());
         assert!(Record::decode(b"", &digest).is_err());
+    }
+
+    #[test]
+    fn a_newer_format_is_no_damage_whatever_else_its_first_line_says() {
+        let line = b"{\"format\":2,\"packs\":[]}\n?";
+        assert_eq!(Header::decode(line).unwrap_err(), Unusable::Newer(2));
+        let error = Unusable::Newer(2).into_error(&Digest::of(b""));
+        assert!(matches!(&error, Error::Backend(error) if !error.is_retryable()), "{error:?}");
     }
 
     #[test]

@@ -169,6 +169,8 @@ async fn settle(store: &BlobStore, record: Record) -> Result<Manifest, Error> {
     };
     if let Some(found) = found {
         if found.header.blob == record.header.blob {
+            // The write that failed may have failed to sync.
+            store.sync_manifests().await?;
             return confirm(store, record).await;
         }
         if store.blob_size(found.header.blob).await? == Some(found.header.size) {

@@ -29,9 +29,13 @@ impl BlobStore {
     /// of unfinished writes. Idempotent; safe to run many times at once and beside puts.
     ///
     /// A put writes its manifest right after its blob, so an age of hours is ample; a day is a good choice. A put that stalls for longer
-    /// between the two loses its blob, notices, and fails. It reads the first line of each manifest and holds about 50 bytes for each old blob.
+    /// between the two may lose its blob. It looks for the blob again after its manifest and fails when it is gone; what a sweep removes
+    /// after that look is found missing by the next audit, as any lost copy is.
     ///
-    /// Errors: `Corrupt` when a manifest does not say which blob it names: then nothing is removed.
+    /// It reads the first line of each manifest and holds about 50 bytes for each old blob.
+    ///
+    /// Errors: `Corrupt` when a manifest does not say which blob it names, `Backend` when a newer program wrote one: then no blob is
+    /// removed. Files of unfinished writes, which no manifest can name, may be.
     pub async fn sweep(&self, min_age: Duration) -> Result<Swept, Error> {
         let mut swept = Swept::default();
         if let Some(folder) = &self.folder {

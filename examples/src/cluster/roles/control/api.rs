@@ -90,7 +90,7 @@ async fn describe(region: &Region) -> RegionStatus {
     RegionStatus {
         gateway: region.url.clone(),
         goals: goals.ok().map(|snapshot| snapshot.goals.into_iter().map(positions).collect()),
-        live_machines: machines.map_or(0, |machines| machines.iter().filter(|machine| machine.live).count()),
+        live_machines: machines.map_or(0, |known| known.machines.iter().filter(|machine| machine.live).count()),
     }
 }
 
@@ -195,7 +195,7 @@ async fn rollback(Shared(state): Context, Body(request): Body<RollbackRequest>) 
 
 async fn machines(Shared(state): Context) -> Answer<Vec<KnownMachine>> {
     let answers = join_all(state.regions.values().map(|region| region.gateway.machines())).await;
-    Ok(Json(answers.into_iter().flatten().flatten().collect()))
+    Ok(Json(answers.into_iter().flatten().flat_map(|known| known.machines).collect()))
 }
 
 async fn usage(Shared(state): Context, Path(digest): Path<Digest>) -> Answer<UsageByRegion> {
