@@ -35,7 +35,7 @@ pub(super) async fn run(config: config::Worker, shutdown: CancellationToken) -> 
         .with_slots(config.slots)
         .with_poll(config.look)
         .with_heartbeat(config.heartbeat, config.lost_after);
-    let worker = Worker::new(settings, queue, store, builder);
+    let worker = Worker::new(settings, queue, store, builder)?;
     let mut services = Services::new(shutdown.clone());
     services.add("worker", async move {
         worker.run(shutdown).await;
