@@ -1,5 +1,6 @@
 //! Opening a file, and what is said when it cannot be opened.
 
+use deploycore::build::{Reaper, ReaperSettings};
 use deploycore::model::{ClaimId, JobId, NewJob};
 use deploycore::port::queue::ClaimRequest;
 use deploycore::port::{BackendError, JobQueue, JobQueueExt, chain, queue};
@@ -103,8 +104,12 @@ async fn a_lock_that_is_not_given_back_in_time_is_a_retryable_error_without_effe
     assert_eq!(queue.claim(&first).await.unwrap(), claimed);
     assert!(queue.get(before.id).await.unwrap().is_some());
     assert_eq!(queue.get(blocked.id).await.unwrap(), None);
+    // No heartbeat arrives now, so the time that a reaper leaves for heartbeats does not run yet.
+    let reaper = Reaper::new(ReaperSettings::default(), queue.clone()).unwrap();
+    assert!(reaper.tick().await.unwrap_err().is_retryable());
 
     lock.rollback().await.unwrap();
+    assert!(reaper.tick().await.unwrap().waits.is_some());
     queue.enqueue_one(&blocked).await.unwrap();
     assert!(queue.get(blocked.id).await.unwrap().is_some());
 }

@@ -5,6 +5,7 @@ mod builder;
 mod command;
 mod log;
 mod reaper;
+mod settings;
 mod worker;
 
 pub use builder::{BuildContext, BuildError, BuildOutput, Builder};
@@ -12,4 +13,5 @@ pub use builder::{BuildContext, BuildError, BuildOutput, Builder};
 pub use command::{BuildCommand, CommandBuilder, CommandBuilderSettings, OpenError};
 pub use log::BuildLog;
 pub use reaper::{Reaped, Reaper, ReaperSettings};
+pub use settings::InvalidSettings;
 pub use worker::{RunningBuild, Worker, WorkerSettings};

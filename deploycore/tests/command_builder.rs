@@ -233,8 +233,102 @@ async fn a_failing_command_fails_for_good_with_its_last_words() {
         assert!(error.to_string().contains(wanted), "{error}");
         assert!(build.log().contains("no such type"), "{}", build.log());
     }
-    let killed = Build::of(&commit).await.run(&place.builder("kill -KILL $$").await).await.unwrap_err();
-    assert!(matches!(killed, BuildError::Infrastructure { .. }), "{killed:?}");
+}
+
+#[tokio::test]
+async fn what_the_worker_is_to_blame_for_is_tried_again() {
+    let place = Place::new();
+    let commit = place.commit("one");
+    std::fs::write(place.folder.path().join("no-program"), "").unwrap();
+    let shell = |script: &str| BuildCommand::Shell(script.to_owned());
+    let program = |argv: &[&str]| BuildCommand::Program(argv.iter().map(|&arg| arg.to_owned()).collect());
+    let unreadable = place.folder.path().join("no-program").display().to_string();
+    let blame_worker = [
+        shell("kill -KILL $$"),
+        // A shell under the shell had the signal.
+        shell("sh -c 'kill -KILL $$'; exit $?"),
+        program(&["sh", "-c", "exit 137"]),
+        program(&["no-such-program"]),
+        program(&[&unreadable]),
+    ];
+    // What a script calls, it may have misspelt.
+    let blame_commit = [shell("no-such-program"), shell(&unreadable), program(&["sh", "-c", "exit 125"])];
+    for (commands, is_workers) in [(&blame_worker[..], true), (&blame_commit[..], false)] {
+        for command in commands {
+            let settings = place.settings("").with_command(command.clone());
+            let builder = CommandBuilder::open(settings).await.unwrap();
+            let error = Build::of(&commit).await.run(&builder).await.unwrap_err();
+            assert_eq!(matches!(error, BuildError::Infrastructure { .. }), is_workers, "{command}: {error:?}");
+            assert_eq!(matches!(error, BuildError::Build(_)), !is_workers, "{command}: {error:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_mirror_that_was_damaged_is_made_anew_and_no_repository_around_it_is_touched() {
+    let place = Place::new();
+    let first = place.commit("first\n");
+    // The scratch folder lies within a repository, as that of a worker under development may.
+    let around = Place::new();
+    around.commit("around");
+    around.git(&["branch", "precious"]);
+    let mut settings = place.settings(BUILD);
+    settings.scratch = around.repository().join("scratch");
+    let builder = CommandBuilder::open(settings.clone()).await.unwrap();
+    Build::of(&first).await.run(&builder).await.unwrap();
+    let references = around.git(&["for-each-ref"]);
+
+    let mirrors = settings.scratch.join("mirrors");
+    let mirror = || {
+        let entries = std::fs::read_dir(&mirrors).unwrap().map(|entry| entry.unwrap().path());
+        entries.filter(|path| path.is_dir()).collect::<Vec<_>>()
+    };
+    let [only] = &mirror()[..] else { panic!("{:?}", mirror()) };
+    // What a loss of power may leave of a file.
+    std::fs::write(only.join("HEAD"), "").unwrap();
+    let second = place.commit("second\n");
+    for (commit, content) in [(&second, "second"), (&first, "first")] {
+        let mut output = Build::of(commit).await.run(&builder).await.unwrap();
+        assert!(read(&mut output).await.starts_with(content));
+    }
+    assert_eq!(mirror(), std::slice::from_ref(only), "nothing is left of the damaged one");
+    assert_eq!(around.git(&["for-each-ref"]), references);
+}
+
+#[tokio::test]
+async fn a_commit_that_arrived_is_built_although_a_reference_could_not_be_moved() {
+    let place = Place::new();
+    let first = place.commit("first\n");
+    let builder = place.builder(BUILD).await;
+    Build::of(&first).await.run(&builder).await.unwrap();
+    let mirrors = std::fs::read_dir(place.scratch().join("mirrors")).unwrap().map(|entry| entry.unwrap().path());
+    let mirror = mirrors.into_iter().find(|path| path.is_dir()).unwrap();
+    // What a fetch that was killed may leave.
+    let stale = mirror.join("refs/heads/main.lock");
+    std::fs::create_dir_all(stale.parent().unwrap()).unwrap();
+    std::fs::write(&stale, "").unwrap();
+    let second = place.commit("second\n");
+    let mut output = Build::of(&second).await.run(&builder).await.unwrap();
+    assert!(read(&mut output).await.starts_with("second"));
+    assert!(stale.exists(), "the mirror is the same");
+}
+
+#[tokio::test]
+async fn a_scratch_folder_that_somebody_keeps_locked_holds_no_stopped_build() {
+    let place = Place::new();
+    let commit = place.commit("one");
+    let builder = place.builder(BUILD).await;
+    let lock = std::fs::File::options().write(true).open(place.scratch().join("lock")).unwrap();
+    lock.lock().unwrap();
+    let build = Build::of(&commit).await;
+    let stop = async {
+        tokio::task::yield_now().await;
+        build.context.stop.cancel();
+    };
+    let (result, ()) = tokio::join!(build.run(&builder), stop);
+    assert!(matches!(result, Err(BuildError::Stopped)), "{result:?}");
+    lock.unlock().unwrap();
+    Build::of(&commit).await.run(&builder).await.unwrap();
 }
 
 #[tokio::test]
@@ -249,26 +343,50 @@ async fn a_program_without_a_shell_gets_its_arguments_as_they_are() {
 }
 
 #[tokio::test]
-async fn no_hook_runs_and_the_environment_is_the_builds_own() {
+async fn the_environment_is_the_builds_own() {
     let place = Place::new();
     let commit = place.commit("one");
-    let evidence = place.folder.path().join("hook-ran");
-    let hooks = place.repository().join(".git/hooks");
-    std::fs::create_dir_all(&hooks).unwrap();
-    for hook in ["post-checkout", "reference-transaction", "post-upload"] {
-        let path = hooks.join(hook);
-        std::fs::write(&path, format!("#!/bin/sh\ntouch {}\n", evidence.display())).unwrap();
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        std::fs::set_permissions(&path, mode).unwrap();
-    }
-    let command = "mkdir out; git -c core.hooksPath= status --short > /dev/null; env > out/binary";
+    let command = "mkdir out; env > out/binary";
     let settings = place.settings(command).with_env("GREETING", "hello world");
     let mut output = Build::of(&commit).await.run(&CommandBuilder::open(settings).await.unwrap()).await.unwrap();
     let env = read(&mut output).await;
     assert!(env.contains("GREETING=hello world\n"), "{env}");
     assert!(env.contains(&format!("DEPLOYCORE_COMMIT={commit}\n")), "{env}");
     assert!(!env.contains("CARGO_MANIFEST_DIR="), "the worker's environment leaks:\n{env}");
-    assert!(!evidence.exists(), "a hook of the repository ran");
+}
+
+#[tokio::test]
+async fn no_hook_runs_whatever_the_configuration_of_the_user_says() {
+    let place = Place::new();
+    let commit = place.commit("one");
+    let home = place.folder.path().join("home");
+    let (hooks, evidence) = (home.join("template/hooks"), home.join("hook-ran"));
+    std::fs::create_dir_all(&hooks).unwrap();
+    for hook in ["post-checkout", "reference-transaction"] {
+        std::fs::write(hooks.join(hook), format!("#!/bin/sh\necho $0 >> {}\n", evidence.display())).unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(hooks.join(hook), mode).unwrap();
+    }
+    let template = format!("[init]\n\ttemplateDir = {}\n", home.join("template").display());
+    let everywhere = format!("[core]\n\thooksPath = {}\n", hooks.display());
+    for (number, configuration) in [template, everywhere].into_iter().enumerate() {
+        std::fs::write(home.join(".gitconfig"), &configuration).unwrap();
+        // The hooks would run: they do for who does not keep them off.
+        let plain = home.join(format!("plain-{number}"));
+        let mut clone = Command::new("git");
+        clone.args(["clone", "--quiet"]).arg(place.repository()).arg(plain).env("HOME", &home);
+        assert!(clone.env_remove("GIT_CONFIG_GLOBAL").env_remove("XDG_CONFIG_HOME").status().unwrap().success());
+        std::fs::remove_file(&evidence).unwrap();
+
+        // Another process, since the environment of this one is shared by its tests.
+        let mut settings = place.settings(BUILD);
+        settings.scratch = place.folder.path().join(format!("scratch-{number}"));
+        let mut builds = victim_of(&settings, &commit);
+        let status = builds.env("HOME", &home).status().unwrap();
+        assert!(status.success(), "{configuration}");
+        let ran = std::fs::read_to_string(&evidence).unwrap_or_default();
+        assert_eq!(ran, "", "{configuration}");
+    }
 }
 
 #[tokio::test]
@@ -313,6 +431,21 @@ async fn a_daemon_that_leaves_its_group_does_not_outlive_the_build() {
     eventually("the daemon is gone", || !is_running(&child)).await;
 }
 
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_daemon_that_leaves_its_group_does_not_outlive_a_build_that_is_dropped() {
+    let place = Place::new();
+    let commit = place.commit("one");
+    let builder = place.builder("setsid sh -c 'echo child=$$; exec sleep 600' & wait").await;
+    let build = Build::of(&commit).await;
+    let child = tokio::select! {
+        _ = build.run(&builder) => panic!("the command takes ten minutes"),
+        child = build.told("child") => child,
+    };
+    eventually("the daemon is gone", || !is_running(&child)).await;
+    eventually("the folder is deleted", || place.build_folders() == 0).await;
+}
+
 #[tokio::test]
 async fn the_log_is_bounded_whatever_a_build_writes() {
     let place = Place::new();
@@ -355,7 +488,7 @@ fn settings_are_read_as_people_write_them() {
     assert!(serde_json::from_str::<CommandBuilderSettings>(&text).is_err());
 }
 
-/// The victim of the next test: a process that builds until it is killed.
+/// A process of its own, that builds and may be killed meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "run by another test"]
 async fn victim_that_builds_until_it_is_killed() {
@@ -365,12 +498,18 @@ async fn victim_that_builds_until_it_is_killed() {
     Build::of(&commit).await.run(&builder).await.unwrap();
 }
 
-/// Starts the victim and waits until its build wrote `file`, whose content it gives.
-async fn victim(settings: &CommandBuilderSettings, commit: &CommitId, file: &Path) -> (std::process::Child, String) {
+/// The process that builds `commit`.
+fn victim_of(settings: &CommandBuilderSettings, commit: &CommitId) -> Command {
     let mut victim = Command::new(std::env::current_exe().unwrap());
     victim.args(["--ignored", "--exact", "victim_that_builds_until_it_is_killed"]);
     victim.env("VICTIM_SETTINGS", serde_json::to_string(settings).unwrap()).env("VICTIM_COMMIT", commit.as_str());
-    let victim = victim.stdout(std::process::Stdio::null()).spawn().unwrap();
+    victim.stdout(std::process::Stdio::null());
+    victim
+}
+
+/// Starts the victim and waits until its build wrote `file`, whose content it gives.
+async fn victim(settings: &CommandBuilderSettings, commit: &CommitId, file: &Path) -> (std::process::Child, String) {
+    let victim = victim_of(settings, commit).spawn().unwrap();
     let read = || std::fs::read_to_string(file).unwrap_or_default();
     eventually("the victim builds", || read().ends_with('\n')).await;
     (victim, read().trim().to_owned())

@@ -115,6 +115,8 @@ struct Line {
     faults: Mutex<VecDeque<(&'static str, Fault)>>,
     /// Heartbeats do not arrive.
     mute: std::sync::atomic::AtomicBool,
+    /// The time that a heartbeat takes to arrive.
+    way: Duration,
 }
 
 impl Line {
@@ -150,6 +152,7 @@ impl JobQueue for Line {
         if self.mute.load(Ordering::SeqCst) {
             return Err(BackendError::retryable("line", "mute").into());
         }
+        sleep(self.way).await;
         self.through("heartbeat", self.queue.heartbeat(leases)).await
     }
     async fn complete(&self, lease: &Lease, completion: &Completion) -> Result<Job, Error> {
@@ -177,7 +180,7 @@ impl JobQueue for Line {
         self.queue.attempts(job).await
     }
     async fn prune(&self, age: Duration, limit: usize) -> Result<usize, Error> {
-        self.queue.prune(age, limit).await
+        self.through("prune", self.queue.prune(age, limit)).await
     }
     async fn set_claiming(&self, claiming: Claiming) -> Result<(), Error> {
         self.queue.set_claiming(claiming).await
@@ -240,7 +243,7 @@ struct Yard {
 impl Yard {
     fn new(plans: impl IntoIterator<Item = Plan>) -> Self {
         let queue = Arc::new(Queue::new(Clock::default()));
-        let line = Line { queue, faults: Mutex::default(), mute: false.into() };
+        let line = Line { queue, faults: Mutex::default(), mute: false.into(), way: Duration::ZERO };
         let store = Flaky { store: Store::new(), failures: 0.into(), no_logs: false };
         let builder = Scripted { plans: Mutex::new(plans.into_iter().collect()), ..Scripted::default() };
         Self { line: line.into(), store: store.into(), builder: builder.into(), shutdown: CancellationToken::new() }
@@ -248,7 +251,7 @@ impl Yard {
 
     fn worker(&self, settings: WorkerSettings) -> Arc<Worker> {
         let worker = Worker::new(settings, self.line.clone(), self.store.clone(), self.builder.clone());
-        Arc::new(worker.with_seed(7))
+        Arc::new(worker.unwrap().with_seed(7))
     }
 
     fn run(&self, settings: WorkerSettings) -> AbortOnDropHandle<()> {
@@ -500,7 +503,7 @@ async fn a_reaper_rescues_the_jobs_of_a_dead_worker() {
     yard.builder.began.notified().await;
     drop(worker);
     let died = Instant::now();
-    let reaper = Reaper::new(ReaperSettings::default().with_prune_after(Some(secs(1000))), yard.line.clone());
+    let reaper = Reaper::new(ReaperSettings::default().with_prune_after(Some(secs(1000))), yard.line.clone()).unwrap();
     let shutdown = yard.shutdown.clone();
     let reaper = AbortOnDropHandle::new(tokio::spawn(async move { reaper.with_seed(1).run(shutdown).await }));
     yard.until(id, |job| job.status == JobStatus::Queued).await;
@@ -520,7 +523,7 @@ async fn a_reaper_that_was_away_waits_one_heartbeat() {
     let worker = deploycore::model::WorkerName::new("w").unwrap();
     let claim = ClaimRequest { claim: deploycore::model::ClaimId::new(), worker, limit: 1 };
     let lease = yard.line.claim(&claim).await.unwrap()[0].running.clone().unwrap().lease;
-    let reaper = Reaper::new(ReaperSettings::default(), yard.line.clone());
+    let reaper = Reaper::new(ReaperSettings::default(), yard.line.clone()).unwrap();
     // The reaper starts long after the last heartbeat.
     sleep(secs(200)).await;
     assert_eq!(reaper.tick().await.unwrap().waits, Some(secs(30)));
@@ -534,7 +537,7 @@ async fn a_reaper_that_was_away_waits_one_heartbeat() {
     // The queue is away for long: each look fails, the next that succeeds waits again.
     for _ in 0..20 {
         yard.line.fault("rescue", Fault::Lost);
-        yard.line.fault("get", Fault::Lost);
+        yard.line.fault("prune", Fault::Lost);
         sleep(secs(10)).await;
         reaper.tick().await.unwrap_err();
     }
@@ -542,6 +545,150 @@ async fn a_reaper_that_was_away_waits_one_heartbeat() {
     assert_eq!(reaper.tick().await.unwrap().waits, Some(secs(30)));
     sleep(secs(30)).await;
     assert_eq!(reaper.tick().await.unwrap().rescued.len(), 1);
+}
+
+/// Heartbeats each 3 s, lost after 10 s.
+fn short() -> (WorkerSettings, ReaperSettings) {
+    let reaper = ReaperSettings::default().with_heartbeat(secs(3), secs(10));
+    (WorkerSettings::default().with_heartbeat(secs(3), secs(10)), reaper)
+}
+
+#[tokio::test(start_paused = true)]
+async fn workers_and_reaper_that_stood_still_together_lose_no_build() {
+    for (stall, (worker, reaper)) in
+        [(secs(11), short()), (secs(200), short()), (secs(91), Default::default()), (secs(400), Default::default())]
+    {
+        let mut yard = Yard::new([Plan::Take(secs(600))]);
+        Arc::get_mut(&mut yard.line).unwrap().way = Duration::from_millis(5);
+        let reaper = Reaper::new(reaper, yard.line.clone()).unwrap().with_seed(3);
+        let shutdown = yard.shutdown.clone();
+        let _reaper = AbortOnDropHandle::new(tokio::spawn(async move { reaper.run(shutdown).await }));
+        let id = yard.enqueue(job()).await;
+        let _worker = yard.run(worker);
+        yard.builder.began.notified().await;
+        sleep(secs(100)).await;
+        tokio::time::advance(stall).await;
+        let done = yard.finished(id).await;
+        assert_eq!((done.status, done.epoch.get()), (JobStatus::Succeeded, 1), "a stall of {stall:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reaper_notices_that_it_stood_still_for_little_longer_than_a_lease_holds() {
+    let yard = Yard::new([]);
+    yard.enqueue(job()).await;
+    let worker = deploycore::model::WorkerName::new("w").unwrap();
+    let claim = ClaimRequest { claim: deploycore::model::ClaimId::new(), worker, limit: 1 };
+    let lease = yard.line.claim(&claim).await.unwrap()[0].running.clone().unwrap().lease;
+    let reaper = Reaper::new(short().1, yard.line.clone()).unwrap();
+    for _ in 0..5 {
+        reaper.tick().await.unwrap();
+        yard.line.heartbeat(&[lease]).await.unwrap();
+        sleep(secs(1)).await;
+    }
+    assert_eq!(reaper.tick().await.unwrap().waits, None);
+    sleep(Duration::from_millis(10_001)).await;
+    let looked = reaper.tick().await.unwrap();
+    assert_eq!((looked.waits, looked.rescued.len()), (Some(secs(3)), 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reaper_waits_for_a_queue_that_takes_writes() {
+    let yard = Yard::new([]);
+    let reaper = Reaper::new(ReaperSettings::default(), yard.line.clone()).unwrap();
+    let fails = async |times: u64| {
+        for _ in 0..times {
+            yard.line.fault("prune", Fault::Lost);
+            reaper.tick().await.unwrap_err();
+            sleep(secs(10)).await;
+        }
+    };
+    // Reads are answered all the time.
+    fails(3).await;
+    assert_eq!(reaper.tick().await.unwrap().waits, Some(secs(30)), "counted from the first write");
+    sleep(secs(10)).await;
+    assert_eq!(reaper.tick().await.unwrap().waits, Some(secs(20)));
+    sleep(secs(10)).await;
+    fails(3).await;
+    assert_eq!(reaper.tick().await.unwrap().waits, Some(secs(30)), "counted anew");
+}
+
+/// Holds its thread until it is told to go on.
+#[derive(Debug)]
+struct Blocking(Mutex<std::sync::mpsc::Receiver<()>>);
+
+#[async_trait]
+impl Builder for Blocking {
+    async fn build(&self, _: &Job, _: &BuildContext) -> Result<BuildOutput, BuildError> {
+        self.0.lock().unwrap().recv().unwrap();
+        Ok(BuildOutput::bytes("blocked"))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_builder_that_holds_its_thread_on_a_runtime_of_its_own_does_not_hold_the_heartbeats() {
+    let yard = Yard::new([]);
+    let builds = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let (go_on, told) = std::sync::mpsc::channel();
+    let builder = Arc::new(Blocking(Mutex::new(told)));
+    let worker = Worker::new(WorkerSettings::default(), yard.line.clone(), yard.store.clone(), builder).unwrap();
+    let worker = worker.with_seed(7).with_builds_on(builds.handle().clone());
+    let (work, shutdown) = (Arc::new(worker), yard.shutdown.clone());
+    let _worker = AbortOnDropHandle::new(tokio::spawn(async move { work.run(shutdown).await }));
+    let id = yard.enqueue(job()).await;
+    yard.until(id, |job| job.status == JobStatus::Running).await;
+    for _ in 0..300 {
+        assert_eq!(yard.rescue(secs(40)).await, []);
+        sleep(secs(1)).await;
+    }
+    go_on.send(()).unwrap();
+    // The other runtime takes real time, in which virtual time must not pass: a runtime that is never idle does not advance it.
+    let end = std::time::Instant::now() + secs(60);
+    while yard.job(id).await.status == JobStatus::Running && std::time::Instant::now() < end {
+        tokio::task::yield_now().await;
+    }
+    let done = yard.job(id).await;
+    assert_eq!((done.status, done.epoch.get()), (JobStatus::Succeeded, 1));
+    builds.shutdown_background();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_on_the_runtime_of_the_builds_is_a_failure_around_the_build() {
+    let yard = Yard::new([Plan::Panic]);
+    let worker = Worker::new(WorkerSettings::default(), yard.line.clone(), yard.store.clone(), yard.builder.clone());
+    let worker = worker.unwrap().with_seed(7).with_builds_on(tokio::runtime::Handle::current());
+    let id = yard.enqueue(job()).await;
+    assert_eq!(worker.tick().await, 1);
+    let attempts = yard.line.attempts(id).await.unwrap();
+    let Some(AttemptOutcome::Completed { completion: Completion::Failed { failure } }) = &attempts[0].outcome else {
+        panic!("{attempts:?}");
+    };
+    assert_eq!((failure.kind, failure.message.as_str()), (FailureKind::Infrastructure, "the builder panicked"));
+}
+
+#[tokio::test]
+async fn settings_with_which_no_lease_would_hold_are_refused_by_name() {
+    let yard = Yard::new([]);
+    let worker = |change: &dyn Fn(&mut WorkerSettings)| {
+        let mut settings = WorkerSettings::default();
+        change(&mut settings);
+        let worker = Worker::new(settings, yard.line.clone(), yard.store.clone(), yard.builder.clone());
+        worker.map(drop).map_err(|error| error.to_string())
+    };
+    let refused = worker(&|settings| settings.heartbeat = secs(46)).unwrap_err();
+    assert_eq!(refused, "invalid settings of the worker: `lost_after` (90s) must be at least twice `heartbeat` (46s)");
+    assert!(worker(&|settings| settings.heartbeat = Duration::ZERO).unwrap_err().contains("`heartbeat`"));
+    assert!(worker(&|settings| settings.poll = Duration::ZERO).unwrap_err().contains("`poll`"));
+    assert_eq!(worker(&|settings| settings.heartbeat = secs(45)), Ok(()));
+    assert_eq!(worker(&|settings| *settings = WorkerSettings::relaxed()), Ok(()));
+
+    let reaper = |settings| Reaper::new(settings, yard.line.clone()).map(drop).map_err(|error| error.to_string());
+    let settings = ReaperSettings::default();
+    assert!(reaper(settings.clone().with_period(Duration::ZERO)).unwrap_err().contains("reaper: `period`"));
+    assert!(reaper(settings.clone().with_heartbeat(secs(6), secs(10))).unwrap_err().contains("`lost_after` (10s)"));
+    assert_eq!(reaper(ReaperSettings::relaxed()), Ok(()));
+    let (worker, reaper) = (WorkerSettings::relaxed(), ReaperSettings::relaxed());
+    assert_eq!((worker.heartbeat, worker.lost_after), (reaper.heartbeat, reaper.lost_after));
 }
 
 #[test]

@@ -97,3 +97,40 @@ pub(super) fn primary_code(error: &sqlx::Error) -> Option<i32> {
     let code: i32 = error.as_database_error()?.code()?.parse().ok()?;
     Some(code & 0xff)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sqlite::{Settings, open};
+
+    /// The bound on the file's pages stands for the disk. It belongs to the one connection that writes.
+    async fn set_full(pool: &SqlitePool, full: bool) {
+        let pages = if full { "PRAGMA max_page_count = 1" } else { "PRAGMA max_page_count = 1000000" };
+        sqlx::query(pages).execute(pool).await.unwrap();
+    }
+
+    async fn insert(database: &Database) -> Result<(), BackendError> {
+        let mut moment = database.write().await?;
+        let insert = sqlx::query("INSERT INTO filler VALUES (zeroblob(100000))");
+        insert.execute(moment.connection()).await.map_err(failed)?;
+        moment.commit().await
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_was_full_is_written_to_once_it_has_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}/full.db", folder.path().display());
+        let database = open::open(&url, &Settings::default()).await.unwrap();
+        sqlx::query("CREATE TABLE filler (bytes BLOB)").execute(&database.writer).await.unwrap();
+        for _ in 0..3 {
+            set_full(&database.writer, true).await;
+            insert(&database).await.unwrap_err();
+            set_full(&database.writer, false).await;
+            insert(&database).await.unwrap();
+        }
+        let mut moment = database.read().await.unwrap();
+        let count: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM filler").fetch_one(moment.connection()).await.unwrap();
+        assert_eq!(count, 3);
+    }
+}

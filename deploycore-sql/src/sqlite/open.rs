@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr as _;
 use std::time::Duration;
 
-use sqlx::ConnectOptions as _;
 use sqlx::migrate::MigrateError;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{ConnectOptions as _, Connection as _};
 use tokio::time::Instant;
 
 use super::database::{Database, code, primary_code};
@@ -149,6 +149,10 @@ fn options(path: &Path, settings: &Settings) -> SqliteConnectOptions {
         .disable_statement_logging()
 }
 
+/// The pools hand out no connection that believes to be in a transaction: when the disk is full or fails, SQLite rolls back by itself,
+/// the rollback that follows finds nothing and fails, and sqlx never counts the transaction as over. Such a connection refuses
+/// every further transaction; the pool closes it and opens another. Only before it is handed out is that seen for sure: when it
+/// comes back, its rollback may still be under way.
 async fn connect(path: &Path, options: &SqliteConnectOptions, settings: &Settings) -> Result<Database, OpenError> {
     let pool = |connections| {
         SqlitePoolOptions::new()
@@ -157,6 +161,7 @@ async fn connect(path: &Path, options: &SqliteConnectOptions, settings: &Setting
             .idle_timeout(None)
             .max_lifetime(None)
             .test_before_acquire(false)
+            .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
     };
     let writer = pool(1).connect_with(options.clone()).await.map_err(|error| refused(path, error))?;
     migrate(path, &writer).await?;

@@ -63,6 +63,11 @@ impl JobQueue for Queue {
             return Ok(claimed.jobs);
         }
         let mut moment = self.database.write().await?;
+        while claim::end_delays(&mut moment).await? == claim::Delays::More {
+            // Others write between two batches. Each batch is work done, also for other claims, so that this ends.
+            moment.commit().await?;
+            moment = self.database.write().await?;
+        }
         let claimed = claim::claim(&mut moment, request).await?;
         moment.commit().await?;
         if claimed.is_new {

@@ -37,7 +37,8 @@ pub trait Builder: Send + Sync + Debug + 'static {
     /// is not wanted any more: end everything that the build started and return, with whatever result. A future that
     /// has not returned after the worker's `stop_grace` is dropped; its drop ends the build.
     ///
-    /// It must not block the thread it is polled on: heavy work goes to processes or to threads of its own, so that heartbeats go on.
+    /// It must not block the thread it is polled on: heavy work goes to processes or to threads of its own, so that heartbeats go on. One
+    /// that blocks all the same needs a worker that [builds elsewhere](super::Worker::with_builds_on).
     async fn build(&self, job: &Job, context: &BuildContext) -> Result<BuildOutput, BuildError>;
 }
 

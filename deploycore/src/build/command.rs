@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 pub use self::settings::{BuildCommand, CommandBuilderSettings, OpenError};
 
@@ -48,7 +49,7 @@ impl CommandBuilder {
         let scratch = Arc::new(Scratch::open(&settings.scratch).await?);
         let repository = Repository::new(&settings, &scratch);
         repository.check_git().await?;
-        scratch.sweep().await?;
+        scratch.sweep(&CancellationToken::new()).await?;
         Ok(Self { settings, scratch, repository })
     }
 
@@ -104,10 +105,11 @@ impl Builder for CommandBuilder {
     async fn build(&self, job: &Job, context: &BuildContext) -> Result<BuildOutput, BuildError> {
         let around = |error| BuildError::infrastructure("the scratch folder could not be used", error);
         // A worker that died while this one runs leaves processes too.
-        if let Err(error) = self.scratch.sweep().await {
+        if let Err(error) = self.scratch.sweep(&context.stop).await {
             tracing::warn!(%error, "the scratch folder could not be swept");
         }
-        let folder = self.scratch.folder(&context.lease).await.map_err(around)?;
+        let folder = self.scratch.folder(&context.lease, &context.stop).await.map_err(around)?;
+        let folder = folder.ok_or(BuildError::Stopped)?;
         let checkout = self.repository.checkout(&job.spec.commit, &folder, context).await?;
         let built = self.run_command(job, &checkout, &folder, context).await;
         folder.end_processes().await;
@@ -118,16 +120,26 @@ impl Builder for CommandBuilder {
 
 /// SIGKILL, which the kernel sends when memory runs out.
 const SIGKILL: i32 = 9;
+/// How a shell, or whatever else stands between, tells that the program under it had a SIGKILL.
+const TOLD_SIGKILL: i32 = 128 + SIGKILL;
+/// The program is there and cannot be run, or is not there.
+const NOT_RUN: std::ops::RangeInclusive<i32> = 126..=127;
 
 fn judge(exit: Exit, log: &BuildLog, command: &BuildCommand) -> Result<(), BuildError> {
     let end = match exit {
         Exit::Stopped => return Err(BuildError::Stopped),
         Exit::Code(0) => return Ok(()),
-        Exit::Code(code) => format!("ended with exit code {code}"),
-        Exit::Signal(SIGKILL) => {
+        Exit::Signal(SIGKILL) | Exit::Code(TOLD_SIGKILL) => {
             let message = format!("the build command `{command}` was killed from outside, perhaps for lack of memory");
             return Err(BuildError::Infrastructure { message, source: None });
         }
+        // The program is of this worker and not of the commit: another worker may have it. What a script of the commit calls is the
+        // commit's own mistake.
+        Exit::Code(code) if NOT_RUN.contains(&code) && matches!(command, BuildCommand::Program(_)) => {
+            let message = format!("the build command `{command}` does not run here: is it installed?");
+            return Err(BuildError::infrastructure(message, log.last_lines(3, 1024)));
+        }
+        Exit::Code(code) => format!("ended with exit code {code}"),
         Exit::Signal(signal) => format!("was ended by signal {signal}"),
     };
     Err(BuildError::Build(format!("the build command `{command}` {end}:\n{}", log.last_lines(10, 2048))))

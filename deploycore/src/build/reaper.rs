@@ -1,23 +1,26 @@
 //! The reaper: takes back jobs whose lease is lost or whose time is over.
 
+mod contact;
+
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
+use self::contact::{Contact, Now, Step};
+use super::InvalidSettings;
+use super::settings::{Check, RELAXED_HEARTBEAT, RELAXED_LOST_AFTER};
 use crate::model::{friendly, friendly_option};
-use crate::pace::{Backoff, Pace, Wake};
-use crate::port::queue::{Error, Fate, RescueRequest, Rescued};
-use crate::port::{BackendError, JobQueue, chain};
+use crate::pace::{Backoff, Pace, Wake, within};
+use crate::port::queue::{Error, Fate, MAX_BATCH, RescueRequest, Rescued};
+use crate::port::{JobQueue, chain};
 
 /// How a [`Reaper`] works.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ReaperSettings {
-    /// Between looks; 10 s by default.
+    /// Between looks; 10 s by default. It looks more often where `heartbeat` and `lost_after` lie close together.
     #[serde(with = "friendly")]
     pub period: Duration,
     /// Between looks at a queue that fails.
@@ -34,7 +37,7 @@ pub struct ReaperSettings {
     /// `720h`.
     #[serde(with = "friendly_option")]
     pub prune_after: Option<Duration>,
-    /// How long one call to the queue may take; 30 s by default.
+    /// How long one call to the queue may take; 30 s by default. Less where `heartbeat` and `lost_after` lie close together.
     #[serde(with = "friendly")]
     pub call_limit: Duration,
 }
@@ -55,6 +58,11 @@ impl Default for ReaperSettings {
 }
 
 impl ReaperSettings {
+    /// For workers with [`WorkerSettings::relaxed`](super::WorkerSettings::relaxed): a heartbeat each 3 min, lost after 10 min.
+    pub fn relaxed() -> Self {
+        Self::default().with_heartbeat(RELAXED_HEARTBEAT, RELAXED_LOST_AFTER)
+    }
+
     /// Sets the time between looks.
     #[must_use]
     pub fn with_period(mut self, period: Duration) -> Self {
@@ -85,9 +93,36 @@ impl ReaperSettings {
     }
 }
 
+impl ReaperSettings {
+    /// Whether a reaper can work with them.
+    pub(super) fn check(&self) -> Result<(), InvalidSettings> {
+        let check = Check::of("reaper");
+        check.not_zero([
+            ("period", self.period),
+            ("heartbeat", self.heartbeat),
+            ("call_limit", self.call_limit),
+            ("backoff.initial", self.backoff.initial),
+            ("backoff.max", self.backoff.max),
+        ])?;
+        check.heartbeat(self.heartbeat, self.lost_after)
+    }
+
+    /// The longest time between two answers of the queue after which a rescue is still safe. When heartbeats do not arrive for a while, the
+    /// newest one of a living worker is up to `heartbeat` older than that. What is left until `lost_after` is shared by the gap
+    /// before a rescue and the rescue itself, which may have to wait for the same thing as the heartbeats.
+    fn longest_gap(&self) -> Duration {
+        self.lost_after.saturating_sub(self.heartbeat) / 2
+    }
+
+    /// Two looks within the gap, so that a healthy reaper never seems to be away.
+    fn look(&self) -> Duration {
+        self.period.min(self.longest_gap() / 2)
+    }
+}
+
 /// Takes back lost jobs. Any number may run at once: the queue lets each lease be rescued once.
 ///
-/// A reaper that just started, that itself stood still, or that did not reach the queue for a while does not rescue for one
+/// A reaper that just started, that itself stood still, or whose writes did not reach the queue for a while does not rescue for one
 /// heartbeat: what held it up may have held up the workers' heartbeats too (a suspended host, a database that was away), and they
 /// get the time to show that they live.
 #[derive(Debug)]
@@ -109,27 +144,17 @@ pub struct Reaped {
     pub waits: Option<Duration>,
 }
 
-/// When the reaper was last in touch with the queue.
-#[derive(Debug, Default)]
-struct Contact {
-    last: Option<Instant>,
-    rescues_from: Option<Instant>,
-}
-
-impl Contact {
-    /// Whether so much time passed that heartbeats may be missing through no fault of the workers.
-    fn was_away(&self, now: Instant, longest_gap: Duration) -> bool {
-        self.last.is_none_or(|last| now.duration_since(last) >= longest_gap)
-    }
-}
-
 /// Full answers in a row that one look follows.
 const ROUNDS: usize = 10;
+/// No job finished so long ago: pruning at this age writes nothing, and waits for what a heartbeat would wait for.
+const EVER: Duration = Duration::from_hours(24 * 365 * 100);
 
 impl Reaper {
-    /// A reaper of `queue`.
-    pub fn new(settings: ReaperSettings, queue: Arc<dyn JobQueue>) -> Self {
-        Self { settings, queue, contact: Mutex::default(), seed: None }
+    /// A reaper of `queue`. Times of zero, and a `lost_after` shorter than two heartbeats, are refused.
+    pub fn new(settings: ReaperSettings, queue: Arc<dyn JobQueue>) -> Result<Self, InvalidSettings> {
+        settings.check()?;
+        let contact = Mutex::new(Contact::new(settings.longest_gap(), settings.heartbeat));
+        Ok(Self { settings, queue, contact, seed: None })
     }
 
     /// Seeds the jitter.
@@ -141,7 +166,7 @@ impl Reaper {
 
     /// Looks until `shutdown`.
     pub async fn run(&self, shutdown: CancellationToken) {
-        let mut pace = Pace::new(self.settings.period, self.settings.backoff);
+        let mut pace = Pace::new(self.settings.look(), self.settings.backoff);
         if let Some(seed) = self.seed {
             pace = pace.with_seed(seed);
         }
@@ -161,9 +186,13 @@ impl Reaper {
         }
     }
 
-    /// Looks once. Cancel safe.
+    /// Looks once. Cancel safe. Who calls it by hand does so at least four times in the time between `heartbeat` and `lost_after`, or it
+    /// takes every call for the first after an absence and rescues nothing.
     pub async fn tick(&self) -> Result<Reaped, Error> {
-        if let Some(waits) = self.keep_contact().await? {
+        if let Step::Wait(_) = self.step() {
+            self.ask().await?;
+        }
+        if let Step::Wait(waits) = self.step() {
             return Ok(Reaped { waits: Some(waits), ..Reaped::default() });
         }
         let rescued = self.rescue().await?;
@@ -171,25 +200,18 @@ impl Reaper {
         Ok(Reaped { rescued, pruned, waits: None })
     }
 
-    /// How long not to rescue yet; `None` when it may.
-    async fn keep_contact(&self) -> Result<Option<Duration>, Error> {
-        let settings = &self.settings;
-        let longest_gap = settings.period.max(settings.backoff.max) + settings.heartbeat;
-        if self.contact().was_away(Instant::now(), longest_gap) {
-            // Any answer shows that heartbeats can arrive from now on; no job has this id.
-            self.call(self.queue.get(Uuid::nil().into())).await?;
-            let now = Instant::now();
-            *self.contact() = Contact { last: Some(now), rescues_from: Some(now + settings.heartbeat) };
-            tracing::info!(wait = ?settings.heartbeat, "the reaper was away; it waits for heartbeats before it rescues");
+    fn step(&self) -> Step {
+        self.contact().step(Now::read())
+    }
+
+    /// Asks whether heartbeats arrive.
+    async fn ask(&self) -> Result<(), Error> {
+        self.call(self.queue.prune(EVER, 1)).await?;
+        if self.contact().answered(Now::read()) {
+            let wait = self.settings.heartbeat;
+            tracing::info!(?wait, "the reaper was away; it waits for heartbeats before it rescues");
         }
-        let now = Instant::now();
-        let mut contact = self.contact();
-        let waits = contact.rescues_from.map(|from| from.saturating_duration_since(now)).filter(|wait| !wait.is_zero());
-        if waits.is_some() {
-            // Waiting is no absence: the period is shorter than the gap.
-            contact.last = Some(now);
-        }
-        Ok(waits)
+        Ok(())
     }
 
     async fn rescue(&self) -> Result<Vec<Rescued>, Error> {
@@ -202,11 +224,11 @@ impl Reaper {
         let mut all = Vec::new();
         for _ in 0..ROUNDS {
             let rescued = self.call(self.queue.rescue(&request)).await?;
-            self.contact().last = Some(Instant::now());
+            self.contact().answered(Now::read());
             rescued.iter().for_each(note);
             let full = rescued.len() >= request.limit;
             all.extend(rescued);
-            if !full {
+            if !full || self.step() != Step::Rescue {
                 break;
             }
         }
@@ -218,15 +240,13 @@ impl Reaper {
             return Ok(0);
         };
         // What is left is for the next look.
-        let pruned = self.call(self.queue.prune(age, crate::port::queue::MAX_BATCH)).await?;
+        let pruned = self.call(self.queue.prune(age, MAX_BATCH)).await?;
         metrics::counter!("deploycore_reaper_pruned_total").increment(pruned as u64);
         Ok(pruned)
     }
 
     async fn call<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        let limit = self.settings.call_limit;
-        let late = |_| BackendError::retryable("queue", format!("no answer within {limit:?}"));
-        timeout(limit, call).await.map_err(late)?
+        within(self.settings.call_limit.min(self.settings.longest_gap()), "queue", call).await
     }
 
     fn contact(&self) -> std::sync::MutexGuard<'_, Contact> {

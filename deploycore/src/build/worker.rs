@@ -16,6 +16,7 @@ mod settings;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::FutureExt;
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, timeout};
@@ -26,7 +27,7 @@ pub use self::settings::WorkerSettings;
 
 use self::attempt::Attempt;
 use self::leases::{Held, Leases, Verdict, beats, keep_leases};
-use super::Builder;
+use super::{Builder, InvalidSettings};
 use crate::model::{ClaimId, CommitId, Job, Lease, ServiceName, elapsed};
 use crate::pace::{Pace, Wake};
 use crate::port::queue::{ClaimRequest, MAX_BATCH};
@@ -34,11 +35,13 @@ use crate::port::{ArtifactStore, JobQueue, chain};
 
 /// Claims jobs and builds them in its slots.
 ///
-/// Heartbeats come from a task of their own. Run the worker on a runtime with several threads, so that a builder that holds a thread
-/// for long does not hold the heartbeats.
+/// Heartbeats come from a task of their own, on the runtime that the worker runs on. Builds run there too, and one that holds its
+/// thread may hold the heartbeats, whatever the number of threads. Give such a builder a runtime of its own:
+/// [`Worker::with_builds_on`].
 #[derive(Debug)]
 pub struct Worker {
     shared: Arc<Shared>,
+    builds_on: Option<Handle>,
     /// A claim whose reply may be lost: it is repeated before any other is made.
     unanswered: Mutex<Option<ClaimRequest>>,
     random: Mutex<Option<fastrand::Rng>>,
@@ -69,15 +72,27 @@ pub struct RunningBuild {
 
 impl Worker {
     /// A worker that takes jobs from `queue`, builds them with `builder` and stores the bytes in `store`, the main store.
+    /// Times of zero, and a `lost_after` shorter than two heartbeats, are refused.
     pub fn new(
         settings: WorkerSettings,
         queue: Arc<dyn JobQueue>,
         store: Arc<dyn ArtifactStore>,
         builder: Arc<dyn Builder>,
-    ) -> Self {
+    ) -> Result<Self, InvalidSettings> {
+        settings.check()?;
         let (leases, beat_now) = (Leases::default(), Notify::new());
         let shared = Arc::new(Shared { settings, queue, store, builder, leases, beat_now });
-        Self { shared, unanswered: Mutex::default(), random: Mutex::default() }
+        Ok(Self { shared, builds_on: None, unanswered: Mutex::default(), random: Mutex::default() })
+    }
+
+    /// Builds on another runtime, which must have its drivers enabled and live as long as the worker. For builders that hold their
+    /// thread for long in spite of their contract: heartbeats, claims and the store's traffic stay where the worker runs, and so do
+    /// the connections of queue and store. Such a build still ends only when it lets go of the thread, and a worker that stopped it does
+    /// not wait for that longer than its grace.
+    #[must_use]
+    pub fn with_builds_on(mut self, runtime: Handle) -> Self {
+        self.builds_on = Some(runtime);
+        self
     }
 
     /// Seeds the claim ids and the jitter, so that a simulated run repeats. Never use one seed for two workers on one queue.
@@ -143,7 +158,7 @@ impl Worker {
     }
 
     /// Claims once. An error leaves the claim unanswered.
-    async fn claim(&self, free: usize) -> Result<Vec<Arc<Held>>, ()> {
+    async fn claim(&self, free: usize) -> Result<(Try, Vec<Arc<Held>>), ()> {
         let (request, attempt) = self.next_claim(free);
         let shared = &self.shared;
         // The times of the leases count from before the call, so that this worker errs to the early side.
@@ -161,11 +176,7 @@ impl Worker {
             }
         };
         *lock(&self.unanswered) = None;
-        if attempt == Try::Again && !jobs.is_empty() {
-            // The first call may be long ago: learn what is left of these leases.
-            shared.beat_now.notify_one();
-        }
-        Ok(jobs.into_iter().filter_map(|job| shared.hold(job, asked_at)).collect())
+        Ok((attempt, jobs.into_iter().filter_map(|job| shared.hold(job, asked_at)).collect()))
     }
 }
 
@@ -190,6 +201,7 @@ impl Shared {
 /// One run: the tasks, which end when it is dropped.
 struct Session {
     shared: Arc<Shared>,
+    builds_on: Option<Handle>,
     builds: JoinSet<()>,
     keeper: JoinSet<()>,
     pace: Pace,
@@ -201,7 +213,8 @@ impl Session {
         let shared = Arc::clone(&worker.shared);
         let pace = worker.seeded(Pace::new(shared.settings.poll, shared.settings.backoff));
         let beats = worker.seeded(beats(&shared.settings));
-        let mut session = Self { shared, builds: JoinSet::new(), keeper: JoinSet::new(), pace, beats };
+        let builds_on = worker.builds_on.clone();
+        let mut session = Self { shared, builds_on, builds: JoinSet::new(), keeper: JoinSet::new(), pace, beats };
         session.start_keeper();
         session
     }
@@ -219,15 +232,21 @@ impl Session {
         }
         let answer = worker.claim(free).await;
         self.pace.note(answer.is_ok());
-        for held in answer.unwrap_or_default() {
+        let (attempt, jobs) = answer.unwrap_or((Try::First, Vec::new()));
+        let old = attempt == Try::Again && !jobs.is_empty();
+        for held in jobs {
             self.start(held);
+        }
+        if old {
+            // The first call may be long ago: learn what is left of these leases, which are listed since their start.
+            self.shared.beat_now.notify_one();
         }
     }
 
     fn start(&mut self, held: Arc<Held>) {
         let (lease, spec) = (held.lease, &held.job.spec);
         let span = tracing::info_span!("build", job = %lease.job, epoch = %lease.epoch, service = %spec.service, commit = %spec.commit);
-        let attempt = Attempt::new(Arc::clone(&self.shared), held);
+        let attempt = Attempt::new(Arc::clone(&self.shared), held, self.builds_on.clone());
         self.builds.spawn(attempt.run().instrument(span));
     }
 
@@ -264,7 +283,7 @@ impl Session {
         // A claim whose reply was lost may hold jobs: ask once more, to give them back.
         let unanswered = lock(&worker.unanswered).is_some();
         if unanswered {
-            for held in worker.claim(1).await.unwrap_or_default() {
+            for held in worker.claim(1).await.map(|(_, jobs)| jobs).unwrap_or_default() {
                 held.judge(Verdict::Drained);
                 self.start(held);
             }

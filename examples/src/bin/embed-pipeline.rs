@@ -73,7 +73,7 @@ async fn main() -> Result<()> {
     }
 
     // What moves bytes and rows between them.
-    let worker = Worker::new(WorkerSettings::default(), queue.clone(), main.clone(), Arc::new(Greeter));
+    let worker = Worker::new(WorkerSettings::default(), queue.clone(), main.clone(), Arc::new(Greeter))?;
     let replicator = Replicator::new(ReplicatorSettings::default(), ledger.clone(), main, stores.clone());
     let settings = RegistrarSettings::default().with_required(stores.into_keys());
     let registrar = Registrar::new(settings, queue.clone(), ledger.clone());

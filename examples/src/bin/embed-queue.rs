@@ -30,7 +30,7 @@ async fn main() -> anyhow::Result<()> {
     queue.enqueue_one(&job).await?;
 
     // A service would call `run(shutdown)`; one round is enough here.
-    let worker = Worker::new(WorkerSettings::default(), queue.clone(), store.clone(), Arc::new(Greeter));
+    let worker = Worker::new(WorkerSettings::default(), queue.clone(), store.clone(), Arc::new(Greeter))?;
     worker.tick().await;
 
     let done = queue.require(job.id).await?;

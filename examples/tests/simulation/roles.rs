@@ -94,7 +94,7 @@ impl World {
                 Box::new(move |life, shutdown| {
                     let builder = Arc::new(SimulatedBuilder::new(settings.clone(), life.clone()));
                     let service = Worker::new(worker.clone(), ports.queue(&life), ports.main(&life), builder);
-                    let service = service.with_seed(life.seed());
+                    let service = service.expect("valid settings").with_seed(life.seed());
                     Box::pin(async move { service.run(shutdown).await })
                 }),
             );
@@ -105,7 +105,8 @@ impl World {
                 &format!("reaper-{number}"),
                 Place::Global,
                 Box::new(move |life, shutdown| {
-                    let service = Reaper::new(ReaperSettings::default(), ports.queue(&life)).with_seed(life.seed());
+                    let service = Reaper::new(ReaperSettings::default(), ports.queue(&life));
+                    let service = service.expect("valid settings").with_seed(life.seed());
                     Box::pin(async move { service.run(shutdown).await })
                 }),
             );

@@ -28,13 +28,12 @@ pub(super) async fn settled(moment: &mut Moment, request: &ClaimRequest) -> Resu
     Ok(nothing_to_do.then(|| Claimed { jobs: Vec::new(), is_new: true }))
 }
 
-/// Hands out jobs; in a write transaction.
+/// Hands out jobs; in a write transaction in which [`end_delays`] left none.
 pub(super) async fn claim(moment: &mut Moment, request: &ClaimRequest) -> Result<Claimed, BackendError> {
     if let Some(claimed) = settled(moment, request).await? {
         return Ok(claimed);
     }
     let now = moment.now;
-    end_delays(moment).await?;
     let mut jobs = claimable(moment.connection(), request.limit).await?;
     for job in &mut jobs {
         let before = job.clone();
@@ -81,14 +80,29 @@ async fn is_any_ready(moment: &mut Moment) -> Result<bool, BackendError> {
     Columns(&row).is_set("any_ready")
 }
 
-pub(in crate::sqlite) const END_DELAYS: &str =
-    "UPDATE jobs SET delayed = 0 WHERE status = 'QUEUED' AND delayed = 1 AND eligible_at <= ?1";
+pub(in crate::sqlite) const END_DELAYS: &str = "
+    UPDATE jobs SET delayed = 0 WHERE rowid IN (
+        SELECT rowid FROM jobs INDEXED BY jobs_eligible
+        WHERE status = 'QUEUED' AND delayed = 1 AND eligible_at <= ?1 LIMIT ?2
+    )";
 
-/// Makes jobs ready whose time has come. Each job passes here at most once a delay, so the price is one look at an index.
-async fn end_delays(moment: &mut Moment) -> Result<(), BackendError> {
+/// Whether jobs still wait for [`end_delays`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Delays {
+    Ended,
+    More,
+}
+
+/// Jobs made ready in one write transaction. Any number may become due at one instant; heartbeats must not wait for all of them.
+const READY_AT_ONCE: u64 = 1000;
+
+/// Makes jobs ready whose time has come, in a write transaction. Each job passes here at most once a delay, so the price is one look at an
+/// index. The order of claims holds once the delays are [`Delays::Ended`]: the most urgent job may be the last that became due.
+pub(super) async fn end_delays(moment: &mut Moment) -> Result<Delays, BackendError> {
     let now = stored::micros(moment.now);
-    sqlx::query(END_DELAYS).bind(now).execute(moment.connection()).await.map_err(failed)?;
-    Ok(())
+    let end = sqlx::query(END_DELAYS).bind(now).bind(READY_AT_ONCE as i64);
+    let ended = end.execute(moment.connection()).await.map_err(failed)?.rows_affected();
+    Ok(if ended < READY_AT_ONCE { Delays::Ended } else { Delays::More })
 }
 
 /// The first `limit` ready jobs in the order of claims whose keys have room for them.
@@ -143,4 +157,43 @@ pub(in crate::sqlite) const CLAIMABLE: &str = concat!(
 async fn claimable(connection: &mut SqliteConnection, limit: usize) -> Result<Vec<Job>, BackendError> {
     let rows = sqlx::query(CLAIMABLE).bind(limit as i64).fetch_all(connection).await.map_err(failed)?;
     rows.iter().map(row::job).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use deploycore::model::{CommitId, NewJob, ServiceName, WorkerName};
+    use deploycore::port::JobQueue;
+    use deploycore::port::queue::MAX_BATCH;
+
+    use super::*;
+    use crate::sqlite::{Sqlite, queue::Queue};
+
+    const READY: &str = "SELECT count(*) FROM jobs WHERE delayed = 0";
+
+    #[tokio::test]
+    async fn many_jobs_due_at_once_are_made_ready_bit_by_bit_and_claimed_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let sqlite = Sqlite::open(&format!("sqlite://{}/due.db", folder.path().display())).await.unwrap();
+        let queue = Queue::new(sqlite.database.clone());
+        let later = "2200-01-01T00:00:00Z".parse().unwrap();
+        let (service, commit) = (ServiceName::new("web").unwrap(), CommitId::new("abcdef0").unwrap());
+        let job = || NewJob::new(service.clone(), commit.clone()).with_not_before(later);
+        let mut jobs: Vec<_> = (0..2 * READY_AT_ONCE).map(|_| job()).collect();
+        // The most urgent one becomes due last.
+        jobs.push(job().with_priority(1));
+        for batch in jobs.chunks(MAX_BATCH) {
+            queue.enqueue(batch).await.unwrap();
+        }
+        let mut moment = queue.database.write().await.unwrap();
+        sqlx::query("UPDATE jobs SET eligible_at = 1 + priority").execute(moment.connection()).await.unwrap();
+        assert_eq!(end_delays(&mut moment).await.unwrap(), Delays::More);
+        let ready: i64 = sqlx::query_scalar(READY).fetch_one(moment.connection()).await.unwrap();
+        assert_eq!(ready as u64, READY_AT_ONCE);
+        moment.commit().await.unwrap();
+
+        let claim = ClaimRequest { claim: ClaimId::new(), worker: WorkerName::new("w").unwrap(), limit: 2 };
+        let claimed = queue.claim(&claim).await.unwrap();
+        let ids: Vec<_> = claimed.iter().map(|job| job.spec.id).collect();
+        assert_eq!(ids, [jobs[jobs.len() - 1].id, jobs[0].id]);
+    }
 }

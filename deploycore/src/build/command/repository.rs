@@ -1,19 +1,20 @@
 //! The git repository that commits come from.
 //!
 //! Each repository has one bare mirror in the scratch folder, shared by all slots and all worker processes there. A checkout is a clone
-//! that shares the mirror's objects, so that it costs its files and no copy of the history.
+//! that shares the mirror's objects, so that it costs its files and no copy of the history. A mirror that cannot be brought up to date although
+//! the repository answers is made anew: it is a copy, and no worker shall wait for an operator to delete it.
 
 use std::ffi::OsString;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::process::{Exit, Program, Sink};
-use super::scratch::{Folder, Scratch, blocking, lock_file, remove_all};
+use super::scratch::{Folder, Scratch, blocking, lock_within, remove_all};
 use super::settings::{CommandBuilderSettings, OpenError};
 use crate::build::{BuildContext, BuildError, BuildLog};
 use crate::model::{CommitId, Digest};
@@ -53,9 +54,6 @@ const GIT: [&str; 15] = [
 
 /// What git needs beyond what builds get, if it is set.
 const GIT_INHERITS: [&str; 3] = ["SSH_AUTH_SOCK", "GIT_SSH_COMMAND", "GIT_SSL_CAINFO"];
-
-/// Between tries to lock the mirror.
-const LOCK_LOOK: Duration = Duration::from_millis(50);
 
 impl Repository {
     pub(super) fn new(settings: &CommandBuilderSettings, scratch: &Scratch) -> Self {
@@ -114,6 +112,10 @@ impl Repository {
     fn program(&self, folder: &Path, args: &[&str]) -> Program {
         let mut program = Program::new(GIT.iter().chain(args), folder);
         program.env(self.env.iter().map(|(name, value)| (name, value)));
+        if folder == self.mirror {
+            // In a damaged mirror git would look for a repository in the folders above, and might find one to write to.
+            program.env([("GIT_DIR", ".")]);
+        }
         program
     }
 }
@@ -149,15 +151,19 @@ impl Call<'_> {
         }
         self.context.log.line(format!("fetching {}", repository.url));
         let failed = format!("repository {} could not be fetched", repository.url);
-        if repository.mirror.exists() {
-            let fetch = ["fetch", "--quiet", "--no-write-fetch-head", "--no-tags", "--prune", "--force", "--"];
-            let all = [&*repository.url, "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"];
-            self.git_or(&repository.mirror, &[&fetch[..], &all[..]].concat(), &failed).await?;
-        } else {
-            self.make_mirror(&failed).await?;
-        }
+        let fetched = repository.mirror.exists() && self.fetch_all().await?;
+        // The commits may be there although git failed: one reference that it could not move is enough for that.
         if let Some(found) = self.resolve(commit).await? {
             return Ok(found);
+        }
+        if !fetched {
+            // Whose fault was it? Where the repository answers, it is the mirror's, which a host that lost its power may have damaged.
+            self.git_or(&repository.scratch, &["ls-remote", "--quiet", "--", &*repository.url, "HEAD"], &failed)
+                .await?;
+            self.make_mirror(&failed).await?;
+            if let Some(found) = self.resolve(commit).await? {
+                return Ok(found);
+            }
         }
         self.fetch_alone(commit, &failed).await?;
         let unknown = || {
@@ -167,6 +173,16 @@ impl Call<'_> {
         self.resolve(commit).await?.ok_or_else(unknown)
     }
 
+    /// Whether git brought everything that branches and tags lead to.
+    async fn fetch_all(&self) -> Result<bool, BuildError> {
+        let repository = self.repository;
+        let fetch = ["fetch", "--quiet", "--no-write-fetch-head", "--no-tags", "--prune", "--force", "--"];
+        let all = [&*repository.url, "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"];
+        let (exit, ..) = self.git(&repository.mirror, &[&fetch[..], &all[..]].concat()).await?;
+        Ok(exit == Exit::Code(0))
+    }
+
+    /// A fresh mirror, in the place of a damaged one if there is one.
     async fn make_mirror(&self, failed: &str) -> Result<(), BuildError> {
         let repository = self.repository;
         let new = repository.mirror.with_extension("new");
@@ -178,7 +194,16 @@ impl Call<'_> {
         let clone = ["clone", "--quiet", "--bare", "--no-local", "--template=", "--", &*repository.url, &*to];
         self.git_or(&repository.scratch, &clone, failed).await?;
         let mirror = repository.mirror.clone();
-        blocking(move || fs::rename(new, mirror)).await.map_err(around)
+        let replace = move || {
+            let damaged = mirror.with_extension("damaged");
+            remove_all(&damaged)?;
+            match fs::rename(&mirror, &damaged) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => fs::rename(new, &mirror)?,
+            }
+            remove_all(&damaged)
+        };
+        blocking(replace).await.map_err(around)
     }
 
     /// Asks for a commit by its full id: no branch or tag leads to it, but most servers give it all the same.
@@ -197,24 +222,10 @@ impl Call<'_> {
     }
 
     async fn lock(&self) -> Result<File, BuildError> {
-        let path = self.repository.lock.clone();
+        let repository = self.repository;
+        let lock = lock_within(repository.lock.clone(), File::try_lock, repository.fetch_limit, &self.context.stop);
         let around = |error| BuildError::infrastructure("the mirror of the repository could not be locked", error);
-        let file = blocking(move || lock_file(&path)).await.map_err(around)?;
-        let wait = async {
-            loop {
-                match file.try_lock() {
-                    Ok(()) => return Ok(()),
-                    Err(TryLockError::WouldBlock) => sleep(LOCK_LOOK).await,
-                    Err(TryLockError::Error(error)) => return Err(around(error)),
-                }
-            }
-        };
-        // A holder that stands still must not cost the job its whole time: another attempt may find it gone.
-        match self.context.stop.run_until_cancelled(timeout(self.repository.fetch_limit, wait)).await {
-            None => Err(BuildError::Stopped),
-            Some(Err(_)) => Err(around(io::Error::other("another process holds it for too long"))),
-            Some(Ok(locked)) => locked.map(|()| file),
-        }
+        lock.await.map_err(around)?.ok_or(BuildError::Stopped)
     }
 
     /// Runs git, which must succeed.

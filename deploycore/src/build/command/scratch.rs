@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::task::spawn_blocking;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::process::MARK;
 use super::settings::OpenError;
@@ -55,31 +57,34 @@ impl Scratch {
         self.root.join("mirrors")
     }
 
-    /// A fresh folder for an attempt.
-    pub(super) async fn folder(&self, lease: &Lease) -> io::Result<Folder> {
+    /// A fresh folder for an attempt; `None` when it was stopped before.
+    pub(super) async fn folder(&self, lease: &Lease, stop: &CancellationToken) -> io::Result<Option<Folder>> {
         let root = self.root.clone();
         let name = format!("{}-{}-{:08x}", lease.job, lease.epoch, fastrand::u32(..));
+        let Some(guard) = lock_within(root.join("lock"), File::try_lock_shared, LOCK_LIMIT, stop).await? else {
+            return Ok(None);
+        };
         blocking(move || {
-            let guard = lock_file(&root.join("lock"))?;
-            guard.lock_shared()?;
+            let _guard = guard;
             let (path, lock_path) = (root.join("builds").join(&name), root.join("builds").join(format!("{name}.lock")));
             let lock = File::create_new(&lock_path)?;
             lock.lock()?;
             let owned = Folder(Some(Owned { path, lock_path, lock }));
             fs::create_dir(owned.path())?;
-            Ok(owned)
+            Ok(Some(owned))
         })
         .await
     }
 
-    /// Ends the processes and deletes the folders of builds whose worker is dead.
-    pub(super) async fn sweep(&self) -> Result<(), OpenError> {
+    /// Ends the processes and deletes the folders of builds whose worker is dead, unless it is stopped before.
+    pub(super) async fn sweep(&self, stop: &CancellationToken) -> Result<(), OpenError> {
         let root = self.root.clone();
         let refuse = |source| OpenError::Scratch { path: self.root.clone(), source };
-        let dead = blocking(move || find_dead(&root)).await.map_err(refuse)?;
+        let guard = lock_within(root.join("lock"), File::try_lock, LOCK_LIMIT, stop).await.map_err(refuse)?;
+        let Some(guard) = guard else { return Ok(()) };
+        let dead = blocking(move || find_dead(&root, guard)).await.map_err(refuse)?;
         for folder in dead {
             tracing::warn!(folder = %folder.path().display(), "sweeping the build of a dead worker");
-            folder.end_processes().await;
             blocking(move || {
                 drop_now(folder);
                 Ok(())
@@ -91,9 +96,8 @@ impl Scratch {
     }
 }
 
-fn find_dead(root: &Path) -> io::Result<Vec<Folder>> {
-    let guard = lock_file(&root.join("lock"))?;
-    guard.lock()?;
+/// The guard is the lock of the scratch folder, held alone: no folder is half made meanwhile.
+fn find_dead(root: &Path, _guard: File) -> io::Result<Vec<Folder>> {
     let mut dead = Vec::new();
     for entry in fs::read_dir(root.join("builds"))? {
         let lock_path = entry?.path();
@@ -115,8 +119,34 @@ fn find_dead(root: &Path) -> io::Result<Vec<Folder>> {
     Ok(dead)
 }
 
-pub(super) fn lock_file(path: &Path) -> io::Result<File> {
-    File::options().create(true).truncate(false).write(true).open(path)
+/// Between tries to take a lock.
+const LOCK_LOOK: Duration = Duration::from_millis(50);
+/// The lock of the scratch folder is held for a look at a folder.
+const LOCK_LIMIT: Duration = Duration::from_mins(1);
+
+/// Takes the lock of a file; `None` when it was stopped before. A holder that stands still must not cost a job its whole time: another
+/// attempt may find it gone.
+pub(super) async fn lock_within(
+    path: PathBuf,
+    try_lock: fn(&File) -> Result<(), TryLockError>,
+    limit: Duration,
+    stop: &CancellationToken,
+) -> io::Result<Option<File>> {
+    let file = blocking(move || File::options().create(true).truncate(false).write(true).open(path)).await?;
+    let take = async {
+        loop {
+            match try_lock(&file) {
+                Ok(()) => return Ok(()),
+                Err(TryLockError::WouldBlock) => sleep(LOCK_LOOK).await,
+                Err(TryLockError::Error(error)) => return Err(error),
+            }
+        }
+    };
+    match stop.run_until_cancelled(timeout(limit, take)).await {
+        None => Ok(None),
+        Some(Err(_)) => Err(io::Error::new(io::ErrorKind::TimedOut, "another process holds it for too long")),
+        Some(Ok(taken)) => taken.map(|()| Some(file)),
+    }
 }
 
 /// Runs what blocks off the reactor.
@@ -133,19 +163,18 @@ impl Folder {
 
     /// What the processes of this build carry in their environment.
     pub(super) fn mark(&self) -> String {
-        self.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
+        mark(self.path())
     }
 
     /// Ends every process that carries the mark, whatever group it moved to.
     pub(super) async fn end_processes(&self) {
-        let mark = format!("{MARK}={}", self.mark());
-        let ended = blocking(move || Ok(end_marked(mark.as_bytes()))).await;
-        match ended {
-            Ok(0) => {}
-            Ok(count) => {
-                tracing::warn!(count, folder = %self.path().display(), "processes that left their build were killed");
-            }
-            Err(error) => tracing::warn!(%error, "processes that left their build could not be looked for"),
+        let mark = self.mark();
+        let ended = blocking(move || {
+            end_processes(&mark);
+            Ok(())
+        });
+        if let Err(error) = ended.await {
+            tracing::warn!(%error, "processes that left their build could not be looked for");
         }
     }
 }
@@ -166,9 +195,15 @@ fn drop_now(mut folder: Folder) {
     }
 }
 
+fn mark(folder: &Path) -> String {
+    folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
 impl Owned {
-    /// First the folder, then its lock: a crash between leaves a lock that the next sweep finds free.
+    /// First the processes, which nobody could find once the folder with their mark is gone: a build that is dropped ends its group and
+    /// no more. Then the folder, then its lock: a crash between leaves a lock that the next sweep finds free.
     fn delete(self) {
+        end_processes(&mark(&self.path));
         let deleted = remove_all(&self.path).and_then(|()| fs::remove_file(&self.lock_path));
         if let Err(error) = deleted {
             tracing::warn!(%error, folder = %self.path.display(), "a build's folder could not be deleted; a later sweep tries again");
@@ -199,6 +234,13 @@ fn make_writable(folder: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+fn end_processes(mark: &str) {
+    let count = end_marked(format!("{MARK}={mark}").as_bytes());
+    if count > 0 {
+        tracing::warn!(count, mark, "processes that left their build were killed");
+    }
 }
 
 /// Rounds of looking for marked processes: each may have started another since the round before.

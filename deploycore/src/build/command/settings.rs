@@ -56,9 +56,10 @@ fn default_stop_grace() -> Duration {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum BuildCommand {
-    /// Run by `sh -c`.
+    /// Run by `sh -c`. What it cannot find or run is the commit's doing.
     Shell(String),
-    /// A program, looked for in `PATH`, and its arguments.
+    /// A program, looked for in `PATH`, and its arguments. Where it cannot be run (exit codes 126 and 127) the job is tried again: another
+    /// worker may have it.
     Program(Vec<String>),
 }
 

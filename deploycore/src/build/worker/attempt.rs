@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
+use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument;
 
 use super::Shared;
-use super::leases::{Held, Verdict};
+use super::leases::{Held, Verdict, stopped};
 use crate::build::{BuildContext, BuildError, BuildLog, BuildOutput};
 use crate::model::{ArtifactName, ArtifactRef, Completion, Failure, FailureKind, LogName, Manifest, Retry, Timings};
 use crate::pace::Backoff;
@@ -19,6 +22,7 @@ pub(super) struct Attempt {
     shared: Arc<Shared>,
     held: Arc<Held>,
     log: BuildLog,
+    builds_on: Option<Handle>,
 }
 
 impl Drop for Attempt {
@@ -37,10 +41,10 @@ enum End {
 }
 
 impl Attempt {
-    pub(super) fn new(shared: Arc<Shared>, held: Arc<Held>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, held: Arc<Held>, builds_on: Option<Handle>) -> Self {
         shared.leases.add(&held);
         let log = BuildLog::new(shared.settings.log_limit.as_u64().min(store::MAX_LOG as u64) as usize);
-        Self { shared, held, log }
+        Self { shared, held, log, builds_on }
     }
 
     pub(super) async fn run(self) {
@@ -84,7 +88,7 @@ impl Attempt {
         tokio::select! {
             biased;
             end = &mut work => return self.heard(end),
-            _ = self.held.stopped() => {}
+            () = stopped(&self.shared, &self.held) => {}
         }
         // What it still yields is not wanted. Past the grace its drop must end it.
         let in_time = timeout(self.shared.settings.stop_grace, &mut work).await.is_ok();
@@ -108,14 +112,9 @@ impl Attempt {
         if context.stop.is_cancelled() {
             return End::Stopped(self.held.verdict().unwrap_or(Verdict::Lost));
         }
-        let build = AssertUnwindSafe(self.shared.builder.build(&self.held.job, &context)).catch_unwind();
-        let mut output = match build.await {
-            Ok(Ok(output)) => output,
-            Ok(Err(error)) => return End::Failed(self.failure(&error)),
-            Err(_) => {
-                self.log.line("the builder panicked");
-                return End::Failed(self.around("the builder panicked".to_owned()));
-            }
+        let mut output = match self.build(context).await {
+            Ok(output) => output,
+            Err(error) => return End::Failed(self.failure(&error)),
         };
         let stored_from = Instant::now();
         // A put has no ear for the stop: it is dropped, which leaves nothing that a reader could see.
@@ -130,6 +129,22 @@ impl Attempt {
             }
             None => End::Stopped(self.held.verdict().unwrap_or(Verdict::Lost)),
         }
+    }
+
+    async fn build(&self, context: BuildContext) -> Result<BuildOutput, BuildError> {
+        let (builder, held) = (Arc::clone(&self.shared.builder), Arc::clone(&self.held));
+        let build = async move { builder.build(&held.job, &context).await };
+        let build = AssertUnwindSafe(build).catch_unwind();
+        let end = match &self.builds_on {
+            None => build.await,
+            // Dropped with this attempt, as the build itself is.
+            Some(runtime) => match AbortOnDropHandle::new(runtime.spawn(build.in_current_span())).await {
+                Ok(end) => end,
+                Err(error) => return Err(BuildError::infrastructure("the runtime of the builds has ended", error)),
+            },
+        };
+        let panicked = |_| BuildError::Infrastructure { message: "the builder panicked".to_owned(), source: None };
+        end.unwrap_or_else(|panic| Err(panicked(panic)))
     }
 
     /// Stores the output, again after a passing failure of the store if the output can be read again.
@@ -225,7 +240,8 @@ impl Attempt {
         if self.settle("release", release).await.is_some() { "released" } else { "lost" }
     }
 
-    /// Says the last word of the attempt to the queue, again while its replies are lost, until the lease is gone or the time is.
+    /// Says the last word of the attempt to the queue, again while its replies are lost, until the lease is gone or the time is. Only the
+    /// queue's answer to this word tells which: for a heartbeat, a lease that this word ended is as lost as any.
     async fn settle<T, F>(&self, call: &'static str, mut word: impl FnMut() -> F) -> Option<T>
     where
         F: Future<Output = Result<T, queue::Error>>,
@@ -253,7 +269,7 @@ impl Attempt {
             };
             tracing::warn!(problem, call, tries, "the result could not be told to the queue");
             let next = Instant::now() + backoff.delay(tries);
-            if next > end || self.held.verdict() == Some(Verdict::Lost) {
+            if next > end {
                 break;
             }
             tokio::time::sleep_until(next).await;

@@ -64,24 +64,6 @@ impl Held {
         self.terms.borrow().verdict
     }
 
-    /// Resolves when the build shall stop, by someone's verdict or by one of its times.
-    pub(super) async fn stopped(&self) -> Verdict {
-        let mut terms = self.terms.subscribe();
-        loop {
-            let now = *terms.borrow_and_update();
-            if let Some(verdict) = now.verdict {
-                return verdict;
-            }
-            tokio::select! {
-                biased;
-                // The sender lives as long as self.
-                _ = terms.changed() => {}
-                () = sleep_until(now.held_until) => self.judge(Verdict::Lost),
-                () = sleep_until(now.deadline) => self.judge(Verdict::TimedOut),
-            }
-        }
-    }
-
     fn renew(&self, deadline: Instant, held_until: Instant) {
         self.terms.send_modify(|terms| {
             terms.deadline = deadline;
@@ -129,6 +111,33 @@ pub(super) async fn keep_leases(shared: &Shared, mut pace: Pace) {
             well &= beat(shared, batch).await;
         }
         pace.note(well);
+    }
+}
+
+/// Resolves once a verdict says that the build shall stop: somebody's, or this one's when the build's time is over or nothing was
+/// heard of its lease for too long. The silence may be this worker's own, when its host stood still, and then the reaper gives everybody
+/// the time to show that they live; so one heartbeat more is tried, and only where it brings no answer the lease counts as lost.
+/// Meanwhile somebody else may build the job, which the lease's epoch makes harmless.
+pub(super) async fn stopped(shared: &Shared, held: &Arc<Held>) {
+    let mut changes = held.terms.subscribe();
+    loop {
+        let terms = *changes.borrow_and_update();
+        if terms.verdict.is_some() {
+            return;
+        }
+        let silent = async {
+            sleep_until(terms.held_until).await;
+            beat(shared, std::slice::from_ref(held)).await
+        };
+        tokio::select! {
+            biased;
+            // The sender lives as long as the lease.
+            _ = changes.changed() => {}
+            answered = silent => if !answered {
+                held.judge(Verdict::Lost);
+            },
+            () = sleep_until(terms.deadline) => held.judge(Verdict::TimedOut),
+        }
     }
 }
 

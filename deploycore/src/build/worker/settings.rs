@@ -6,6 +6,8 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
+use crate::build::InvalidSettings;
+use crate::build::settings::{Check, RELAXED_HEARTBEAT, RELAXED_LOST_AFTER};
 use crate::model::{WorkerName, friendly};
 use crate::pace::Backoff;
 
@@ -69,6 +71,12 @@ impl Default for WorkerSettings {
 }
 
 impl WorkerSettings {
+    /// A heartbeat each 3 min, lost after 10 min: less traffic for the database, and a longer wait for the jobs of a dead worker. Use
+    /// it with [`ReaperSettings::relaxed`](crate::build::ReaperSettings::relaxed).
+    pub fn relaxed() -> Self {
+        Self::default().with_heartbeat(RELAXED_HEARTBEAT, RELAXED_LOST_AFTER)
+    }
+
     /// Sets the name.
     #[must_use]
     pub fn with_name(mut self, name: WorkerName) -> Self {
@@ -124,6 +132,19 @@ impl WorkerSettings {
     pub fn with_log_limit(mut self, limit: ByteSize) -> Self {
         self.log_limit = limit;
         self
+    }
+
+    /// Whether a worker can work with them.
+    pub(super) fn check(&self) -> Result<(), InvalidSettings> {
+        let check = Check::of("worker");
+        check.not_zero([
+            ("heartbeat", self.heartbeat),
+            ("poll", self.poll),
+            ("call_limit", self.call_limit),
+            ("backoff.initial", self.backoff.initial),
+            ("backoff.max", self.backoff.max),
+        ])?;
+        check.heartbeat(self.heartbeat, self.lost_after)
     }
 
     /// The longest way of a stopped build to its end: the grace, its log, its last word to the queue.

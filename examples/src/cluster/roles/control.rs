@@ -60,7 +60,7 @@ pub(super) async fn run(config: config::Control, shutdown: CancellationToken) ->
     let reaper = Reaper::new(
         ReaperSettings::default().with_period(config.heartbeat).with_heartbeat(config.heartbeat, config.lost_after),
         queue.clone(),
-    );
+    )?;
     let required = config.regions.iter().map(|region| region.name.clone());
     let registrar = Registrar::new(
         RegistrarSettings::default().with_required(required).with_period(config.look),

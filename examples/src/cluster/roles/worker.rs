@@ -45,7 +45,7 @@ pub(super) async fn run(config: config::Worker, shutdown: CancellationToken) -> 
         .with_heartbeat(config.heartbeat, config.lost_after)
         .with_drain(DRAIN)
         .with_stop_grace(STOP_GRACE);
-    let worker = Worker::new(settings, queue, store, builder);
+    let worker = Worker::new(settings, queue, store, builder)?;
     let mut services = Services::new(shutdown.clone());
     services.add("worker", async move {
         worker.run(shutdown).await;
