@@ -15,7 +15,7 @@ pub mod agent;
 #[cfg(feature = "process")]
 pub mod process;
 
-pub use self::agent::{Agent, AgentDeps, AgentSettings};
+pub use self::agent::{Agent, AgentDeps, AgentSettings, Rhythm};
 pub use self::core::{Core, CoreSettings};
 pub use self::disk::Disk;
 #[cfg(feature = "process")]

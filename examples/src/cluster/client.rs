@@ -1,9 +1,12 @@
 //! A client of the control plane's API.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use deploycore::model::{ArtifactName, ArtifactStatus, Attempt, Digest, Goal, Job, JobId, KnownMachine, ServiceName};
+use deploycore::model::{
+    ArtifactName, ArtifactStatus, Attempt, Digest, Goal, Job, JobId, KnownMachine, RegionName, ServiceName,
+};
 use deploycore::port::queue::JobPage;
 use reqwest::Method;
 use serde::Serialize;
@@ -103,6 +106,11 @@ impl Client {
     /// An artifact in all its regions.
     pub async fn artifact(&self, artifact: &ArtifactName) -> Result<ArtifactStatus> {
         self.get(&format!("v1/artifacts/{artifact}")).await
+    }
+
+    /// Has failed copies of an artifact tried again; in which regions.
+    pub async fn reopen(&self, artifact: &ArtifactName) -> Result<BTreeSet<RegionName>> {
+        self.call(Method::POST, &format!("v1/artifacts/{artifact}/reopen"), None::<&()>).await
     }
 
     /// Every machine that reported.

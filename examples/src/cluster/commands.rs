@@ -140,6 +140,10 @@ fn show_convergence(service: &ServiceStatus) {
         convergence.reverted.len(),
         convergence.absent.len()
     );
+    if !convergence.settling.is_empty() {
+        let regions: Vec<_> = convergence.settling.iter().map(ToString::to_string).collect();
+        println!("          {} has just started and may not know all its machines yet", regions.join(", "));
+    }
 }
 
 async fn deployable(client: &Client, job: JobId, artifact: &ArtifactName) -> Result<()> {

@@ -17,7 +17,7 @@ use deploycore::machine::{journaled_processes, kill_group};
 use deploycore::pace::{Backoff, Pace, Wake};
 use deploycore::port::chain;
 use deploycore::store::BlobStore;
-use deploycore_kv::gateway::Gateway;
+use deploycore_kv::gateway::{Gateway, keeping_alive};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -120,7 +120,8 @@ impl Services {
         let shutdown = self.shutdown.clone();
         self.add(name, async move {
             let stopped = shutdown.clone();
-            let server = axum::serve(listener, router).with_graceful_shutdown(async move { stopped.cancelled().await });
+            let server = axum::serve(keeping_alive(listener), router)
+                .with_graceful_shutdown(async move { stopped.cancelled().await });
             tokio::select! {
                 result = server => Ok(result?),
                 // A client that does not read its answer would hold a graceful end for ever.

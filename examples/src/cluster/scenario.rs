@@ -64,13 +64,15 @@ pub struct Scenario<'a> {
     client: &'a Client,
     progress: Progress,
     state: State,
+    /// An earlier run began the road.
+    resumed: bool,
 }
 
 impl<'a> Scenario<'a> {
     /// Takes up the road where the data folder says it was left.
     pub fn new(plan: &'a Plan, data: &'a DataDir, client: &'a Client) -> Result<Self> {
-        let state = data.read_json(STATE_FILE)?.unwrap_or_default();
-        Ok(Self { plan, data, client, progress: Progress::new(), state })
+        let state: State = data.read_json(STATE_FILE)?.unwrap_or_default();
+        Ok(Self { plan, data, client, progress: Progress::new(), resumed: !state.jobs.is_empty(), state })
     }
 
     /// Walks to the end, for at most `limit`.
@@ -186,6 +188,8 @@ impl<'a> Scenario<'a> {
         let mut rows = Vec::new();
         for artifact in artifacts {
             let bar = self.progress.step(format!("replicate {}", short(artifact)), 100);
+            // What an earlier run saw fail may be mended, as with builds.
+            let mut reopened = false;
             let status = loop {
                 // Not in the ledger yet: the registrar has not come round.
                 let status = match patiently(|| self.client.artifact(artifact)).await {
@@ -197,6 +201,11 @@ impl<'a> Scenario<'a> {
                     Err(error) => return Err(error),
                 };
                 if let Some((region, copy)) = status.copies.iter().find(|(_, copy)| copy.state == CopyState::Failed) {
+                    if self.resumed && !reopened {
+                        patiently(|| self.client.reopen(artifact)).await?;
+                        reopened = true;
+                        continue;
+                    }
                     let reason = copy.last_error.as_deref().unwrap_or("no reason was given");
                     bail!("the copy of {artifact} to {region} failed: {reason}");
                 }

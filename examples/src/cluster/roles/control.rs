@@ -12,7 +12,7 @@ use deploycore::model::{RegionName, RunSpec, ServiceName};
 use deploycore::port::{ArtifactStore, GoalStateStore, JobQueue, ReplicationLedger};
 use deploycore::store::{BlobStore, Registrar, RegistrarSettings};
 use deploycore_kv::RedbGoals;
-use deploycore_kv::gateway::{Access, Gateway, GatewayClient, GatewaySettings};
+use deploycore_kv::gateway::{Gateway, GatewayClient, GatewaySettings};
 use deploycore_sql::Sqlite;
 use tokio_util::sync::CancellationToken;
 use url::Url;
@@ -69,8 +69,8 @@ pub(super) async fn run(config: config::Control, shutdown: CancellationToken) ->
     );
 
     let mut services = Services::new(shutdown.clone());
-    let gateway =
-        Gateway::new(GatewaySettings::default().with_access(Access::Writable), goals.clone(), None, None, None);
+    // Read-only: goals are written by the deployer alone, which holds the store itself.
+    let gateway = Gateway::new(GatewaySettings::default(), goals.clone(), None, None, None);
     services.serve_gateway(config.goals, &gateway, axum::Router::new()).await?;
     services.sweep(store.clone());
     let http = reqwest::Client::builder().timeout(std::time::Duration::from_secs(5)).no_proxy().build();

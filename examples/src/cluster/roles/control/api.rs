@@ -1,6 +1,6 @@
 //! The handlers of the control plane's API.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
@@ -12,7 +12,7 @@ use axum::{Json, Router};
 use deploycore::deploy;
 use deploycore::model::{
     ArtifactName, ArtifactStatus, Attempt, AttemptOutcome, Completion, Digest, Goal, Job, JobId, KnownMachine, LogName,
-    NewJob, ServiceName,
+    NewJob, RegionName, ServiceName,
 };
 use deploycore::port::goals::Stored;
 use deploycore::port::queue::{JobCursor, JobFilter, JobPage};
@@ -46,6 +46,7 @@ pub(super) fn router(state: Arc<State>) -> Router {
         .route("/v1/jobs/{job}/log", get(log))
         .route("/v1/jobs/{job}/cancel", post(cancel))
         .route("/v1/artifacts/{artifact}", get(artifact))
+        .route("/v1/artifacts/{artifact}/reopen", post(reopen))
         .route("/v1/services/{service}", get(service))
         .route("/v1/services/{service}/history", get(history))
         .route("/v1/deploys", post(deploy_artifact))
@@ -161,6 +162,10 @@ async fn log(Shared(state): Context, Path(job): Path<JobId>) -> Result<Response,
 
 async fn artifact(Shared(state): Context, Path(artifact): Path<ArtifactName>) -> Answer<ArtifactStatus> {
     Ok(Json(state.ledger.require(&artifact).await?))
+}
+
+async fn reopen(Shared(state): Context, Path(artifact): Path<ArtifactName>) -> Answer<BTreeSet<RegionName>> {
+    Ok(Json(state.ledger.reopen_failed(&artifact, "asked for through the API").await?))
 }
 
 async fn service(Shared(state): Context, Path(service): Path<ServiceName>) -> Answer<ServiceStatus> {
