@@ -216,10 +216,11 @@ impl Running<'_> {
         match event {
             Event::Connected { conn, hello, dialed, writer, .. } => {
                 self.hub.opened(conn, writer);
+                let own = dialed.is_some();
                 if let Some(addr) = dialed {
                     self.dialed.insert(conn, addr);
                 }
-                gate::Input::Connected { conn, peer: PeerId::of(&hello.name), role: hello.role }
+                gate::Input::Connected { conn, peer: PeerId::of(&hello.name), role: hello.role, dialed: own }
             }
             Event::ConnectFailed { addr } => {
                 self.redial.insert(addr, Clock::now() + REDIAL);
@@ -238,7 +239,9 @@ impl Running<'_> {
                 self.hub.close(conn, "not a control message");
                 gate::Input::Timeout
             }
-            Event::ReadFailed { conn, digest, piece, block } => gate::Input::ReadFailed { conn, digest, piece, block },
+            Event::ReadFailed { conn, digest, lease, piece, block } => {
+                gate::Input::ReadFailed { conn, digest, lease, piece, block }
+            }
             Event::Sent(_, len) => {
                 metrics::counter!("deploycore_gate_served_bytes").increment(u64::from(len));
                 gate::Input::Timeout
@@ -254,9 +257,9 @@ impl Running<'_> {
                     tracing::warn!(%conn, reason, "closing a connection");
                     self.hub.close(conn, &reason);
                 }
-                gate::Output::Serve { conn, digest, piece, block, offset, len } => {
+                gate::Output::Serve { conn, digest, lease, piece, block, offset, len } => {
                     let source = Arc::new(StoreSource { store: Arc::clone(&self.gate.store), digest });
-                    self.hub.send_block(conn, digest, piece, block, offset, len, source);
+                    self.hub.send_block(conn, digest, lease, piece, block, offset, len, source);
                 }
                 gate::Output::Load(digest) => {
                     let (store, counts) = (Arc::clone(&self.gate.store), Arc::clone(&self.gate.counts));

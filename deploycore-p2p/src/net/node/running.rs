@@ -185,7 +185,9 @@ impl<'a> Running<'a> {
                 metrics::counter!("deploycore_swarm_uploaded_bytes").increment(u64::from(len));
                 peer::Input::Sent(conn, len)
             }
-            Event::ReadFailed { conn, digest, piece, block } => peer::Input::ReadFailed { conn, digest, piece, block },
+            Event::ReadFailed { conn, digest, piece, block, .. } => {
+                peer::Input::ReadFailed { conn, digest, piece, block }
+            }
         };
         self.input(input);
     }
@@ -485,7 +487,7 @@ impl<'a> Running<'a> {
                 peer::Output::Send(conn, message) => self.hub.send(conn, &message),
                 peer::Output::SendBlock { conn, digest, piece, block, offset, len } => {
                     match self.entries.get(&digest).and_then(|entry| entry.file.clone()) {
-                        Some(file) => self.hub.send_block(conn, digest, piece, block, offset, len, Arc::new(file)),
+                        Some(file) => self.hub.send_block(conn, digest, 0, piece, block, offset, len, Arc::new(file)),
                         None => self.input(peer::Input::ReadFailed { conn, digest, piece, block }),
                     }
                 }
