@@ -153,12 +153,12 @@ impl World {
     /// What waits is durable, and the gate may learn of it: the rest of what it wants is done by the next input.
     fn persist(&mut self) {
         let Some((version, record)) = self.persisting.take() else { return };
-        self.replace(record);
+        self.replace(&record);
         self.gate.handle(Input::Persisted(self.shape.digest(), version), self.now);
     }
 
     /// Each recovered byte is of a piece that nobody held.
-    fn replace(&mut self, record: Record) {
+    fn replace(&mut self, record: &Record) {
         let before = self.durable.replace(record.clone()).unwrap_or_else(|| Record::new(&self.shape));
         let granted = |piece: &&u32| record.reads[**piece as usize] > before.reads[**piece as usize];
         let ownerless: u64 = self.ownerless.iter().filter(granted).map(|piece| self.shape.piece_len(*piece)).sum();
@@ -241,7 +241,7 @@ impl World {
             }
             Step::RestartGate(written) => {
                 match self.persisting.take() {
-                    Some((_, record)) if written => self.replace(record),
+                    Some((_, record)) if written => self.replace(&record),
                     _ => {}
                 }
                 self.leases.clear();

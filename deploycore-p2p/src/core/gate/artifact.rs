@@ -209,7 +209,9 @@ impl Artifact {
     /// Lets all readers go; gives who they were.
     pub(super) fn dismiss(&mut self, now: Instant) -> Vec<ConnId> {
         let readers: Vec<ConnId> = self.readers.iter().map(|reader| reader.conn).collect();
-        readers.iter().for_each(|conn| self.left(*conn, now));
+        for conn in &readers {
+            self.left(*conn, now);
+        }
         readers
     }
 

@@ -329,11 +329,11 @@ impl<B: Payload> Peer<B> {
             artifact.wasted += len;
             return;
         };
-        let state = &mut begun.blocks[block as usize];
-        if matches!(state, BlockState::Got { .. }) {
+        let Some(state) = begun.blocks.get_mut(block as usize).filter(|state| !matches!(state, BlockState::Got { .. }))
+        else {
             artifact.wasted += len;
             return;
-        }
+        };
         *state = BlockState::Got { data, from, store };
         let whole = begun.is_whole();
         if whole {
@@ -487,11 +487,9 @@ impl<B: Payload> Peer<B> {
         self.fill_all(now);
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the fields of one message")]
     pub(super) fn rejected(
         &mut self,
         at: usize,
-        role: Role,
         digest: &Digest,
         piece: u32,
         block: u32,
@@ -502,16 +500,11 @@ impl<B: Payload> Peer<B> {
         if let Some(remote) = self.links[at].remote_mut(digest)
             && remote.has.remove(piece)
             && let Some(artifact) = self.artifacts.iter_mut().find(|artifact| artifact.shape.digest() == *digest)
+            && let Some(count) = artifact.availability.get_mut(piece as usize)
         {
-            let count = &mut artifact.availability[piece as usize];
             *count = count.saturating_sub(1);
         }
-        if role == Role::Gate {
-            let conn = self.links[at].conn;
-            if let Some(artifact) = self.artifact_at(digest).map(|at| &mut self.artifacts[at]) {
-                artifact.leases.retain(|entry| *entry != (piece, conn));
-            }
-        }
+        // A lease that waits to be begun stays: nothing was asked for under it, so it is an earlier one that was refused.
         self.unanswered(at, digest, piece, block, now);
     }
 
