@@ -76,6 +76,10 @@ pub struct Running<T> {
 }
 
 impl<T> Running<T> {
+    pub fn spawn(service: Arc<T>, run: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self { service, task: tokio::spawn(run) }
+    }
+
     pub async fn kill(mut self) {
         self.task.abort();
         let _ = (&mut self.task).await;

@@ -358,8 +358,9 @@ impl Core {
     }
 
     fn fetched(&mut self, digest: Digest, bytes: u64) {
-        self.held.insert(digest);
+        // What a fetch that was cancelled brought may be removed already.
         if matches!(self.fetching, Fetching::Running { digest: running, .. } if running == digest) {
+            self.held.insert(digest);
             self.fetching = Fetching::Idle;
             self.fetch_failures = 0;
             if self.journal.goal.as_ref().is_some_and(|goal| goal.artifact.digest == digest) {
