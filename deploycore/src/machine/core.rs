@@ -223,6 +223,11 @@ impl Core {
                 self.process = Process::None;
             }
             Input::Failed(reason) => self.fail(reason, now),
+            Input::Unstartable(reason) => {
+                if let Some(Busy::Prepare(_)) = self.finish() {
+                    self.failed_start(reason, now);
+                }
+            }
             Input::Fetched(digest, bytes) => self.fetched(digest, bytes),
             Input::Progress(digest, so_far) => {
                 if let Fetching::Running { digest: running, bytes } = &mut self.fetching
@@ -376,16 +381,20 @@ impl Core {
         self.busy.take()
     }
 
-    /// The effect under way failed. A start counts against the build, anything else is tried again.
+    /// The effect under way failed: it is tried again. A start that the system refuses is no failure of the build; on trial it has as long
+    /// as any start.
     fn fail(&mut self, reason: String, now: Duration) {
         let Some(busy) = self.busy.take() else { return };
         match busy {
-            Busy::Prepare(_) => self.failed_start(reason, now),
-            Busy::Release => {
+            Busy::Prepare(_) | Busy::Release => {
                 if let Process::Waiting(instance) = self.process.clone() {
                     self.process = Process::Down(instance);
                 }
-                self.failed_start(reason, now);
+                if !self.target().is_some_and(|target| target.trial) {
+                    self.deadline = None;
+                }
+                tracing::warn!(service = %self.journal.service, reason, "the system refuses to start the service");
+                self.delay_effects(reason, now);
             }
             Busy::Switch(links) => {
                 self.unsure = true;

@@ -131,7 +131,10 @@ impl Runner for ProcessRunner {
             Port::Free => Some(free_port().map_err(system("picking a free port"))?),
         };
         let mut child = match self.command(launch, port)?.spawn() {
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(unstartable(error.to_string())),
+            // A null byte somewhere, or more than a process may be given.
+            Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::ArgumentListTooLong) => {
+                return Err(unstartable(error.to_string()));
+            }
             other => other.map_err(system(format!("starting {}", launch.service)))?,
         };
         let pid = child.id().expect("the child was not waited for");

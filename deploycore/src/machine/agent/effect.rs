@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::{AgentDeps, Event, LEAVE_TIMEOUT};
 use crate::machine::core::{Input, Output};
 use crate::machine::disk;
-use crate::machine::runner::{Instance, Launch};
+use crate::machine::runner::{self, Instance, Launch};
 use crate::model::{ArtifactRef, Digest, Manifest, ServiceName};
 use crate::pace::Backoff;
 use crate::port::chain;
@@ -61,7 +61,10 @@ pub(super) async fn perform(deps: AgentDeps, output: Output, door: Door) {
                 folder: deps.disk.folder(&door.service),
                 run: build.run,
             };
-            deps.runner.prepare(&launch).await.map(Input::Prepared).map_err(|error| chain(&error))
+            match deps.runner.prepare(&launch).await {
+                Err(error @ runner::Error::Unstartable { .. }) => Ok(Input::Unstartable(chain(&error))),
+                prepared => prepared.map(Input::Prepared).map_err(|error| chain(&error)),
+            }
         }
         Output::Release(instance) => {
             deps.runner.release(&instance).await.map(|()| Input::Released).map_err(|error| chain(&error))
