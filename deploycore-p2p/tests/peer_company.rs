@@ -1,5 +1,6 @@
 //! Whom a node talks to, and what it believes.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -193,4 +194,36 @@ fn a_refusal_that_comes_late_loses_no_piece() {
         world.pass(Duration::from_millis(10));
     }
     assert!(world.peer.have(&digest).unwrap().is_full());
+}
+
+#[test]
+fn what_is_begun_of_all_artifacts_together_is_bounded() {
+    let mut world = World::new(&[]);
+    let most = Settings::default().max_begun;
+    let size = 4 << 30;
+    let digests: Vec<Digest> = (0..40_u8).map(|which| Digest::of(&[which])).collect();
+    for digest in &digests {
+        let shape = Shape::new(*digest, size);
+        let (priority, limits) = (Priority::Normal, Limits::default());
+        world.input(Input::Start { shape, have: Bitfield::new(shape.pieces()), priority, limits });
+    }
+    // Each brings one block of what it is asked for, and then nothing.
+    let mut begun = BTreeSet::new();
+    for neighbour in 0..60 {
+        let conn = world.connect(100 + neighbour, Role::Node, None);
+        for digest in &digests {
+            let (digest, priority) = (*digest, Priority::Normal);
+            let have = PackedBits::from(&Bitfield::full(Shape::new(digest, size).pieces()));
+            world.says(conn, Message::Join { digest, size, have, priority });
+        }
+        for output in world.take() {
+            if let Output::Send(conn, Message::Request { digest, piece, block }) = output {
+                begun.insert((digest, piece));
+                let data = Bytes::from(vec![0; Shape::new(digest, size).block_len(piece, block) as usize]);
+                world.input(Input::Block(conn, Block { digest, piece, block, data }));
+            }
+        }
+    }
+    let bytes = begun.len() as u64 * Shape::new(digests[0], size).piece_size();
+    assert!(bytes <= most, "{bytes}");
 }

@@ -107,9 +107,11 @@ enum Done {
 const REDIAL: Duration = Duration::from_millis(250);
 
 impl Gate {
-    /// Opens the port. Connections are answered once [`run`](Self::run) runs.
+    /// Opens the port and the folder of counts. Connections are answered once [`run`](Self::run) runs.
+    ///
+    /// Errors: `ResourceBusy` when another gate uses the folder.
     pub async fn bind(settings: GateSettings, store: Arc<dyn ArtifactStore>) -> io::Result<Self> {
-        let counts = Arc::new(DiskCounts::new(&settings.data));
+        let counts = Arc::new(DiskCounts::open(&settings.data)?);
         Self::bind_with(settings, store, counts, Arc::new(Tcp)).await
     }
 
