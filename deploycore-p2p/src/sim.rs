@@ -466,7 +466,10 @@ impl World {
                 self.peer_input(at, peer::Input::Connected { conn, peer, incarnation, role, dialed });
             }
             Role::Tracker => self.tracker_input(tracker::Input::Connected { conn, peer, role, host: String::new() }),
-            Role::Gate => self.gate_input(gate::Input::Connected { conn, peer, role }),
+            Role::Gate => {
+                let dialed = dialed.is_some();
+                self.gate_input(gate::Input::Connected { conn, peer, role, dialed });
+            }
         }
     }
 

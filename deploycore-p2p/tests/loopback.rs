@@ -7,6 +7,8 @@ use std::time::Duration;
 use common::{OneArtifact, Region, in_time, trace};
 use deploycore::port::PeerSwarm;
 use deploycore::port::swarm::Limits;
+use deploycore_p2p::core::message::{Hello, Role};
+use deploycore_p2p::core::wire;
 use futures::future::join_all;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -130,14 +132,34 @@ async fn malformed_frames_end_their_connection_only() {
     trace();
     let region = Region::new(OneArtifact::new(1 << 20, 6)).await;
     let node = region.node("m").await;
-    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 64], &[5, 0, 0, 0, 1, 9, 9, 9, 9, 9]] {
+    let hello = Hello { region: region.name.clone(), name: "x".into(), incarnation: 1, role: Role::Node };
+    let hello = wire::encode_hello(&hello);
+    // In place of a hello, and after a good one: no frame, an unknown kind, a message that does not parse, a second hello, and a block
+    // of nothing.
+    let malformed: [&[u8]; 5] =
+        [b"GET / HTTP/1.1\r\n\r\n", &[0xff; 64], &[5, 0, 0, 0, 1, 99, 9, 9, 9, 9], &hello, &[3, 0, 0, 0, 2, 0, 0, 0]];
+    for garbage in malformed {
         for addr in [node.service.local_addr(), &region.gate_addr, &region.tracker_addr] {
-            let mut stream = tokio::net::TcpStream::connect(addr).await.unwrap();
-            stream.write_all(garbage).await.unwrap();
-            let mut answer = Vec::new();
-            // Its own hello at most, then the end; a reset is an end too.
-            let _ = in_time(stream.read_to_end(&mut answer)).await;
-            assert!(answer.len() < 200);
+            for greets in [false, true] {
+                if !greets && garbage == &hello[..] {
+                    continue;
+                }
+                let mut stream = tokio::net::TcpStream::connect(addr).await.unwrap();
+                if greets {
+                    stream.write_all(&hello).await.unwrap();
+                    // It takes the connection, and keeps it.
+                    let kept = tokio::time::timeout(Duration::from_millis(50), async {
+                        while stream.read(&mut [0; 256]).await.unwrap() > 0 {}
+                    });
+                    assert!(kept.await.is_err(), "{addr} hangs up on a good hello");
+                }
+                // It may have hung up already.
+                let _ = stream.write_all(garbage).await;
+                let mut answer = Vec::new();
+                // A reset is an end too.
+                let _ = in_time(stream.read_to_end(&mut answer)).await;
+                assert!(answer.len() < 200);
+            }
         }
     }
     in_time(region.fetch(&node, "m").await.done).await.unwrap();

@@ -22,12 +22,16 @@ fn show(name: &str, report: &Report) {
 }
 
 #[test]
-fn a_thousand_machines_come_within_1_3_of_the_bound() {
-    let report = run(Settings::equal(1_000, 24 << 20, 10 << 20, 1));
-    show("1,000 machines", &report);
-    assert!(report.completed.iter().all(Option::is_some));
-    assert!(report.ratio_max() <= 1.3, "{:.3}", report.ratio_max());
-    assert!(report.usage.ratio() <= 1.05, "{:?}", report.usage);
+fn of_a_thousand_machines_99_in_100_come_within_1_3_of_the_bound_and_the_last_within_1_5() {
+    for seed in 1..=4 {
+        let report = run(Settings::equal(1_000, 24 << 20, 10 << 20, seed));
+        show(&format!("1,000 machines, seed {seed}"), &report);
+        assert!(report.completed.iter().all(Option::is_some));
+        assert!(report.ratio(0.99) <= 1.3, "seed {seed}: {:.3}", report.ratio(0.99));
+        assert!(report.ratio_max() <= 1.5, "seed {seed}: {:.3}", report.ratio_max());
+        assert!(report.usage.ratio() <= 1.05, "seed {seed}: {:?}", report.usage);
+        assert_eq!(report.usage.recovery_bytes, 0, "seed {seed}: nobody was lost");
+    }
 }
 
 #[test]

@@ -1,23 +1,68 @@
 //! The agent in virtual time, on a machine in memory: its region goes away, its disk is full, and it is lost at any await.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use deploycore::machine::memory::{MemoryDisk, MemoryRunner, Program};
-use deploycore::machine::{Agent, AgentDeps, AgentSettings};
-use deploycore::memory::{Goals, Store, SwarmRegion};
+use deploycore::machine::{Agent, AgentDeps, AgentSettings, Disk};
+use deploycore::memory::{Goals, Store, Swarm, SwarmRegion};
 use deploycore::model::{
-    ArtifactName, ArtifactRef, Generation, Goal, GoalEpoch, GoalPosition, MachineName, MachineReport, Origin, Port,
-    Readiness, RegionName, Revision, RunSpec, Selector, ServiceName, ServicePhase,
+    ArtifactName, ArtifactRef, Digest, Generation, Goal, GoalEpoch, GoalPosition, MachineName, MachineReport, Manifest,
+    Origin, Port, Readiness, RegionName, Revision, RunSpec, Selector, ServiceName, ServicePhase,
 };
 use deploycore::port::goals::{self, Changes, Expect, Snapshot, Stored};
-use deploycore::port::{ArtifactStoreExt, BackendError, GoalStateStore, ReportSink};
-use futures::FutureExt;
+use deploycore::port::swarm::{self, Fetch, FetchProgress, FetchRequest, FetchSummary, SwarmStats};
+use deploycore::port::{ArtifactStoreExt, BackendError, GoalStateStore, PeerSwarm, ReportSink};
 use futures::stream::{BoxStream, StreamExt};
+use futures::{FutureExt, TryFutureExt};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+/// A swarm that believes to have what it fetched until it is left, and that lets go of nothing while it is told so.
+#[derive(Debug)]
+struct Clinging {
+    inner: Swarm,
+    fetched: Arc<Mutex<BTreeSet<Digest>>>,
+    clings: Arc<AtomicBool>,
+}
+
+#[async_trait]
+impl PeerSwarm for Clinging {
+    async fn fetch(&self, request: FetchRequest) -> Result<Fetch, swarm::Error> {
+        let (digest, fetched) = (request.manifest.digest(), Arc::clone(&self.fetched));
+        if fetched.lock().unwrap().contains(&digest) {
+            let progress = watch::channel(FetchProgress::default()).1;
+            return Ok(Fetch { progress, done: futures::future::ready(Ok(FetchSummary::default())).boxed() });
+        }
+        let Fetch { progress, done } = self.inner.fetch(request).await?;
+        let note = move |_: &FetchSummary| {
+            fetched.lock().unwrap().insert(digest);
+        };
+        let done = done.inspect_ok(note).boxed();
+        Ok(Fetch { progress, done })
+    }
+
+    async fn seed(&self, manifest: Arc<Manifest>, file: PathBuf) -> Result<(), swarm::Error> {
+        self.inner.seed(manifest, file).await
+    }
+
+    async fn leave(&self, digest: &Digest) -> Result<(), swarm::Error> {
+        if self.clings.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        self.fetched.lock().unwrap().remove(digest);
+        self.inner.leave(digest).await
+    }
+
+    async fn stats(&self) -> Result<SwarmStats, swarm::Error> {
+        self.inner.stats().await
+    }
+}
 
 #[derive(Debug, Default)]
 struct Sink {
@@ -43,6 +88,7 @@ struct World {
     swarm: SwarmRegion,
     goals: Goals,
     sink: Arc<Sink>,
+    clings: Arc<AtomicBool>,
 }
 
 impl World {
@@ -50,7 +96,7 @@ impl World {
         let (disk, store) = (MemoryDisk::new("/m1", capacity), Store::new());
         let swarm = SwarmRegion::with_files(Arc::new(store.clone()), Arc::new(disk.clone()));
         let runner = MemoryRunner::new(|_| Program { answers_after: Some(Duration::from_secs(1)), ends_after: None });
-        Self { disk, runner, store, swarm, goals: Goals::new(), sink: Arc::default() }
+        Self { disk, runner, store, swarm, goals: Goals::new(), sink: Arc::default(), clings: Arc::default() }
     }
 
     fn agent(&self) -> Agent {
@@ -62,7 +108,11 @@ impl World {
         AgentDeps {
             goals: Arc::new(self.goals.clone()),
             manifests: Arc::new(self.store.clone()),
-            swarm: Arc::new(self.swarm.join()),
+            swarm: Arc::new(Clinging {
+                inner: self.swarm.join(),
+                fetched: Arc::default(),
+                clings: Arc::clone(&self.clings),
+            }),
             runner: Arc::new(self.runner.clone()),
             reports: Arc::clone(&self.sink) as Arc<dyn ReportSink>,
             disk: Arc::new(self.disk.clone()),
@@ -241,4 +291,58 @@ async fn a_full_disk_is_reported_with_its_numbers_and_the_old_build_runs_on() {
     let message = agent.status().borrow().services[0].message.clone().unwrap();
     assert!(message.contains("400 bytes free") && message.contains("needs 600"), "{message}");
     assert_eq!(world.running(), Some(old.digest.to_string()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_swarm_that_does_not_let_go_holds_up_nothing_else() {
+    let world = World::new(1 << 30);
+    let first = world.deploy(1, b"1").await;
+    let agent = world.agent();
+    let drive = async {
+        for generation in 2..=5_u8 {
+            tokio::time::sleep(Duration::from_secs(20)).await;
+            world.deploy(u64::from(generation), &[generation]).await;
+        }
+        // The first is one more than is kept. While it is being removed, the next goal is reached...
+        world.clings.store(true, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert!(world.disk.whole().contains(&first.digest), "it clings");
+        let next = world.deploy(6, b"6").await;
+        tokio::time::sleep(Duration::from_secs(15)).await;
+        assert_eq!(world.running(), Some(next.digest.to_string()));
+        // ...one that names what is being removed waits...
+        world.deploy(7, b"1").await;
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        assert_eq!(phase(&agent), ServicePhase::Fetching);
+        assert_eq!(world.running(), Some(next.digest.to_string()));
+        // ...until it is gone.
+        world.clings.store(false, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_mins(2)).await;
+        assert_eq!((world.running(), phase(&agent)), (Some(first.digest.to_string()), ServicePhase::Good));
+    };
+    tokio::select! {
+        ended = agent.run(CancellationToken::new()) => panic!("{ended:?}"),
+        () = drive => {}
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blob_that_somebody_took_away_is_fetched_again() {
+    let world = World::new(1 << 30);
+    let first = world.deploy(1, b"1").await;
+    let agent = world.agent();
+    let drive = async {
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        world.deploy(2, b"2").await;
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        // The swarm goes on believing that it has it.
+        world.disk.remove(&first.digest).await.unwrap();
+        world.deploy(3, b"1").await;
+        tokio::time::sleep(Duration::from_mins(1)).await;
+        assert_eq!((world.running(), phase(&agent)), (Some(first.digest.to_string()), ServicePhase::Good));
+    };
+    tokio::select! {
+        ended = agent.run(CancellationToken::new()) => panic!("{ended:?}"),
+        () = drive => {}
+    }
 }

@@ -345,8 +345,8 @@ async fn the_environment_is_clean_and_the_log_is_bounded() {
     let folder = tempfile::tempdir().unwrap();
     let settings = serde_json::from_str(r#"{"max_log": "1KiB"}"#).unwrap();
     let runner = ProcessRunner::new(settings).unwrap();
-    let env =
-        [("GREETING", "good day"), ("a.b", "dotted"), ("PWD", "/mine")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+    let env = [("GREETING", "good day"), ("a.b", "dotted"), ("PWD", "/mine"), ("DEPLOYCORE_INSTANCE", "mine")]
+        .map(|(k, v)| (k.to_owned(), v.to_owned()));
     // The last argument becomes a variable of its own unless something on the way expands or splits it.
     let run = RunSpec { env: env.into(), args: vec!["ARG=a $HOME *".to_owned()], ..RunSpec::default() };
     let service = service();
@@ -363,7 +363,9 @@ async fn the_environment_is_clean_and_the_log_is_bounded() {
     assert_eq!(runner.ended(&instance).await, Some(0));
     runner.stop(&instance, Duration::ZERO).await.unwrap();
     let log = std::fs::read_to_string(folder.path().join("log")).unwrap();
-    let mut lines: Vec<_> = log.lines().collect();
+    let (own, mut lines): (Vec<_>, Vec<_>) = log.lines().partition(|line| line.starts_with("DEPLOYCORE_INSTANCE="));
+    assert_eq!(own.len(), 1, "it is marked, and not as it says itself");
+    assert!(own[0].contains(&instance.boot), "{own:?}");
     lines.sort_unstable();
     let home = format!("HOME={}", folder.path().join("work").display());
     let path = "PATH=/usr/local/bin:/usr/bin:/bin";
@@ -405,6 +407,54 @@ async fn a_process_that_was_not_let_go_ends_with_its_runner_and_stop_reaches_the
     runner.stop(&instance, Duration::ZERO).await.unwrap();
     let stranger = Instance { pid: std::process::id(), ..instance };
     assert!(!kill_group(&stranger).unwrap(), "a number alone is no identity");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stop_finds_what_left_the_group() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("script");
+    // The service itself ends at once; what it left in a session of its own ignores the polite signal.
+    std::fs::write(&script, "#!/bin/sh\nsetsid /bin/sh -c 'trap \"\" TERM; echo $$; while :; do sleep 1; done' &\n")
+        .unwrap();
+    std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    for kill in [false, true] {
+        let data = folder.path().join(kill.to_string());
+        let launch = deploycore::machine::runner::Launch {
+            service: service(),
+            executable: script.clone(),
+            folder: data.clone(),
+            run: RunSpec::default(),
+        };
+        let runner = ProcessRunner::new(ProcessRunnerSettings::default()).unwrap();
+        let instance = runner.prepare(&launch).await.unwrap();
+        runner.release(&instance).await.unwrap();
+        let child = read_pid(&data.join("log")).await;
+        tokio::time::timeout(PATIENCE, runner.ended(&instance)).await.unwrap();
+        assert!(is_running(child));
+        if kill {
+            assert!(kill_group(&instance).unwrap());
+        } else {
+            runner.stop(&instance, Duration::from_millis(50)).await.unwrap();
+        }
+        assert!(!is_running(child));
+    }
+}
+
+#[test]
+fn a_group_without_leader_that_has_the_number_by_chance_is_let_alone() {
+    use std::os::unix::process::CommandExt;
+    let mut leader = std::process::Command::new("/bin/sh");
+    leader.args(["-c", "sleep 60 >/dev/null & echo $!"]).process_group(0).stdout(std::process::Stdio::piped());
+    let leader = leader.spawn().unwrap();
+    let pid = leader.id();
+    let member: u32 = String::from_utf8(leader.wait_with_output().unwrap().stdout).unwrap().trim().parse().unwrap();
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap().trim().to_owned();
+    let instance = Instance { pid, start_time: 1, boot, port: None };
+    let killed = kill_group(&instance).unwrap();
+    let lives = is_running(member);
+    let member = rustix::process::Pid::from_raw(i32::try_from(member).unwrap()).unwrap();
+    let _ = rustix::process::kill_process(member, rustix::process::Signal::KILL);
+    assert!(!killed && lives);
 }
 
 async fn read_pid(log: &Path) -> u32 {

@@ -5,6 +5,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::sync::Arc;
 
 use bytesize::ByteSize;
 use deploycore::machine::disk::Error;
@@ -42,6 +43,26 @@ fn a_folder_has_one_agent_and_one_version() {
     let error = open(data.path()).unwrap_err();
     assert!(matches!(&error, Error::Version { found, wanted: 1, .. } if found == "7"), "{error}");
     assert!(error.to_string().contains(data.path().to_str().unwrap()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn services_that_stage_the_same_bytes_do_not_hinder_each_other() {
+    let data = tempfile::tempdir().unwrap();
+    let disk = Arc::new(open(data.path()).unwrap());
+    for round in 0..50_u32 {
+        let bytes = round.to_le_bytes();
+        let manifest = Arc::new(Manifest::of(&bytes));
+        let room = disk.reserve(&artifact(4, &manifest)).await.unwrap();
+        fs::write(&room.part, bytes).unwrap();
+        let staged = (0..4).map(|_| {
+            let (disk, manifest) = (Arc::clone(&disk), Arc::clone(&manifest));
+            tokio::spawn(async move { disk.stage(&manifest).await })
+        });
+        for staged in staged.collect::<Vec<_>>() {
+            staged.await.unwrap().unwrap();
+        }
+        assert_eq!(disk.manifest(&manifest.digest()).await.unwrap().as_ref(), Some(&*manifest));
+    }
 }
 
 #[tokio::test]

@@ -50,6 +50,10 @@ pub struct Settings {
     pub recovery_rate: u64,
     /// Artifacts served at once. The longest unused is dropped for another; its counts are on disk.
     pub max_artifacts: usize,
+    /// Artifacts looked for in the store at once. Whoever asks for more is told to come again.
+    pub max_loading: usize,
+    /// The most connections; those beyond are refused.
+    pub max_links: usize,
     /// Nodes of one artifact that are considered for leases; others are plain peers.
     pub max_readers: usize,
     /// How often what got lost is looked for.
@@ -68,6 +72,8 @@ impl Default for Settings {
             budget_pieces: 8,
             recovery_rate: 64 << 20,
             max_artifacts: 1_024,
+            max_loading: 32,
+            max_links: 32_768,
             max_readers: 4_096,
             tick: Duration::from_millis(100),
         }
@@ -85,6 +91,8 @@ pub enum Input {
         peer: PeerId,
         /// What it is.
         role: Role,
+        /// Whether the gate dialed. It believes a tracker only that it dialed itself.
+        dialed: bool,
     },
     /// A connection ended.
     Disconnected(ConnId),
@@ -100,6 +108,8 @@ pub enum Input {
         conn: ConnId,
         /// Of what.
         digest: Digest,
+        /// Under which lease.
+        lease: u64,
         /// Which piece.
         piece: u32,
         /// Which block of it.
@@ -122,6 +132,8 @@ pub enum Output {
         conn: ConnId,
         /// Of what.
         digest: Digest,
+        /// Under which lease: told back when the read fails.
+        lease: u64,
         /// Which piece.
         piece: u32,
         /// Which block of it.
@@ -161,6 +173,8 @@ pub struct Gate {
     /// All gates of the region, as a tracker told last.
     gates: Vec<Contact>,
     artifacts: BTreeMap<Digest, Entry>,
+    /// How often an artifact was taken up: each time its leases get numbers of their own.
+    loads: u64,
     tick_at: Instant,
     outputs: VecDeque<Output>,
 }
@@ -178,6 +192,7 @@ impl Gate {
             clients: BTreeMap::new(),
             gates: Vec::new(),
             artifacts: BTreeMap::new(),
+            loads: 0,
             outputs: VecDeque::new(),
         }
     }
@@ -185,12 +200,7 @@ impl Gate {
     /// Takes an input. Outputs are polled until there is none before the next.
     pub fn handle(&mut self, input: Input, now: Instant) {
         match input {
-            Input::Connected { conn, peer: _, role } => {
-                self.clients.insert(conn, Client { role });
-                if role == Role::Tracker {
-                    self.outputs.push_back(Output::Send(conn, Message::GateHere { addr: self.addr.clone() }));
-                }
-            }
+            Input::Connected { conn, peer: _, role, dialed } => self.connected(conn, role, dialed),
             Input::Disconnected(conn) => {
                 self.clients.remove(&conn);
                 for artifact in self.serving() {
@@ -204,9 +214,9 @@ impl Gate {
                     artifact.persisted(version, &self.settings, now, &mut self.outputs);
                 }
             }
-            Input::ReadFailed { conn, digest, piece, block } => {
+            Input::ReadFailed { conn, digest, lease, piece, block } => {
                 if let Some(Entry::Serving(artifact)) = self.artifacts.get_mut(&digest) {
-                    artifact.fail_lease(conn, piece, now);
+                    artifact.read_failed(lease, block, now);
                 }
                 let refusal = Refusal::ReadFailed;
                 self.outputs.push_back(Output::Send(conn, Message::Reject { digest, piece, block, refusal }));
@@ -259,6 +269,34 @@ impl Gate {
         rendezvous(digest, &self.gates).is_none_or(|gate| gate.peer == self.id)
     }
 
+    fn connected(&mut self, conn: ConnId, role: Role, dialed: bool) {
+        // Whoever is dialed was named by the configuration; whoever dials may say of itself what it likes.
+        let expected = if dialed { Role::Tracker } else { Role::Node };
+        if role != expected {
+            return self.close(conn, format!("a {role:?} where none is expected"));
+        }
+        if !dialed && self.clients.len() >= self.settings.max_links {
+            return self.close(conn, "too many connections");
+        }
+        self.clients.insert(conn, Client { role });
+        if role == Role::Tracker {
+            self.outputs.push_back(Output::Send(conn, Message::GateHere { addr: self.addr.clone() }));
+        }
+    }
+
+    /// Artifacts that another gate decides for now: their readers go there, and nothing is kept of them.
+    fn gates_changed(&mut self, gates: Vec<Contact>, now: Instant) {
+        self.gates = gates;
+        let moved: Vec<Digest> = self.artifacts.keys().filter(|digest| !self.decides(digest)).copied().collect();
+        for digest in moved {
+            if let Some(Entry::Serving(artifact)) = self.artifacts.get_mut(&digest) {
+                for conn in artifact.dismiss(now) {
+                    self.outputs.push_back(Output::Send(conn, Message::Absent { digest }));
+                }
+            }
+        }
+    }
+
     fn message(&mut self, conn: ConnId, message: Message, now: Instant) {
         let Some(client) = self.clients.get(&conn) else {
             return;
@@ -268,7 +306,7 @@ impl Gate {
                 self.join(conn, digest, Message::Join { digest, size, have, priority }, now);
             }
             (Role::Node, message) => self.node_said(conn, message, now),
-            (Role::Tracker, Message::Gates { gates }) => self.gates = gates,
+            (Role::Tracker, Message::Gates { gates }) => self.gates_changed(gates, now),
             (Role::Tracker, Message::Holders { digest, pieces, stale_millis, settled }) => {
                 if let Some(Entry::Serving(artifact)) = self.artifacts.get_mut(&digest) {
                     let stale = Duration::from_millis(u64::from(stale_millis));
@@ -306,7 +344,7 @@ impl Gate {
             Message::Stuck { pieces, refused, .. } => artifact.stuck(&pieces, &refused),
             Message::Reject { piece, .. } => {
                 tracing::error!(%conn, digest = %artifact.digest(), piece, "a piece from the store did not verify");
-                artifact.fail_lease(conn, piece, now);
+                artifact.bad_bytes(conn, piece, now);
             }
             // What is not yet read stays counted, and the node may ask for it no more: nothing to do.
             _ => {}
@@ -326,7 +364,11 @@ impl Gate {
         match self.artifacts.get_mut(&digest) {
             Some(Entry::Loading(waiting)) => {
                 waiting.retain(|(other, _)| *other != conn);
-                waiting.push((conn, join));
+                if waiting.len() < self.settings.max_readers {
+                    waiting.push((conn, join));
+                } else {
+                    self.outputs.push_back(Output::Send(conn, Message::Absent { digest }));
+                }
             }
             Some(Entry::Absent(until)) if now < *until => {
                 self.outputs.push_back(Output::Send(conn, Message::Absent { digest }));
@@ -340,6 +382,10 @@ impl Gate {
                 }
             }
             Some(Entry::Absent(_)) | None => {
+                let loading = self.artifacts.values().filter(|entry| matches!(entry, Entry::Loading(_))).count();
+                if loading >= self.settings.max_loading {
+                    return self.outputs.push_back(Output::Send(conn, Message::Absent { digest }));
+                }
                 self.make_room();
                 self.artifacts.insert(digest, Entry::Loading(vec![(conn, join)]));
                 self.outputs.push_back(Output::Load(digest));
@@ -369,7 +415,9 @@ impl Gate {
         };
         let next = match found {
             Some((size, record)) => {
-                Entry::Serving(Box::new(Artifact::new(Shape::new(digest, size), record, &self.settings, now)))
+                self.loads += 1;
+                let shape = Shape::new(digest, size);
+                Entry::Serving(Box::new(Artifact::new(shape, record, &self.settings, self.loads << 32, now)))
             }
             None => Entry::Absent(now + ABSENT_FOR),
         };
@@ -385,7 +433,14 @@ impl Gate {
         for artifact in self.serving() {
             artifact.expire(now);
         }
-        self.artifacts.retain(|_, entry| !matches!(entry, Entry::Absent(until) if *until + ABSENT_FOR * 20 < now));
+        let (id, gates) = (self.id, std::mem::take(&mut self.gates));
+        let decides = |digest: &Digest| rendezvous(digest, &gates).is_none_or(|gate| gate.peer == id);
+        self.artifacts.retain(|digest, entry| match entry {
+            Entry::Absent(until) => *until + ABSENT_FOR * 20 >= now,
+            Entry::Serving(artifact) => artifact.unused_since().is_none() || decides(digest),
+            Entry::Loading(_) => true,
+        });
+        self.gates = gates;
     }
 }
 

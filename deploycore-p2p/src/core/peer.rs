@@ -413,11 +413,15 @@ impl<B: Payload> Peer<B> {
         if self.artifact(&shape.digest()).is_some() || have.len() != shape.pieces() {
             return;
         }
+        // The manifest proved the size; whoever spoke of another before is wrong.
+        let wrong = |link: &&Link| link.remote(&shape.digest()).is_some_and(|remote| remote.shape != shape);
+        let wrong: Vec<ConnId> = self.links.iter().filter(wrong).map(|link| link.conn).collect();
+        for conn in wrong {
+            self.close(conn, format!("another size for artifact {}", shape.digest().short()), now);
+        }
         let mut artifact = Artifact::new(shape, have, priority, limits, now);
-        for link in &self.links {
-            if let Some(remote) = link.remote(&shape.digest()).filter(|remote| remote.has.len() == shape.pieces()) {
-                artifact.count(&remote.has, true);
-            }
+        for remote in self.links.iter().filter_map(|link| link.remote(&shape.digest())) {
+            artifact.count(&remote.has, true);
         }
         let complete = artifact.have.is_full();
         self.artifacts.push(artifact);
@@ -487,9 +491,10 @@ impl<B: Payload> Peer<B> {
         };
         match (self.links[at].role, message) {
             (_, Message::Ping) => {}
-            (Role::Node, Message::Join { digest, size, have, priority }) => {
-                self.remote_joined(at, Shape::new(digest, size), &have, priority, now);
-            }
+            (Role::Node, Message::Join { digest, size, have, priority }) => match Shape::claimed(digest, size) {
+                Some(shape) => self.remote_joined(at, shape, &have, priority, now),
+                None => self.close(conn, "an artifact larger than any", now),
+            },
             (Role::Node, Message::Leave { digest }) => self.remote_left(at, &digest, now),
             (Role::Node, Message::Have { digest, pieces, count }) => self.remote_has(at, &digest, &pieces, count, now),
             (Role::Node, Message::Request { digest, piece, block }) => self.request(at, digest, piece, block, now),
@@ -503,8 +508,8 @@ impl<B: Payload> Peer<B> {
                 }
                 self.unanswered(at, &digest, piece, block, now);
             }
-            (role, Message::Reject { digest, piece, block, refusal }) => {
-                self.rejected(at, role, &digest, piece, block, refusal, now);
+            (Role::Node | Role::Gate, Message::Reject { digest, piece, block, refusal }) => {
+                self.rejected(at, &digest, piece, block, refusal, now);
             }
             (Role::Gate, Message::Lease { digest, pieces, .. }) => self.leased(at, &digest, &pieces, now),
             (Role::Gate, Message::Drained { digest }) => {
@@ -514,6 +519,7 @@ impl<B: Payload> Peer<B> {
             }
             (Role::Gate, Message::Absent { digest }) => self.gate_lacks(&digest, now),
             (Role::Tracker, Message::Introduce { digest, peers, millis }) => {
+                self.links[at].useful = now;
                 self.introduced(&digest, &peers, Duration::from_millis(u64::from(millis)), now);
             }
             (Role::Tracker, Message::Gates { gates }) => self.gates_changed(gates, now),
@@ -528,17 +534,20 @@ impl<B: Payload> Peer<B> {
         };
         let digest = shape.digest();
         let newcomer = self.links[at].remote(&digest).is_none();
-        if let Some(artifact) = self.artifacts.iter_mut().find(|artifact| artifact.shape.digest() == digest) {
-            if artifact.shape != shape {
-                return self.close(conn, format!("another size for artifact {}", digest.short()), now);
-            }
-            if let Some(old) = self.links[at].remote(&digest) {
-                artifact.count(&old.has, false);
+        let own = self.artifacts.iter_mut().find(|artifact| artifact.shape.digest() == digest);
+        if own.as_ref().is_some_and(|artifact| artifact.shape != shape) {
+            return self.close(conn, format!("another size for artifact {}", digest.short()), now);
+        }
+        let before = self.links[at].remote(&digest).map(|remote| remote.has.clone());
+        let remote = Remote { shape, count: has.count(), has: has.clone(), priority, ask_after: Instant::ZERO };
+        if !self.links[at].join(remote) {
+            return self.close(conn, "more artifacts than a connection carries", now);
+        }
+        if let Some(artifact) = own {
+            if let Some(before) = before {
+                artifact.count(&before, false);
             }
             artifact.count(&has, true);
-        }
-        if !self.links[at].join(Remote { digest, count: has.count(), has, priority, ask_after: Instant::ZERO }) {
-            return self.close(conn, "more artifacts than a connection carries", now);
         }
         // What verified here before it took part was not announced to it.
         if let Some(own) = self.artifact_at(&digest).filter(|own| newcomer && self.artifacts[*own].have.count() > 0) {
@@ -570,9 +579,9 @@ impl<B: Payload> Peer<B> {
         remote.count = count.min(remote.has.len());
         for piece in pieces {
             if remote.has.insert(*piece)
-                && let Some(artifact) = &mut artifact
+                && let Some(count) = artifact.as_mut().and_then(|own| own.availability.get_mut(*piece as usize))
             {
-                artifact.availability[*piece as usize] += 1;
+                *count = count.saturating_add(1);
             }
         }
         if remote.ask_after <= now {
@@ -601,7 +610,11 @@ impl<B: Payload> Peer<B> {
     }
 
     fn tick(&mut self, now: Instant) {
+        debug_assert!(self.is_consistent());
         self.quarantine.retain(|_, until| *until > now);
+        for link in &mut self.links {
+            link.unasked = link.unasked.saturating_sub(1);
+        }
         let rate = std::mem::take(&mut self.received) as f64 / now.since(self.rated_at).as_secs_f64().max(0.01);
         self.rate_in = if self.rate_in < rate { rate } else { self.rate_in * 0.75 + rate * 0.25 };
         self.rated_at = now;
@@ -610,5 +623,19 @@ impl<B: Payload> Peer<B> {
         self.keep_company(now);
         self.fill_all(now);
         self.serve(now);
+    }
+
+    /// What is kept twice says the same twice.
+    fn is_consistent(&self) -> bool {
+        let asked: u64 = self.links.iter().map(Link::asked_bytes).sum();
+        let counted = |artifact: &Artifact<B>| {
+            let mut availability = vec![0_u16; artifact.availability.len()];
+            let remotes = self.links.iter().filter_map(|link| link.remote(&artifact.shape.digest()));
+            for remote in remotes {
+                remote.has.iter().for_each(|piece| availability[piece as usize] += 1);
+            }
+            availability == artifact.availability
+        };
+        asked == self.outstanding && self.artifacts.iter().all(|artifact| artifact.is_consistent() && counted(artifact))
     }
 }

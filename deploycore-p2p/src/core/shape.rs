@@ -1,6 +1,6 @@
 //! How an artifact is cut into pieces and blocks.
 
-use deploycore::model::{Digest, Manifest, piece_size_for};
+use deploycore::model::{Digest, MAX_ARTIFACT_SIZE, Manifest, piece_size_for};
 
 /// The largest block, 1 MiB: what one request asks for.
 pub const MAX_BLOCK: u32 = 1 << 20;
@@ -17,6 +17,11 @@ impl Shape {
     /// The shape of an artifact of `size` bytes.
     pub fn new(digest: Digest, size: u64) -> Self {
         Self { digest, size, piece_size: piece_size_for(size) }
+    }
+
+    /// The shape of an artifact of which a stranger says that it has `size` bytes; `None` when no artifact may have so many.
+    pub fn claimed(digest: Digest, size: u64) -> Option<Self> {
+        (size <= MAX_ARTIFACT_SIZE).then(|| Self::new(digest, size))
     }
 
     /// The shape that a manifest describes.

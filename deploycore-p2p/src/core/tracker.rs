@@ -43,6 +43,8 @@ pub struct Settings {
     pub max_members: usize,
     /// The most artifacts.
     pub max_artifacts: usize,
+    /// The most connections; those beyond are refused.
+    pub max_links: usize,
 }
 
 impl Default for Settings {
@@ -57,6 +59,7 @@ impl Default for Settings {
             max_interval: Duration::from_mins(1),
             max_members: 500_000,
             max_artifacts: 4_096,
+            max_links: 131_072,
         }
     }
 }
@@ -161,6 +164,10 @@ impl Tracker {
     /// Takes an input. Outputs are polled until there is none before the next.
     pub fn handle(&mut self, input: Input, now: Instant) {
         match input {
+            Input::Connected { conn, role: Role::Tracker, .. } => self.close(conn, "a tracker has no use for another"),
+            Input::Connected { conn, .. } if self.clients.len() >= self.settings.max_links => {
+                self.close(conn, "too many connections");
+            }
             Input::Connected { conn, peer, role, host } => {
                 self.clients.insert(conn, Client { peer, role, host });
                 let gates = self.contacts();
@@ -216,9 +223,9 @@ impl Tracker {
         match (client.role, message) {
             (Role::Node, Message::Announce { digest, size, addr, have, need, wanted }) => {
                 let contact = Contact { peer: client.peer, addr: reachable(&addr, &client.host) };
-                let shape = Shape::new(digest, size);
-                match have.unpack(shape.pieces()) {
-                    Some(have) => self.announce(conn, contact, shape, have, &need, wanted, now),
+                let claimed = Shape::claimed(digest, size);
+                match claimed.and_then(|shape| Some((shape, have.unpack(shape.pieces())?))) {
+                    Some((shape, have)) => self.announce(conn, contact, shape, have, &need, wanted, now),
                     None => self.close(conn, "an announce whose pieces do not fit the artifact's size"),
                 }
             }
@@ -252,6 +259,13 @@ impl Tracker {
         self.outputs.push_back(Output::Close(conn, reason));
     }
 
+    /// Nobody is introduced, for long: a connection that was ended would only come back at once.
+    fn turn_away(&mut self, conn: ConnId, digest: Digest, reason: &str) {
+        tracing::warn!(%conn, digest = %digest.short(), reason, "an announce is turned away");
+        let millis = self.settings.max_interval.as_millis() as u32;
+        self.outputs.push_back(Output::Send(conn, Message::Introduce { digest, peers: Vec::new(), millis }));
+    }
+
     fn gate_here(&mut self, conn: ConnId, contact: Contact) {
         self.gates.retain(|gate| gate.contact.peer != contact.peer);
         if self.gates.len() >= MAX_CONTACTS {
@@ -282,17 +296,17 @@ impl Tracker {
     ) {
         let digest = shape.digest();
         if !self.swarms.contains_key(&digest) && self.swarms.len() >= self.settings.max_artifacts {
-            return self.close(conn, "more artifacts than this tracker keeps");
+            return self.turn_away(conn, digest, "more artifacts than this tracker keeps");
         }
         let interval = self.interval(&digest);
         let expires = now + interval * self.settings.missed_announces.max(2);
         let swarm = self.swarms.entry(digest).or_insert_with(|| Swarm::new(shape));
         if swarm.shape != shape {
-            return self.close(conn, format!("two sizes for artifact {}", digest.short()));
+            return self.turn_away(conn, digest, "another size for an artifact");
         }
         let peer = contact.peer;
         if !swarm.index.contains_key(&peer) && swarm.members.len() >= self.settings.max_members {
-            return self.close(conn, "more members than this tracker keeps");
+            return self.turn_away(conn, digest, "more members than this tracker keeps");
         }
         swarm.note(Member { contact, conn, have, expires, degree: 0 });
         let peers = swarm.introduce(peer, need, usize::from(wanted).min(MAX_CONTACTS), &mut self.rng);

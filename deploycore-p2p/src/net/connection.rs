@@ -30,11 +30,26 @@ pub(super) trait BlockSource: Send + Sync + Debug {
 /// What happens on connections.
 #[derive(Debug)]
 pub(super) enum Event {
-    Connected { conn: ConnId, hello: Hello, dialed: Option<Addr>, host: String, writer: Writer },
-    ConnectFailed { addr: Addr },
+    Connected {
+        conn: ConnId,
+        hello: Hello,
+        dialed: Option<Addr>,
+        host: String,
+        writer: Writer,
+    },
+    ConnectFailed {
+        addr: Addr,
+    },
     Frame(ConnId, Frame),
     Sent(ConnId, u32),
-    ReadFailed { conn: ConnId, digest: Digest, piece: u32, block: u32 },
+    /// A block could not be read; `lease` is what it was asked for with.
+    ReadFailed {
+        conn: ConnId,
+        digest: Digest,
+        lease: u64,
+        piece: u32,
+        block: u32,
+    },
     Disconnected(ConnId),
 }
 
@@ -48,7 +63,7 @@ pub(super) struct Writer {
 #[derive(Debug)]
 enum Item {
     Control(Bytes),
-    Block { digest: Digest, piece: u32, block: u32, offset: u64, len: u32, source: Arc<dyn BlockSource> },
+    Block { digest: Digest, lease: u64, piece: u32, block: u32, offset: u64, len: u32, source: Arc<dyn BlockSource> },
 }
 
 /// Messages that wait to be written on one connection. Whoever lets more pile up is cut off.
@@ -135,13 +150,14 @@ impl Hub {
         &mut self,
         conn: ConnId,
         digest: Digest,
+        lease: u64,
         piece: u32,
         block: u32,
         offset: u64,
         len: u32,
         source: Arc<dyn BlockSource>,
     ) {
-        self.push(conn, Item::Block { digest, piece, block, offset, len, source });
+        self.push(conn, Item::Block { digest, lease, piece, block, offset, len, source });
     }
 
     fn push(&mut self, conn: ConnId, item: Item) {
@@ -313,22 +329,24 @@ async fn write_loop<W: AsyncWrite + Unpin>(
         };
         match item {
             Item::Control(bytes) => timed(idle, write.write_all(&bytes)).await?,
-            Item::Block { digest, piece, block, offset, len, source } => match source.read_block(offset, len).await {
-                Ok(data) if data.len() == len as usize => {
-                    let header = wire::encode_block_header(&digest, piece, block, data.len());
-                    timed(idle, write.write_all(&header)).await?;
-                    // In parts, so that a slow receiver is told from a dead one.
-                    for part in data.chunks(64 << 10) {
-                        timed(idle, write.write_all(part)).await?;
+            Item::Block { digest, lease, piece, block, offset, len, source } => {
+                match source.read_block(offset, len).await {
+                    Ok(data) if data.len() == len as usize => {
+                        let header = wire::encode_block_header(&digest, piece, block, data.len());
+                        timed(idle, write.write_all(&header)).await?;
+                        // In parts, so that a slow receiver is told from a dead one.
+                        for part in data.chunks(64 << 10) {
+                            timed(idle, write.write_all(part)).await?;
+                        }
+                        let _ = events.send(Event::Sent(conn, len)).await;
                     }
-                    let _ = events.send(Event::Sent(conn, len)).await;
+                    other => {
+                        let error = other.err().map_or_else(|| "short read".to_owned(), |error| error.to_string());
+                        tracing::error!(digest = %digest.short(), piece, block, error, "a block could not be read");
+                        let _ = events.send(Event::ReadFailed { conn, digest, lease, piece, block }).await;
+                    }
                 }
-                other => {
-                    let error = other.err().map_or_else(|| "short read".to_owned(), |error| error.to_string());
-                    tracing::error!(digest = %digest.short(), piece, block, error, "a block could not be read");
-                    let _ = events.send(Event::ReadFailed { conn, digest, piece, block }).await;
-                }
-            },
+            }
         }
     }
 }

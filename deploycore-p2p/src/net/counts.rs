@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use deploycore::model::Digest;
+use rustix::fs::{FlockOperation, flock};
 
 use crate::core::gate::Record;
 
@@ -24,16 +25,30 @@ pub trait Counts: Send + Sync + Debug + 'static {
     async fn save(&self, digest: &Digest, record: &Record) -> io::Result<()>;
 }
 
-/// One small file an artifact in a folder.
-#[derive(Debug, Clone)]
+/// One small file an artifact in a folder, which is locked for this value's lifetime: two gates that counted in one folder would each
+/// undo what the other counted.
+#[derive(Debug)]
 pub struct DiskCounts {
     folder: PathBuf,
+    _lock: File,
 }
 
 impl DiskCounts {
-    /// Counts in `folder`, which is made when it is needed.
-    pub fn new(folder: impl Into<PathBuf>) -> Self {
-        Self { folder: folder.into() }
+    /// Counts in `folder`, which is made if it is not there.
+    ///
+    /// Errors: `ResourceBusy` when another gate uses the folder.
+    pub fn open(folder: impl Into<PathBuf>) -> io::Result<Self> {
+        let folder = folder.into();
+        make_folder(&folder)?;
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(folder.join("lock"))?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Self { folder, _lock: lock }),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let reason = format!("{} is in use by another gate: give each a folder of its own", folder.display());
+                Err(io::Error::new(io::ErrorKind::ResourceBusy, reason))
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {
@@ -62,7 +77,6 @@ impl Counts for DiskCounts {
         let body = postcard::to_stdvec(record).map_err(io::Error::other)?;
         let (folder, path) = (self.folder.clone(), self.path(digest));
         let write = move || {
-            fs::create_dir_all(&folder)?;
             let fresh = path.with_extension("new");
             let mut file = File::create(&fresh)?;
             file.write_all(blake3::hash(&body).as_bytes())?;
@@ -72,6 +86,23 @@ impl Counts for DiskCounts {
             File::open(&folder)?.sync_all()
         };
         tokio::task::spawn_blocking(write).await.map_err(io::Error::other)?
+    }
+}
+
+/// Makes a folder whose name outlives a loss of power: counts in a folder that is gone are no counts.
+fn make_folder(folder: &Path) -> io::Result<()> {
+    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !parent.is_dir() {
+        make_folder(parent)?;
+    }
+    match fs::create_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => {}
+        made => made?,
+    }
+    match File::open(parent) {
+        // A folder of somebody else's, which was there before.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        opened => opened?.sync_all(),
     }
 }
 
@@ -88,5 +119,24 @@ impl Counts for MemoryCounts {
     async fn save(&self, digest: &Digest, record: &Record) -> io::Result<()> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(*digest, record.clone());
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_folder_serves_one_gate_at_a_time() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("a/b");
+        let counts = DiskCounts::open(&folder).unwrap();
+        let (digest, record) = (Digest::of(b"a"), Record { size: 1, ..Record::default() });
+        counts.save(&digest, &record).await.unwrap();
+        let error = DiskCounts::open(&folder).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
+        assert!(error.to_string().contains("another gate"), "{error}");
+        drop(counts);
+        assert_eq!(DiskCounts::open(&folder).unwrap().load(&digest).await.unwrap(), Some(record));
     }
 }

@@ -107,9 +107,11 @@ enum Done {
 const REDIAL: Duration = Duration::from_millis(250);
 
 impl Gate {
-    /// Opens the port. Connections are answered once [`run`](Self::run) runs.
+    /// Opens the port and the folder of counts. Connections are answered once [`run`](Self::run) runs.
+    ///
+    /// Errors: `ResourceBusy` when another gate uses the folder.
     pub async fn bind(settings: GateSettings, store: Arc<dyn ArtifactStore>) -> io::Result<Self> {
-        let counts = Arc::new(DiskCounts::new(&settings.data));
+        let counts = Arc::new(DiskCounts::open(&settings.data)?);
         Self::bind_with(settings, store, counts, Arc::new(Tcp)).await
     }
 
@@ -216,10 +218,11 @@ impl Running<'_> {
         match event {
             Event::Connected { conn, hello, dialed, writer, .. } => {
                 self.hub.opened(conn, writer);
+                let own = dialed.is_some();
                 if let Some(addr) = dialed {
                     self.dialed.insert(conn, addr);
                 }
-                gate::Input::Connected { conn, peer: PeerId::of(&hello.name), role: hello.role }
+                gate::Input::Connected { conn, peer: PeerId::of(&hello.name), role: hello.role, dialed: own }
             }
             Event::ConnectFailed { addr } => {
                 self.redial.insert(addr, Clock::now() + REDIAL);
@@ -238,7 +241,9 @@ impl Running<'_> {
                 self.hub.close(conn, "not a control message");
                 gate::Input::Timeout
             }
-            Event::ReadFailed { conn, digest, piece, block } => gate::Input::ReadFailed { conn, digest, piece, block },
+            Event::ReadFailed { conn, digest, lease, piece, block } => {
+                gate::Input::ReadFailed { conn, digest, lease, piece, block }
+            }
             Event::Sent(_, len) => {
                 metrics::counter!("deploycore_gate_served_bytes").increment(u64::from(len));
                 gate::Input::Timeout
@@ -254,9 +259,9 @@ impl Running<'_> {
                     tracing::warn!(%conn, reason, "closing a connection");
                     self.hub.close(conn, &reason);
                 }
-                gate::Output::Serve { conn, digest, piece, block, offset, len } => {
+                gate::Output::Serve { conn, digest, lease, piece, block, offset, len } => {
                     let source = Arc::new(StoreSource { store: Arc::clone(&self.gate.store), digest });
-                    self.hub.send_block(conn, digest, piece, block, offset, len, source);
+                    self.hub.send_block(conn, digest, lease, piece, block, offset, len, source);
                 }
                 gate::Output::Load(digest) => {
                     let (store, counts) = (Arc::clone(&self.gate.store), Arc::clone(&self.gate.counts));

@@ -1,6 +1,7 @@
 //! A region on loopback: a tracker, a gate and nodes, each of which can be stopped and started again.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -76,6 +77,10 @@ pub struct Running<T> {
 }
 
 impl<T> Running<T> {
+    pub fn spawn(service: Arc<T>, run: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self { service, task: tokio::spawn(run) }
+    }
+
     pub async fn kill(mut self) {
         self.task.abort();
         let _ = (&mut self.task).await;
@@ -175,12 +180,14 @@ impl Region {
     }
 }
 
-/// Binds once the port is free: the tasks of a service that was killed in this process end a moment after it.
+/// Binds once the port and the folder are free: the tasks of a service that was killed in this process end a moment after it.
 async fn rebind<T, F: Future<Output = std::io::Result<T>>>(bind: impl Fn() -> F) -> T {
     in_time(async {
         loop {
             match bind().await {
-                Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => tokio::task::yield_now().await,
+                Err(error) if matches!(error.kind(), ErrorKind::AddrInUse | ErrorKind::ResourceBusy) => {
+                    tokio::task::yield_now().await;
+                }
                 bound => return bound.unwrap(),
             }
         }

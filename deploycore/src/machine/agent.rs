@@ -15,9 +15,9 @@ use super::core::{Core, CoreSettings, Found, Input, Output};
 use super::disk::{self, Disk, Loaded};
 use super::journal::{Journal, Links};
 use super::runner::Runner;
-use crate::model::{Digest, Goal, Labels, MachineName, MachineReport, RegionName, ServiceName, friendly};
+use crate::model::{ArtifactRef, Digest, Goal, Labels, MachineName, MachineReport, RegionName, ServiceName, friendly};
 use crate::pace::{Backoff, Pace};
-use crate::port::swarm::Limits;
+use crate::port::swarm::{Limits, Priority};
 use crate::port::{GoalStateStore, ManifestSource, PeerSwarm, ReportSink};
 
 mod effect;
@@ -25,7 +25,7 @@ mod region;
 
 /// Events that may wait for the agent's loop.
 const EVENTS: usize = 256;
-/// How long the swarm may take to let go of an artifact; later the next sweep tries again.
+/// How long the swarm may take to let go of an artifact; then it is asked again.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How an agent works.
@@ -208,7 +208,7 @@ impl Agent {
                 }
             }
             running.carry_out();
-            running.sweep().await;
+            running.sweep();
             running.publish();
         }
         running.end().await;
@@ -230,16 +230,31 @@ enum Event {
     Goals(Vec<Goal>),
     /// What happened to a service.
     Input(ServiceName, Input),
+    /// What happened to a fetch of a service, by its number.
+    Fetch(ServiceName, u64, Input),
     /// A blob is not what it was.
     Damaged(Digest),
+    /// The artifacts of which there are bytes on disk.
+    Listed(BTreeSet<Digest>),
+    /// Nothing is left of an artifact.
+    Removed(Digest),
 }
 
 /// A service with the tasks that belong to it.
 #[derive(Debug)]
 struct Slot {
     core: Core,
-    fetch: Option<AbortHandle>,
+    /// The fetch under way, by its number: what an earlier one says is not heard.
+    fetch: Option<(u64, AbortHandle)>,
+    /// A fetch that waits until what is on disk of its artifact is removed.
+    held_back: Option<(ArtifactRef, Priority)>,
     watch: Option<AbortHandle>,
+}
+
+impl Slot {
+    fn new(core: Core) -> Self {
+        Self { core, fetch: None, held_back: None, watch: None }
+    }
 }
 
 /// The state of one run.
@@ -251,9 +266,14 @@ struct Running<'a> {
     events: mpsc::Receiver<Event>,
     /// They end when this is dropped.
     tasks: JoinSet<()>,
+    fetches: u64,
     /// What the last sweep kept.
     kept: Option<BTreeSet<Digest>>,
+    /// Whether the artifacts on disk are being listed, for a sweep.
+    listing: bool,
     damaged: BTreeSet<Digest>,
+    /// Artifacts that are being removed: nobody holds them, and they are fetched only afterwards.
+    removing: BTreeSet<Digest>,
 }
 
 impl<'a> Running<'a> {
@@ -272,10 +292,21 @@ impl<'a> Running<'a> {
             let found = Found { journal, links, alive };
             let (settings, labels) = (agent.settings.core.clone(), agent.settings.labels.clone());
             let core = Core::recover(settings, labels, found, &blobs, Duration::ZERO);
-            slots.insert(service, Slot { core, fetch: None, watch: None });
+            slots.insert(service, Slot::new(core));
         }
-        let mut running =
-            Self { agent, origin, slots, sender, events, tasks: JoinSet::new(), kept: None, damaged: BTreeSet::new() };
+        let mut running = Self {
+            agent,
+            origin,
+            slots,
+            sender,
+            events,
+            tasks: JoinSet::new(),
+            fetches: 0,
+            kept: None,
+            listing: false,
+            damaged: BTreeSet::new(),
+            removing: BTreeSet::new(),
+        };
         let wanted = running.wanted();
         let whole = blobs.into_iter().filter(|digest| wanted.contains(digest)).collect();
         running.tasks.spawn(effect::seed(
@@ -285,7 +316,7 @@ impl<'a> Running<'a> {
             running.sender.clone(),
         ));
         running.carry_out();
-        running.sweep().await;
+        running.sweep();
         running.publish();
         Ok(running)
     }
@@ -324,10 +355,19 @@ impl<'a> Running<'a> {
                     slot.core.handle(input, now);
                 }
             }
+            Event::Fetch(service, number, input) => {
+                let slot = self.slots.get_mut(&service);
+                let current = |slot: &&mut Slot| slot.fetch.as_ref().is_some_and(|(own, _)| *own == number);
+                if let Some(slot) = slot.filter(current) {
+                    slot.core.handle(input, now);
+                }
+            }
             Event::Damaged(digest) => {
                 self.damaged.insert(digest);
                 self.kept = None;
             }
+            Event::Listed(artifacts) => self.remove_unwanted(artifacts),
+            Event::Removed(digest) => self.removed(digest),
         }
     }
 
@@ -337,7 +377,7 @@ impl<'a> Running<'a> {
             let journal = Journal::new(goal.service.clone());
             let found = Found { journal, links: Links::default(), alive: false };
             let core = Core::recover(settings.core.clone(), settings.labels.clone(), found, &BTreeSet::new(), now);
-            Slot { core, fetch: None, watch: None }
+            Slot::new(core)
         });
         slot.core.handle(Input::Goal(Box::new(goal)), now);
     }
@@ -356,15 +396,21 @@ impl<'a> Running<'a> {
         let Agent { settings, deps, .. } = self.agent;
         for (service, slot) in &mut self.slots {
             while let Some(output) = slot.core.poll_output() {
-                let door = effect::Door { service: service.clone(), sender: self.sender.clone() };
+                let door = effect::Door { service: service.clone(), fetch: None, sender: self.sender.clone() };
                 let deps = deps.clone();
                 match output {
+                    Output::Fetch(artifact, priority) if self.removing.contains(&artifact.digest) => {
+                        slot.held_back = Some((artifact, priority));
+                    }
                     Output::Fetch(artifact, priority) => {
+                        self.fetches += 1;
+                        let door = effect::Door { fetch: Some(self.fetches), ..door };
                         let fetch = effect::fetch(deps, artifact, priority, settings.limits, door);
-                        slot.fetch = Some(self.tasks.spawn(fetch));
+                        slot.fetch = Some((self.fetches, self.tasks.spawn(fetch)));
                     }
                     Output::CancelFetch(_) => {
-                        if let Some(task) = slot.fetch.take() {
+                        slot.held_back = None;
+                        if let Some((_, task)) = slot.fetch.take() {
                             task.abort();
                         }
                     }
@@ -387,40 +433,45 @@ impl<'a> Running<'a> {
         self.slots.values().flat_map(|slot| slot.core.wanted()).collect()
     }
 
-    /// Removes what no service wants any more. It runs in the loop, so that no service can begin to want it meanwhile.
-    async fn sweep(&mut self) {
-        let wanted = self.wanted();
-        if self.kept.as_ref() == Some(&wanted) {
+    /// Looks for what no service wants any more, when what is wanted has changed.
+    fn sweep(&mut self) {
+        if self.listing || self.kept.as_ref() == Some(&self.wanted()) {
             return;
         }
-        let Agent { deps, .. } = self.agent;
-        let artifacts = match deps.disk.artifacts().await {
-            Ok(artifacts) => artifacts,
-            Err(error) => {
-                tracing::warn!(error = crate::port::chain(&error), "the blobs could not be listed");
-                return;
-            }
-        };
-        let damaged = std::mem::take(&mut self.damaged);
-        let unwanted: Vec<_> = artifacts.into_iter().filter(|d| damaged.contains(d) || !wanted.contains(d)).collect();
-        for digest in unwanted {
-            match tokio::time::timeout(LEAVE_TIMEOUT, deps.swarm.leave(&digest)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    tracing::warn!(%digest, error = crate::port::chain(&error), "the swarm keeps an artifact");
-                    continue;
-                }
-                Err(_) => continue,
-            }
-            let now = self.now();
-            self.slots.values_mut().for_each(|slot| slot.core.handle(Input::Lost(digest), now));
-            match deps.disk.remove(&digest).await {
-                Ok(()) => tracing::info!(%digest, "an artifact was removed"),
-                Err(error) => tracing::warn!(%digest, error = crate::port::chain(&error), "an artifact stays"),
+        self.listing = true;
+        let Agent { settings, deps, .. } = self.agent;
+        self.tasks.spawn(effect::list(deps.clone(), settings.rhythm.backoff, self.sender.clone()));
+    }
+
+    /// Begins to remove what no service wants now. From here on nobody holds it, so that no service can begin to use it meanwhile; one
+    /// that wants it anew fetches it when it is gone.
+    fn remove_unwanted(&mut self, artifacts: BTreeSet<Digest>) {
+        self.listing = false;
+        let (wanted, damaged) = (self.wanted(), std::mem::take(&mut self.damaged));
+        let unwanted = |digest: &Digest| damaged.contains(digest) || !wanted.contains(digest);
+        let Agent { settings, deps, .. } = self.agent;
+        let now = self.now();
+        for digest in artifacts.into_iter().filter(unwanted) {
+            if self.removing.insert(digest) {
+                self.slots.values_mut().for_each(|slot| slot.core.handle(Input::Lost(digest), now));
+                self.tasks.spawn(effect::remove(deps.clone(), digest, settings.rhythm.backoff, self.sender.clone()));
             }
         }
         self.kept = Some(wanted);
-        self.carry_out();
+    }
+
+    fn removed(&mut self, digest: Digest) {
+        self.removing.remove(&digest);
+        let Agent { settings, deps, .. } = self.agent;
+        for (service, slot) in &mut self.slots {
+            if let Some((artifact, priority)) = slot.held_back.take_if(|(artifact, _)| artifact.digest == digest) {
+                self.fetches += 1;
+                let (service, sender) = (service.clone(), self.sender.clone());
+                let door = effect::Door { service, fetch: Some(self.fetches), sender };
+                let fetch = effect::fetch(deps.clone(), artifact, priority, settings.limits, door);
+                slot.fetch = Some((self.fetches, self.tasks.spawn(fetch)));
+            }
+        }
     }
 
     fn publish(&self) {

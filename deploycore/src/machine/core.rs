@@ -223,6 +223,11 @@ impl Core {
                 self.process = Process::None;
             }
             Input::Failed(reason) => self.fail(reason, now),
+            Input::Unstartable(reason) => {
+                if let Some(Busy::Prepare(_)) = self.finish() {
+                    self.failed_start(reason, now);
+                }
+            }
             Input::Fetched(digest, bytes) => self.fetched(digest, bytes),
             Input::Progress(digest, so_far) => {
                 if let Fetching::Running { digest: running, bytes } = &mut self.fetching
@@ -358,8 +363,9 @@ impl Core {
     }
 
     fn fetched(&mut self, digest: Digest, bytes: u64) {
-        self.held.insert(digest);
+        // What a fetch that was cancelled brought may be removed already.
         if matches!(self.fetching, Fetching::Running { digest: running, .. } if running == digest) {
+            self.held.insert(digest);
             self.fetching = Fetching::Idle;
             self.fetch_failures = 0;
             if self.journal.goal.as_ref().is_some_and(|goal| goal.artifact.digest == digest) {
@@ -375,16 +381,20 @@ impl Core {
         self.busy.take()
     }
 
-    /// The effect under way failed. A start counts against the build, anything else is tried again.
+    /// The effect under way failed: it is tried again. A start that the system refuses is no failure of the build; on trial it has as long
+    /// as any start.
     fn fail(&mut self, reason: String, now: Duration) {
         let Some(busy) = self.busy.take() else { return };
         match busy {
-            Busy::Prepare(_) => self.failed_start(reason, now),
-            Busy::Release => {
+            Busy::Prepare(_) | Busy::Release => {
                 if let Process::Waiting(instance) = self.process.clone() {
                     self.process = Process::Down(instance);
                 }
-                self.failed_start(reason, now);
+                if !self.target().is_some_and(|target| target.trial) {
+                    self.deadline = None;
+                }
+                tracing::warn!(service = %self.journal.service, reason, "the system refuses to start the service");
+                self.delay_effects(reason, now);
             }
             Busy::Switch(links) => {
                 self.unsure = true;

@@ -24,14 +24,16 @@ use crate::port::chain;
 mod group;
 
 /// Waits for one line, then becomes the build. The line comes when the process is journaled; when the agent dies before, the end of the
-/// pipe comes instead and nothing is executed.
-const GATE: &str = "IFS= read -r _ || exit 125; unset PWD OLDPWD SHLVL; exec \"$@\" </dev/null";
+/// pipe comes instead and nothing is executed. The line is the mark that the build and all that it starts carry in their environment.
+const GATE: &str = "IFS= read -r DEPLOYCORE_INSTANCE || exit 125; export DEPLOYCORE_INSTANCE; unset PWD OLDPWD SHLVL; exec \"$@\" </dev/null";
 /// For one probe of readiness.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a process that is not a child is looked at.
 const LOOK: Duration = Duration::from_millis(250);
 /// How long a killed group may take to be gone.
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often what is left of a killed instance is looked for at most, by whoever cannot wait for its end.
+const KILL_ROUNDS: usize = 50;
 
 /// How services are started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,7 +52,8 @@ impl Default for ProcessRunnerSettings {
 }
 
 /// Starts services as processes: each in a group of its own, with a clean environment, in the folder `work` of its service, its output
-/// appended to the file `log` beside it. They outlive the agent, and the next agent knows them by pid, start time and boot.
+/// appended to the file `log` beside it. They outlive the agent, and the next agent knows them by pid, start time and boot, and what they
+/// started by a mark in its environment, whatever group it moved to.
 ///
 /// It needs `/proc` and `/bin/sh`. Under a supervisor that ends whole control groups with the agent (systemd does by default), set
 /// it to end the agent's own process only.
@@ -131,7 +134,10 @@ impl Runner for ProcessRunner {
             Port::Free => Some(free_port().map_err(system("picking a free port"))?),
         };
         let mut child = match self.command(launch, port)?.spawn() {
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return Err(unstartable(error.to_string())),
+            // A null byte somewhere, or more than a process may be given.
+            Err(error) if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::ArgumentListTooLong) => {
+                return Err(unstartable(error.to_string()));
+            }
             other => other.map_err(system(format!("starting {}", launch.service)))?,
         };
         let pid = child.id().expect("the child was not waited for");
@@ -155,7 +161,7 @@ impl Runner for ProcessRunner {
             folder.and_then(|folder| state.gates.remove(&folder))
         };
         let Some((_, mut gate)) = gate else { return Err(Error::NotPrepared { pid: instance.pid }) };
-        gate.write_all(b"\n").await.map_err(system("releasing the process"))
+        gate.write_all(format!("{}\n", group::mark(instance)).as_bytes()).await.map_err(system("releasing the process"))
     }
 
     async fn is_alive(&self, instance: &Instance) -> bool {
@@ -189,13 +195,14 @@ impl Runner for ProcessRunner {
 
     async fn stop(&self, instance: &Instance, grace: Duration) -> Result<(), Error> {
         self.state().gates.retain(|_, (waiting, _)| waiting != instance);
+        let known = group::is_there(instance, &self.boot);
         for (signal, patience) in [(Signal::TERM, grace), (Signal::KILL, KILL_TIMEOUT)] {
-            if !group::signal(instance, &self.boot, signal).map_err(system("signalling a process group"))? {
+            if !group::signal(instance, &self.boot, known, signal).map_err(system("signalling a process group"))? {
                 break;
             }
             let gone = async {
                 let mut pause = Duration::from_millis(5);
-                while group::is_left(instance, &self.boot) {
+                while group::is_left(instance, &self.boot, known) {
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(Duration::from_millis(100));
                 }
@@ -204,7 +211,7 @@ impl Runner for ProcessRunner {
                 break;
             }
         }
-        if group::is_left(instance, &self.boot) {
+        if group::is_left(instance, &self.boot, known) {
             return Err(Error::Unstoppable { pid: instance.pid });
         }
         if let Some(child) = self.child(instance) {
@@ -231,7 +238,17 @@ pub fn journaled_processes(data: &Path) -> Result<Vec<Instance>, disk::Error> {
 ///
 /// Errors: what the system says when it refuses.
 pub fn kill_group(instance: &Instance) -> io::Result<bool> {
-    group::signal(instance, &group::boot()?, Signal::KILL)
+    let boot = group::boot()?;
+    let known = group::is_there(instance, &boot);
+    let killed = group::signal(instance, &boot, known, Signal::KILL)?;
+    for _ in 0..KILL_ROUNDS {
+        // Each may have started another before it died.
+        if !group::signal(instance, &boot, known, Signal::KILL)? {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(killed)
 }
 
 fn survives_shell(key: &str) -> bool {

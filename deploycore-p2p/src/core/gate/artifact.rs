@@ -37,15 +37,26 @@ struct Reader {
 
 #[derive(Debug)]
 struct Lease {
+    /// Told with each read, so that the failure of a read never counts against a later lease of the same piece.
+    id: u64,
     piece: u32,
     conn: ConnId,
     /// The version of the record that covers it; told when that is durable.
     version: u64,
     /// From telling to end; `None` before it is told.
     span: Option<(Instant, Instant)>,
-    /// Blocks that were read, one bit each.
+    /// Blocks that were read or are being read, one bit each.
     served: u8,
     recovery: bool,
+}
+
+/// A piece whose bytes in the store are not the artifact's.
+#[derive(Debug, Clone, Copy)]
+struct Rotten {
+    /// How often it was found so.
+    found: u32,
+    /// Not granted before.
+    until: Instant,
 }
 
 /// A question to the trackers under way.
@@ -70,6 +81,13 @@ pub(super) struct Artifact {
     again: VecDeque<u32>,
     readers: VecDeque<Reader>,
     leases: Vec<Lease>,
+    /// Leases that ended while reads may still have been under way, the newest last: such a read may fail yet.
+    ended: VecDeque<Lease>,
+    next_lease: u64,
+    /// Failures of the store in a row, those of one pause counted once, and when it is tried again.
+    failures: u32,
+    paused_until: Instant,
+    rotten: BTreeMap<u32, Rotten>,
     /// The record's version; what is asked to be durable; what is.
     version: u64,
     persisting: u64,
@@ -86,9 +104,20 @@ pub(super) struct Artifact {
 
 /// How long a tracker may take to answer.
 const CENSUS_TIME: Duration = Duration::from_secs(2);
+/// Nothing is granted for this time after the store failed; it doubles.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// A store that fails is tried at least this often.
+const MAX_PAUSE: Duration = Duration::from_secs(5);
+/// A rotten piece is not granted for this time; it doubles nine times, to eight minutes: reading it costs budget and helps nobody before
+/// the copy is repaired.
+const FIRST_ROT: Duration = Duration::from_secs(1);
+const ROT_DOUBLINGS: u32 = 9;
+/// Ended leases that are remembered.
+const MAX_ENDED: usize = 256;
 
 impl Artifact {
-    pub(super) fn new(shape: Shape, record: Record, settings: &Settings, now: Instant) -> Self {
+    /// `first_lease` numbers its leases; an artifact that was dropped and came back has others.
+    pub(super) fn new(shape: Shape, record: Record, settings: &Settings, first_lease: u64, now: Instant) -> Self {
         let record = if record.fits(&shape) { record } else { Record::new(&shape) };
         let budget = budget(&shape, settings);
         let mut pieces = vec![Piece::Out; record.reads.len()];
@@ -113,6 +142,11 @@ impl Artifact {
             again: VecDeque::new(),
             readers: VecDeque::new(),
             leases: Vec::new(),
+            ended: VecDeque::new(),
+            next_lease: first_lease,
+            failures: 0,
+            paused_until: now,
+            rotten: BTreeMap::new(),
             version: 0,
             persisting: 0,
             durable: 0,
@@ -172,6 +206,15 @@ impl Artifact {
         }
     }
 
+    /// Lets all readers go; gives who they were.
+    pub(super) fn dismiss(&mut self, now: Instant) -> Vec<ConnId> {
+        let readers: Vec<ConnId> = self.readers.iter().map(|reader| reader.conn).collect();
+        for conn in &readers {
+            self.left(*conn, now);
+        }
+        readers
+    }
+
     /// Someone has the piece: it needs no reading. That a piece is held which was never granted here happens when machines
     /// seed what they kept.
     fn held(&mut self, piece: u32) {
@@ -194,6 +237,7 @@ impl Artifact {
         let leased = self.leases.iter().position(|lease| lease.piece == piece && lease.conn == conn);
         reader.leases -= u32::from(leased.is_some());
         self.touched[piece as usize] = now;
+        self.rotten.remove(&piece);
         self.held(piece);
         let Some(at) = leased else {
             return;
@@ -204,12 +248,46 @@ impl Artifact {
         if let (Some((told, _)), true) = (lease.span, lease.served != 0) {
             let took = now.since(told).as_secs_f64();
             self.typical = Some(self.typical.map_or(took, |typical| typical * 0.8 + took * 0.2));
+            self.failures = 0;
         }
     }
 
-    /// A leased piece did not verify or could not be read.
-    pub(super) fn fail_lease(&mut self, conn: ConnId, piece: u32, now: Instant) {
-        self.end_leases(now, |lease| lease.conn == conn && lease.piece == piece);
+    /// The store did not give a block: it costs nothing, the lease ends, and nothing is granted for a while. A store that is down would
+    /// otherwise be asked as fast as it can fail.
+    pub(super) fn read_failed(&mut self, lease: u64, block: u32, now: Instant) {
+        if now >= self.paused_until {
+            self.paused_until = now + (FIRST_PAUSE * (1 << self.failures.min(10))).min(MAX_PAUSE);
+            self.failures += 1;
+        }
+        let unread = !(1_u8.checked_shl(block).unwrap_or(0));
+        if let Some(at) = self.leases.iter().position(|open| open.id == lease) {
+            self.leases[at].served &= unread;
+            self.end_lease(at, now);
+        } else if let Some(at) = self.ended.iter().position(|ended| ended.id == lease) {
+            let ended = &mut self.ended[at];
+            let before = ended.served;
+            ended.served &= unread;
+            let (piece, recovery, first, read) = (ended.piece, ended.recovery, before != 0, ended.served != 0);
+            if ended.served != before {
+                self.give_back(piece, u64::from(self.shape.block_len(piece, block)), recovery, first && !read);
+                // That it was lost was noted when the lease ended; that it was never read is known only now.
+                if self.pieces[piece as usize] == Piece::Lost {
+                    self.lost(piece);
+                }
+            }
+        }
+    }
+
+    /// A piece that was read did not verify. What was said of an earlier lease does not end one of which nothing was read yet.
+    pub(super) fn bad_bytes(&mut self, conn: ConnId, piece: u32, now: Instant) {
+        let read = |lease: &Lease| lease.conn == conn && lease.piece == piece && lease.served != 0;
+        let Some(at) = self.leases.iter().position(read) else {
+            return;
+        };
+        let rotten = self.rotten.entry(piece).or_insert(Rotten { found: 0, until: now });
+        rotten.until = now + FIRST_ROT * (1 << rotten.found.min(ROT_DOUBLINGS));
+        rotten.found += 1;
+        self.end_lease(at, now);
     }
 
     pub(super) fn expire(&mut self, now: Instant) {
@@ -226,36 +304,56 @@ impl Artifact {
     /// Ends leases whose piece did not arrive.
     fn end_leases(&mut self, now: Instant, which: impl Fn(&Lease) -> bool) {
         while let Some(at) = self.leases.iter().position(&which) {
-            let lease = self.leases.swap_remove(at);
-            if let Some(reader) = self.readers.iter_mut().find(|reader| reader.conn == lease.conn) {
-                reader.leases -= 1;
-            }
-            let piece = lease.piece as usize;
-            self.touched[piece] = now;
-            self.refund(&lease);
-            let len = self.shape.piece_len(lease.piece);
-            let kept = self.record.leased + self.fresh_bytes + len <= self.budget;
-            if self.record.reads[piece] == 0 && kept {
-                self.pieces[piece] = Piece::Fresh;
-                self.fresh.push_front(lease.piece);
-                self.fresh_bytes += len;
-            } else {
-                self.pieces[piece] = Piece::Lost;
-                self.again.push_back(lease.piece);
+            self.end_lease(at, now);
+        }
+    }
+
+    fn end_lease(&mut self, at: usize, now: Instant) {
+        let lease = self.leases.swap_remove(at);
+        if let Some(reader) = self.readers.iter_mut().find(|reader| reader.conn == lease.conn) {
+            reader.leases -= 1;
+        }
+        self.touched[lease.piece as usize] = now;
+        self.refund(&lease);
+        self.lost(lease.piece);
+        if lease.served != 0 {
+            self.ended.push_back(lease);
+            if self.ended.len() > MAX_ENDED {
+                self.ended.pop_front();
             }
         }
     }
 
-    /// A lease of which no byte was read costs nothing.
-    fn refund(&mut self, lease: &Lease) {
-        if lease.served != 0 {
-            return;
+    /// A piece is to be granted again: as if for the first time when nothing of it was read.
+    fn lost(&mut self, piece: u32) {
+        let len = self.shape.piece_len(piece);
+        let kept = self.record.leased + self.fresh_bytes + len <= self.budget;
+        if self.record.reads[piece as usize] == 0 && kept {
+            self.pieces[piece as usize] = Piece::Fresh;
+            self.fresh.push_front(piece);
+            self.fresh_bytes += len;
+        } else if self.pieces[piece as usize] != Piece::Lost {
+            self.pieces[piece as usize] = Piece::Lost;
+            self.again.push_back(piece);
         }
-        let len = self.shape.piece_len(lease.piece);
-        let counted = if lease.recovery { &mut self.record.recovery } else { &mut self.record.leased };
-        *counted -= len;
-        let reads = &mut self.record.reads[lease.piece as usize];
-        *reads = reads.saturating_sub(1);
+    }
+
+    /// What was not read under a lease costs nothing.
+    fn refund(&mut self, lease: &Lease) {
+        let blocks = (0..self.shape.blocks(lease.piece)).filter(|block| lease.served & (1 << block) == 0);
+        let unread = blocks.map(|block| u64::from(self.shape.block_len(lease.piece, block))).sum();
+        if unread > 0 {
+            self.give_back(lease.piece, unread, lease.recovery, lease.served == 0);
+        }
+    }
+
+    fn give_back(&mut self, piece: u32, bytes: u64, recovery: bool, whole: bool) {
+        let counted = if recovery { &mut self.record.recovery } else { &mut self.record.leased };
+        *counted -= bytes;
+        if whole {
+            let reads = &mut self.record.reads[piece as usize];
+            *reads = reads.saturating_sub(1);
+        }
         self.version += 1;
     }
 
@@ -268,7 +366,7 @@ impl Artifact {
         outputs.push_back(match unread {
             Some(lease) => {
                 lease.served |= 1 << block;
-                Output::Serve { conn, digest, piece, block, offset, len }
+                Output::Serve { conn, digest, lease: lease.id, piece, block, offset, len }
             }
             None => Output::Send(conn, Message::Reject { digest, piece, block, refusal: Refusal::NotLeased }),
         });
@@ -332,8 +430,9 @@ impl Artifact {
             self.persisting = self.version;
             outputs.push_back(Output::Persist(self.shape.digest(), self.version, self.record.clone()));
         }
-        // While a lease is under way it may fail, and its piece come to a reader that waits.
-        if self.next_fresh().is_none() && self.again.is_empty() {
+        // While a lease is under way it may fail, and its piece come to a reader that waits. A rotten piece comes when it comes.
+        let none_again = self.again.iter().all(|piece| self.is_rotten(*piece, now));
+        if self.next_fresh().is_none() && none_again {
             for reader in self.readers.iter_mut().filter(|reader| reader.leases == 0 && !reader.told_drained) {
                 reader.told_drained = true;
                 outputs.push_back(Output::Send(reader.conn, Message::Drained { digest: self.shape.digest() }));
@@ -369,12 +468,19 @@ impl Artifact {
     }
 
     fn grant(&mut self, settings: &Settings, now: Instant) {
+        if now < self.paused_until {
+            return;
+        }
         let (window, bound) = (self.window(settings), self.lease_bound(settings) as usize);
         // Lost pieces first: others wait for them. Each is looked at once, so that one that must wait does not stop the rest.
         for _ in 0..self.again.len() {
             let Some(piece) = self.again.pop_front() else { break };
             let state = self.pieces[piece as usize];
             if !matches!(state, Piece::Lost | Piece::Orphan) {
+                continue;
+            }
+            if self.is_rotten(piece, now) {
+                self.again.push_back(piece);
                 continue;
             }
             let len = self.shape.piece_len(piece);
@@ -402,6 +508,10 @@ impl Artifact {
         }
     }
 
+    fn is_rotten(&self, piece: u32, now: Instant) -> bool {
+        self.rotten.get(&piece).is_some_and(|rotten| now < rotten.until)
+    }
+
     fn lease(&mut self, piece: u32, conn: ConnId, recovery: bool) {
         let len = self.shape.piece_len(piece);
         let counted = if recovery { &mut self.record.recovery } else { &mut self.record.leased };
@@ -409,7 +519,9 @@ impl Artifact {
         self.record.reads[piece as usize] = self.record.reads[piece as usize].saturating_add(1);
         self.version += 1;
         self.pieces[piece as usize] = Piece::Leased;
-        self.leases.push(Lease { piece, conn, version: self.version, span: None, served: 0, recovery });
+        let (id, version) = (self.next_lease, self.version);
+        self.next_lease += 1;
+        self.leases.push(Lease { id, piece, conn, version, span: None, served: 0, recovery });
         if let Some(reader) = self.readers.iter_mut().find(|reader| reader.conn == conn) {
             reader.leases += 1;
             reader.told_drained = false;

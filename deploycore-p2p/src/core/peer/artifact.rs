@@ -152,9 +152,20 @@ impl<B: Payload> Artifact<B> {
     /// A neighbour's pieces come or go.
     pub(super) fn count(&mut self, has: &Bitfield, come: bool) {
         for piece in has.iter() {
-            let count = &mut self.availability[piece as usize];
-            *count = if come { count.saturating_add(1) } else { count.saturating_sub(1) };
+            if let Some(count) = self.availability.get_mut(piece as usize) {
+                *count = if come { count.saturating_add(1) } else { count.saturating_sub(1) };
+            }
         }
+    }
+
+    /// Whether what is taken is what is here, begun or leased, and nothing else: a piece that stayed taken would never be fetched.
+    pub(super) fn is_consistent(&self) -> bool {
+        let mut taken = self.have.clone();
+        let leased = self.leases.iter().map(|(piece, _)| *piece);
+        leased.chain(self.begun.iter().map(|begun| begun.piece)).for_each(|piece| {
+            taken.insert(piece);
+        });
+        taken == self.taken
     }
 
     pub(super) fn begun_at(&self, piece: u32) -> Option<usize> {

@@ -14,6 +14,10 @@ use crate::core::time::Instant;
 
 /// Pieces that a node has before it looks for the rarest.
 const RANDOM_FIRST: u32 = 4;
+/// Pieces that may be begun however large they are.
+const MIN_BEGUN: u64 = 2;
+/// Pieces of one artifact that may be begun with neighbours.
+const MAX_BEGUN: u64 = 64;
 /// How many neighbours may be asked for one block at the end.
 const MAX_COPIES: u8 = 2;
 /// How many blocks may be asked for twice at once.
@@ -174,7 +178,6 @@ impl<B: Payload> Peer<B> {
     }
 
     fn next_of_neighbour(&mut self, at_artifact: usize, at: usize, now: Instant) -> Option<(u32, u32)> {
-        let bound = self.begun_bound(at_artifact);
         let artifact = &mut self.artifacts[at_artifact];
         let link = &self.links[at];
         let (conn, remote) = (link.conn, link.remote(&artifact.shape.digest())?);
@@ -202,10 +205,13 @@ impl<B: Payload> Peer<B> {
             }
             return found;
         }
-        if artifact.begun.len() >= bound && !artifact.make_room() {
+        if !self.may_begin(at_artifact) && !self.make_room(at_artifact) {
             self.held_back = true;
             return None;
         }
+        let artifact = &mut self.artifacts[at_artifact];
+        let (link, digest) = (&self.links[at], artifact.shape.digest());
+        let remote = link.remote(&digest)?;
         let order = if artifact.have.count() < RANDOM_FIRST { Order::Random } else { Order::RarestFirst };
         let piece = picker::pick(&remote.has, &artifact.taken, &artifact.availability, order, &mut self.rng)?;
         artifact.begun.push(Begun::new(&artifact.shape, piece, conn));
@@ -213,12 +219,33 @@ impl<B: Payload> Peer<B> {
         Some((piece, 0))
     }
 
-    /// How many pieces of an artifact may be begun, leased ones included.
-    fn begun_bound(&self, at: usize) -> usize {
-        let artifact = &self.artifacts[at];
-        let leased = artifact.begun.iter().filter(|begun| self.is_gate(begun.source)).count();
-        let bytes = self.settings.max_begun / artifact.shape.piece_size();
-        (bytes as usize).clamp(4, 64) + leased
+    /// Whether one more piece of an artifact may be begun with a neighbour: what is begun of all artifacts is in memory. A rollback does
+    /// not wait for pieces of others, which ask for nothing meanwhile.
+    fn may_begin(&self, at: usize) -> bool {
+        let own = &self.artifacts[at];
+        let counts = |artifact: &Artifact<B>| own.priority != Priority::Rollback || artifact.priority == own.priority;
+        let gates: Vec<ConnId> =
+            self.links.iter().filter(|link| link.role == Role::Gate).map(|link| link.conn).collect();
+        let leased = |begun: &Begun<B>| begun.source.is_some_and(|source| gates.contains(&source));
+        let count = |artifact: &Artifact<B>| artifact.begun.iter().filter(|begun| !leased(begun)).count() as u64;
+        let begun: u64 = self
+            .artifacts
+            .iter()
+            .filter(|artifact| counts(artifact))
+            .map(|artifact| count(artifact) * artifact.shape.piece_size())
+            .sum();
+        let bound = self.settings.max_begun.max(MIN_BEGUN * own.shape.piece_size());
+        begun + own.shape.piece_size() <= bound && count(own) < MAX_BEGUN
+    }
+
+    /// Forgets the begun piece of which the least came, among those that nobody brings: first of this artifact, else of another;
+    /// `false` if there is none.
+    fn make_room(&mut self, at: usize) -> bool {
+        if self.artifacts[at].forget_begun() {
+            return true;
+        }
+        let made = self.artifacts.iter_mut().any(Artifact::forget_begun);
+        made && self.may_begin(at)
     }
 
     fn is_gate(&self, conn: Option<ConnId>) -> bool {
@@ -329,11 +356,11 @@ impl<B: Payload> Peer<B> {
             artifact.wasted += len;
             return;
         };
-        let state = &mut begun.blocks[block as usize];
-        if matches!(state, BlockState::Got { .. }) {
+        let Some(state) = begun.blocks.get_mut(block as usize).filter(|state| !matches!(state, BlockState::Got { .. }))
+        else {
             artifact.wasted += len;
             return;
-        }
+        };
         *state = BlockState::Got { data, from, store };
         let whole = begun.is_whole();
         if whole {
@@ -487,11 +514,9 @@ impl<B: Payload> Peer<B> {
         self.fill_all(now);
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the fields of one message")]
     pub(super) fn rejected(
         &mut self,
         at: usize,
-        role: Role,
         digest: &Digest,
         piece: u32,
         block: u32,
@@ -502,16 +527,11 @@ impl<B: Payload> Peer<B> {
         if let Some(remote) = self.links[at].remote_mut(digest)
             && remote.has.remove(piece)
             && let Some(artifact) = self.artifacts.iter_mut().find(|artifact| artifact.shape.digest() == *digest)
+            && let Some(count) = artifact.availability.get_mut(piece as usize)
         {
-            let count = &mut artifact.availability[piece as usize];
             *count = count.saturating_sub(1);
         }
-        if role == Role::Gate {
-            let conn = self.links[at].conn;
-            if let Some(artifact) = self.artifact_at(digest).map(|at| &mut self.artifacts[at]) {
-                artifact.leases.retain(|entry| *entry != (piece, conn));
-            }
-        }
+        // A lease that waits to be begun stays: nothing was asked for under it, so it is an earlier one that was refused.
         self.unanswered(at, digest, piece, block, now);
     }
 
@@ -573,7 +593,7 @@ fn source_of<B: Payload>(block: &BlockState<B>) -> Option<(PeerId, bool, u64)> {
 
 impl<B: Payload> Artifact<B> {
     /// Forgets the begun piece of which the least came, among those that nobody brings; `false` if there is none.
-    fn make_room(&mut self) -> bool {
+    fn forget_begun(&mut self) -> bool {
         let idle = |(_, begun): &(usize, &Begun<B>)| begun.source.is_none() && !begun.storing;
         let least = self.begun.iter().enumerate().filter(idle).min_by_key(|(_, begun)| begun.got());
         match least.map(|(at, _)| at) {

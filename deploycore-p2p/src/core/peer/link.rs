@@ -7,12 +7,14 @@ use deploycore::port::swarm::Priority;
 
 use crate::core::bitfield::Bitfield;
 use crate::core::message::{Addr, ConnId, PeerId, Role};
+use crate::core::shape::Shape;
 use crate::core::time::Instant;
 
 /// A neighbour's part in one artifact.
 #[derive(Debug)]
 pub(super) struct Remote {
-    pub(super) digest: Digest,
+    /// As the neighbour says, who may be the first to speak of the artifact here.
+    pub(super) shape: Shape,
     pub(super) has: Bitfield,
     /// How many pieces it has: more than are known one by one, because it does not name those that are here too.
     pub(super) count: u32,
@@ -55,10 +57,13 @@ pub(super) struct Link {
     pub(super) rate: f64,
     latency: Option<Duration>,
     last_block: Instant,
+    pub(super) opened: Instant,
 }
 
 /// The most artifacts that two nodes share.
 const MAX_REMOTES: usize = 1_024;
+/// Pieces of all artifacts that a neighbour may speak of: a bit each is kept of them.
+const MAX_REMOTE_PIECES: u64 = 8 << 20;
 
 impl Link {
     pub(super) fn new(
@@ -85,20 +90,27 @@ impl Link {
             rate: 0.0,
             latency: None,
             last_block: now,
+            opened: now,
         }
     }
 
     pub(super) fn remote(&self, digest: &Digest) -> Option<&Remote> {
-        self.remotes.iter().find(|remote| remote.digest == *digest)
+        self.remotes.iter().find(|remote| remote.shape.digest() == *digest)
     }
 
     pub(super) fn remote_mut(&mut self, digest: &Digest) -> Option<&mut Remote> {
-        self.remotes.iter_mut().find(|remote| remote.digest == *digest)
+        self.remotes.iter_mut().find(|remote| remote.shape.digest() == *digest)
     }
 
     /// Notes a neighbour's part in an artifact; `false` when there are too many.
     pub(super) fn join(&mut self, remote: Remote) -> bool {
-        if let Some(known) = self.remote_mut(&remote.digest) {
+        let digest = remote.shape.digest();
+        let others = self.remotes.iter().filter(|other| other.shape.digest() != digest);
+        let pieces: u64 = others.chain([&remote]).map(|remote| u64::from(remote.has.len())).sum();
+        if pieces > MAX_REMOTE_PIECES {
+            return false;
+        }
+        if let Some(known) = self.remote_mut(&digest) {
             *known = remote;
             return true;
         }
@@ -110,7 +122,7 @@ impl Link {
     }
 
     pub(super) fn leave(&mut self, digest: &Digest) -> Option<Remote> {
-        let at = self.remotes.iter().position(|remote| remote.digest == *digest)?;
+        let at = self.remotes.iter().position(|remote| remote.shape.digest() == *digest)?;
         Some(self.remotes.swap_remove(at))
     }
 

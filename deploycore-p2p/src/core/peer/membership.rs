@@ -12,19 +12,37 @@ use crate::core::gate::rendezvous;
 use crate::core::message::{Addr, ConnId, Contact, Message, Payload, PeerId, Role};
 use crate::core::time::Instant;
 
-/// An address that is dialed, or was in vain.
+/// An address that is dialed, or was. It is kept while its connection is young: one that is accepted and closed at once counts as
+/// dialed in vain.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Dial {
     role: Role,
     failures: u32,
-    /// Not dialed again before; [`Instant::FAR`] while a dial is under way.
-    next: Instant,
+    state: DialState,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum DialState {
+    /// Not dialed again before.
+    Waits(Instant),
+    UnderWay,
+    Connected,
+}
+
+impl Dial {
+    fn is_under_way(&self) -> bool {
+        self.state == DialState::UnderWay
+    }
 }
 
 /// After the first failure; it doubles.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 /// Trackers and gates are dialed at least this often.
 const MAX_RETRY: Duration = Duration::from_secs(2);
+/// A connection that lasted this long, or brought something, was not in vain.
+const STEADY: Duration = Duration::from_secs(5);
+/// An address at which a member answered that is connected already is not dialed again before.
+const ALIAS_RETRY: Duration = Duration::from_mins(1);
 /// Without neighbours or gate the tracker is asked this often.
 const LONELY: Duration = Duration::from_millis(500);
 /// Asked again of a gate that does not serve the artifact.
@@ -40,33 +58,28 @@ const MAX_DIALS: usize = 1_024;
 
 impl<B: Payload> Peer<B> {
     pub(super) fn connected(&mut self, link: Link, now: Instant) {
-        if let Some(addr) = &link.dialed {
-            self.dials.remove(addr);
-        }
-        let conn = link.conn;
-        if link.peer == self.id {
-            return self.refuse(conn, "it is this node itself");
-        }
-        if self.quarantine.contains_key(&link.peer) {
-            return self.refuse(conn, "it sent bad bytes before");
-        }
-        if let Some(old) = self.links.iter().find(|old| old.peer == link.peer && old.role == link.role) {
-            // Two connections between two lives: both sides keep the one that the smaller id dialed. A connection to an
-            // earlier life is dead, whatever the network says.
-            let keeps = |link: &Link| link.dialed.is_some() == (self.id < link.peer);
-            let same_way = old.dialed.is_some() == link.dialed.is_some();
-            if old.incarnation == link.incarnation && !same_way && keeps(old) {
-                return self.refuse(conn, "there is a connection already");
+        let old = match self.welcome(&link) {
+            Ok(old) => old,
+            Err((reason, retry)) => {
+                self.outputs.push_back(Output::Close(link.conn, reason.to_owned()));
+                if let Some(addr) = &link.dialed {
+                    self.dial_failed(addr, now);
+                    if let (Some(retry), Some(dial)) = (retry, self.dials.get_mut(addr)) {
+                        dial.state = DialState::Waits(now + retry);
+                    }
+                }
+                return;
             }
-            let old = old.conn;
+        };
+        if let Some(dial) = link.dialed.as_ref().and_then(|addr| self.dials.get_mut(addr)) {
+            dial.state = DialState::Connected;
+        }
+        let (role, conn) = (link.role, link.conn);
+        self.links.push(link);
+        // Only now: its address is not to be dialed again.
+        if let Some(old) = old {
             self.close(old, "a newer connection takes its place", now);
         }
-        let nodes = self.links.iter().filter(|link| link.role == Role::Node).count();
-        if link.role == Role::Node && nodes >= self.settings.max_links {
-            return self.refuse(conn, "too many connections");
-        }
-        let role = link.role;
-        self.links.push(link);
         match role {
             Role::Node => (0..self.artifacts.len()).for_each(|at| self.send_join(conn, at)),
             Role::Tracker => (0..self.artifacts.len()).for_each(|at| self.announce_to(conn, at)),
@@ -74,8 +87,42 @@ impl<B: Payload> Peer<B> {
         }
     }
 
-    fn refuse(&mut self, conn: ConnId, reason: &str) {
-        self.outputs.push_back(Output::Close(conn, reason.to_owned()));
+    /// Whether a connection is taken, and in place of which older one; if not, why, and when to dial again unless soon.
+    fn welcome(&self, link: &Link) -> Result<Option<ConnId>, (&'static str, Option<Duration>)> {
+        // Whoever dials this node may say of itself what it likes: only where a tracker or a gate was expected is one believed.
+        let expected = link.dialed.as_ref().and_then(|addr| self.dials.get(addr)).map_or(Role::Node, |dial| dial.role);
+        if link.role != expected {
+            return Err(("its role is another than expected", None));
+        }
+        if link.peer == self.id {
+            return Err(("it is this node itself", None));
+        }
+        if self.quarantine.contains_key(&link.peer) {
+            return Err(("it sent bad bytes before", None));
+        }
+        let mut replaced = None;
+        for old in self.links.iter().filter(|old| old.peer == link.peer && old.role == link.role) {
+            // Two connections between two lives: both sides keep the one that the smaller id dialed. A connection to an
+            // earlier life is dead, whatever the network says.
+            let keeps = |link: &Link| link.dialed.is_some() == (self.id < link.peer);
+            let same_way = old.dialed.is_some() == link.dialed.is_some();
+            let same_life = old.incarnation == link.incarnation;
+            if same_life && !same_way && keeps(old) {
+                return Err(("there is a connection already", None));
+            }
+            if same_life && link.dialed.is_some() && same_way {
+                return Err(("it is connected under another address", Some(ALIAS_RETRY)));
+            }
+            // Two trackers that were given one name are two.
+            if link.role != Role::Tracker || old.dialed == link.dialed {
+                replaced = Some(old.conn);
+            }
+        }
+        let nodes = self.links.iter().filter(|link| link.role == Role::Node).count();
+        if link.role == Role::Node && replaced.is_none() && nodes >= self.settings.max_links {
+            return Err(("too many connections", None));
+        }
+        Ok(replaced)
     }
 
     pub(super) fn disconnected(&mut self, conn: ConnId, now: Instant) {
@@ -87,10 +134,17 @@ impl<B: Payload> Peer<B> {
             self.settle(at, digest);
         }
         let link = self.links.swap_remove(at);
+        let dialed = link.dialed.as_ref();
+        if let Some(addr) = dialed.filter(|_| !self.links.iter().any(|other| other.dialed.as_ref() == dialed)) {
+            if now.since(link.opened) >= STEADY || link.useful > link.opened {
+                self.dials.remove(addr);
+            } else {
+                self.dial_failed(addr, now);
+            }
+        }
         self.outstanding -= link.asked_bytes();
         for remote in &link.remotes {
-            if let Some(artifact) = self.artifacts.iter_mut().find(|artifact| artifact.shape.digest() == remote.digest)
-            {
+            if let Some(artifact) = self.artifacts.iter_mut().find(|artifact| artifact.shape == remote.shape) {
                 artifact.count(&remote.has, false);
             }
         }
@@ -106,7 +160,7 @@ impl<B: Payload> Peer<B> {
         if let Some(dial) = self.dials.get_mut(addr) {
             dial.failures += 1;
             let delay = (FIRST_RETRY * (1 << dial.failures.min(6))).min(MAX_RETRY);
-            dial.next = now + delay.mul_f64(0.5 + 0.5 * jitter);
+            dial.state = DialState::Waits(now + delay.mul_f64(0.5 + 0.5 * jitter));
         }
     }
 
@@ -115,10 +169,9 @@ impl<B: Payload> Peer<B> {
         if known || (self.dials.len() >= MAX_DIALS && !self.dials.contains_key(addr)) {
             return;
         }
-        let dial = self.dials.entry(addr.clone()).or_insert(Dial { role, failures: 0, next: now });
-        if dial.next <= now {
-            dial.next = Instant::FAR;
-            dial.role = role;
+        let dial = self.dials.entry(addr.clone()).or_insert(Dial { role, failures: 0, state: DialState::Waits(now) });
+        if matches!(dial.state, DialState::Waits(until) if until <= now) {
+            *dial = Dial { role, state: DialState::UnderWay, ..*dial };
             self.outputs.push_back(Output::Connect(addr.clone(), role));
         }
     }
@@ -161,8 +214,8 @@ impl<B: Payload> Peer<B> {
         let addrs: Vec<Addr> = self.gates.iter().map(|gate| gate.addr.clone()).collect();
         for (addr, dial) in &mut self.dials {
             // A tracker that names a gate has heard of it a moment ago: no backoff.
-            if addrs.contains(addr) && dial.next != Instant::FAR {
-                dial.next = now;
+            if addrs.contains(addr) && matches!(dial.state, DialState::Waits(_)) {
+                dial.state = DialState::Waits(now);
             }
         }
         // An artifact may be decided for by another gate now.
@@ -195,14 +248,14 @@ impl<B: Payload> Peer<B> {
             return;
         };
         let lonely = !self.artifacts[at].have.is_full() && self.neighbours(digest) == 0 && peers.is_empty();
-        let interval = if lonely { interval.min(LONELY) } else { interval };
+        // A tracker that has no room says so by a long interval: it is asked sooner, but not as if it had.
+        let interval = if lonely { interval.min(LONELY.max(interval / 16)) } else { interval };
         self.artifacts[at].announce_at = now + interval.mul_f64(0.9 + 0.1 * self.rng.f64());
         for contact in peers {
             let known = contact.peer == self.id
                 || self.quarantine.contains_key(&contact.peer)
                 || self.links.iter().any(|link| link.role == Role::Node && link.peer == contact.peer);
-            let dialing =
-                self.dials.values().filter(|dial| dial.role == Role::Node && dial.next == Instant::FAR).count();
+            let dialing = self.dials.values().filter(|dial| dial.role == Role::Node && dial.is_under_way()).count();
             let nodes = self.links.iter().filter(|link| link.role == Role::Node).count();
             if !known && nodes + dialing < self.settings.max_links {
                 self.dial(&contact.addr, Role::Node, now);
@@ -261,8 +314,8 @@ impl<B: Payload> Peer<B> {
             self.call_for_help(at, now);
         }
         self.dial_missing(now);
-        let expired = |dial: &Dial| dial.role == Role::Node && dial.next <= now;
-        self.dials.retain(|_, dial| !expired(dial));
+        let expired = |dial: &Dial| matches!(dial.state, DialState::Waits(until) if until <= now);
+        self.dials.retain(|_, dial| dial.role != Role::Node || !expired(dial));
         let idle: Vec<ConnId> =
             self.links.iter().filter(|link| self.is_idle(link, now)).map(|link| link.conn).collect();
         for conn in idle {
@@ -285,7 +338,7 @@ impl<B: Payload> Peer<B> {
             Role::Tracker => false,
             Role::Gate => !self.artifacts.iter().any(|artifact| artifact.joined_gate == Some(link.conn)),
             Role::Node => link.remotes.iter().all(|remote| {
-                let own = self.artifact(&remote.digest);
+                let own = self.artifact(&remote.shape.digest());
                 own.is_none_or(|artifact| artifact.have.is_full() && remote.has.is_full())
             }),
         }

@@ -50,7 +50,13 @@ struct Entry {
     summary: Option<FetchSummary>,
     /// Tasks that use its file.
     busy: u32,
+    /// Ends tasks that only read, however long they would take.
+    end: CancellationToken,
+    /// Its stay is over once no task uses its file any more.
+    ending: bool,
     leaving: Vec<oneshot::Sender<()>>,
+    /// What came while its stay was ending, for the next.
+    next: Vec<Command>,
     checkpointed: (u32, Clock),
     checkpointing: bool,
 }
@@ -185,20 +191,21 @@ impl<'a> Running<'a> {
                 metrics::counter!("deploycore_swarm_uploaded_bytes").increment(u64::from(len));
                 peer::Input::Sent(conn, len)
             }
-            Event::ReadFailed { conn, digest, piece, block } => peer::Input::ReadFailed { conn, digest, piece, block },
+            Event::ReadFailed { conn, digest, piece, block, .. } => {
+                peer::Input::ReadFailed { conn, digest, piece, block }
+            }
         };
         self.input(input);
     }
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::Fetch(request, reply) => self.fetch(&request, reply),
-            Command::Seed(manifest, path, reply) => self.seed(&manifest, &path, reply),
+            Command::Fetch(request, reply) => self.fetch(request, reply),
+            Command::Seed(manifest, path, reply) => self.seed(manifest, path, reply),
             Command::Leave(digest, reply) => match self.entries.get_mut(&digest) {
                 Some(entry) => {
                     entry.leaving.push(reply);
-                    self.input(peer::Input::Stop(digest));
-                    self.leave_if_quiet(&digest);
+                    self.end_entry(&digest);
                 }
                 None => {
                     let _ = reply.send(());
@@ -218,15 +225,18 @@ impl<'a> Running<'a> {
         }
     }
 
-    fn fetch(&mut self, request: &FetchRequest, reply: oneshot::Sender<Result<Joined, Error>>) {
+    fn fetch(&mut self, request: FetchRequest, reply: oneshot::Sender<Result<Joined, Error>>) {
         let digest = request.manifest.digest();
         if let Some(entry) = self.entries.get_mut(&digest) {
-            if entry.path != request.destination {
-                let _ = reply.send(Err(Error::Conflict { digest, path: entry.path.clone() }));
-                return;
-            }
             if !entry.leaving.is_empty() {
                 let _ = reply.send(Err(Error::Stopped { digest }));
+                return;
+            }
+            if entry.ending {
+                return entry.next.push(Command::Fetch(request, reply));
+            }
+            if entry.path != request.destination {
+                let _ = reply.send(Err(Error::Conflict { digest, path: entry.path.clone() }));
                 return;
             }
             let joined = self.join(&digest, request.priority, request.limits);
@@ -266,13 +276,15 @@ impl<'a> Running<'a> {
         Some(Joined { progress, done, guard })
     }
 
-    fn seed(&mut self, manifest: &Arc<Manifest>, path: &Path, reply: oneshot::Sender<Result<(), Error>>) {
+    fn seed(&mut self, manifest: Arc<Manifest>, path: PathBuf, reply: oneshot::Sender<Result<(), Error>>) {
         let digest = manifest.digest();
         if let Some(entry) = self.entries.get_mut(&digest) {
             if !entry.leaving.is_empty() {
                 let _ = reply.send(Err(Error::Stopped { digest }));
+            } else if entry.ending {
+                entry.next.push(Command::Seed(manifest, path, reply));
             } else if entry.path != path {
-                self.verify_other(manifest, path, reply);
+                self.verify_other(&manifest, &path, reply);
             } else if entry.summary.is_some() {
                 let _ = reply.send(Ok(()));
             } else {
@@ -280,7 +292,7 @@ impl<'a> Running<'a> {
             }
             return;
         }
-        self.insert(manifest, path, Open::Seed);
+        self.insert(&manifest, &path, Open::Seed);
         if let Some(entry) = self.entries.get_mut(&digest) {
             entry.seeding.push(reply);
         }
@@ -291,7 +303,7 @@ impl<'a> Running<'a> {
     fn verify_other(&mut self, manifest: &Arc<Manifest>, path: &Path, reply: oneshot::Sender<Result<(), Error>>) {
         let (files, manifest, path) = (Arc::clone(&self.node.files), Arc::clone(manifest), path.to_owned());
         let digest = manifest.digest();
-        self.work(&digest, async move {
+        self.verify(&digest, async move {
             let verified = async { files.open(manifest, &path, Open::Seed).await?.verify().await };
             let outcome = verified.await.map_err(|error| unreadable(digest, &path, &error));
             let whole = |have: Bitfield| if have.is_full() { Ok(()) } else { Err(corrupt(digest, &path, &have)) };
@@ -320,7 +332,10 @@ impl<'a> Running<'a> {
             guard: Weak::new(),
             summary: None,
             busy: 0,
+            end: CancellationToken::new(),
+            ending: false,
             leaving: Vec::new(),
+            next: Vec::new(),
             checkpointed: (0, Clock::now()),
             checkpointing: false,
             manifest: Arc::clone(manifest),
@@ -343,6 +358,18 @@ impl<'a> Running<'a> {
         self.tasks.spawn(async move { Done { digest, serial, what: work.await } });
     }
 
+    /// As [`work`](Self::work), for what writes nothing and may take long: it ends with the artifact's stay.
+    fn verify(&mut self, digest: &Digest, work: impl Future<Output = What> + Send + 'static) {
+        let Some(end) = self.entries.get(digest).map(|entry| entry.end.clone()) else { return };
+        self.work(digest, async move {
+            tokio::select! {
+                biased;
+                () = end.cancelled() => What::Answered,
+                what = work => what,
+            }
+        });
+    }
+
     fn done(&mut self, done: Done) {
         let Done { digest, serial, what } = done;
         let Some(entry) = self.entries.get_mut(&digest).filter(|entry| entry.serial == serial) else {
@@ -351,13 +378,13 @@ impl<'a> Running<'a> {
         if !matches!(what, What::Abandoned) {
             entry.busy -= 1;
         }
-        let leaving = !entry.leaving.is_empty();
+        let leaving = entry.ending;
         match what {
             What::Abandoned => {
                 let wanted = entry.guard.upgrade().is_some() || !entry.seeding.is_empty();
-                if entry.summary.is_none() && !wanted {
+                if entry.summary.is_none() && !wanted && !leaving {
                     tracing::info!(digest = %digest.short(), "nobody waits for the fetch any more: it stops");
-                    self.drop_entry(&digest);
+                    self.end_entry(&digest);
                 }
                 return;
             }
@@ -373,13 +400,13 @@ impl<'a> Running<'a> {
                     let _ = reply.send(Ok(joined));
                 }
                 if !leaving {
-                    self.work(&digest, async move { What::Verified(file.verify().await) });
+                    self.verify(&digest, async move { What::Verified(file.verify().await) });
                 }
             }
             What::SeedOpened(Ok(file)) => {
                 entry.file = Some(Arc::clone(&file));
                 if !leaving {
-                    self.work(&digest, async move { What::Verified(file.verify().await) });
+                    self.verify(&digest, async move { What::Verified(file.verify().await) });
                 }
             }
             What::Verified(Ok(have)) if !leaving => self.verified(&digest, have),
@@ -404,7 +431,7 @@ impl<'a> Running<'a> {
             | What::Finished(Err(source)) => self.fail_disk(&digest, &source),
             What::Verified(_) | What::Stored(..) | What::Finished(_) | What::Answered => {}
         }
-        self.leave_if_quiet(&digest);
+        self.drop_if_quiet(&digest);
     }
 
     fn verified(&mut self, digest: &Digest, have: Bitfield) {
@@ -452,25 +479,33 @@ impl<'a> Running<'a> {
         tracing::warn!(digest = %digest.short(), error = deploycore::port::chain(&error()), "the artifact is given up");
         entry.waiting.drain(..).for_each(|waiting| drop(waiting.send(Err(error()))));
         entry.seeding.drain(..).for_each(|waiting| drop(waiting.send(Err(error()))));
-        self.drop_entry(digest);
+        self.end_entry(digest);
     }
 
-    fn drop_entry(&mut self, digest: &Digest) {
+    /// Ends an artifact's stay: at once for the swarm, and for good once no task uses its file. Those who wait see it stopped.
+    fn end_entry(&mut self, digest: &Digest) {
+        let Some(entry) = self.entries.get_mut(digest) else { return };
+        entry.ending = true;
+        entry.end.cancel();
+        entry.waiting.clear();
+        for reply in entry.seeding.drain(..) {
+            let _ = reply.send(Err(Error::Stopped { digest: *digest }));
+        }
+        self.input(peer::Input::Stop(*digest));
+        self.drop_if_quiet(digest);
+    }
+
+    fn drop_if_quiet(&mut self, digest: &Digest) {
+        if self.entries.get(digest).is_none_or(|entry| !entry.ending || entry.busy > 0) {
+            return;
+        }
         if let Some(entry) = self.entries.remove(digest) {
-            for reply in entry.seeding {
-                let _ = reply.send(Err(Error::Stopped { digest: *digest }));
-            }
             for reply in entry.leaving {
                 let _ = reply.send(());
             }
-            self.input(peer::Input::Stop(*digest));
-        }
-    }
-
-    /// Ends an artifact's stay once it is to be left and no task uses its file. Those who wait see it stopped.
-    fn leave_if_quiet(&mut self, digest: &Digest) {
-        if self.entries.get(digest).is_some_and(|entry| !entry.leaving.is_empty() && entry.busy == 0) {
-            self.drop_entry(digest);
+            for command in entry.next {
+                self.command(command);
+            }
         }
     }
 
@@ -485,7 +520,7 @@ impl<'a> Running<'a> {
                 peer::Output::Send(conn, message) => self.hub.send(conn, &message),
                 peer::Output::SendBlock { conn, digest, piece, block, offset, len } => {
                     match self.entries.get(&digest).and_then(|entry| entry.file.clone()) {
-                        Some(file) => self.hub.send_block(conn, digest, piece, block, offset, len, Arc::new(file)),
+                        Some(file) => self.hub.send_block(conn, digest, 0, piece, block, offset, len, Arc::new(file)),
                         None => self.input(peer::Input::ReadFailed { conn, digest, piece, block }),
                     }
                 }

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::{AgentDeps, Event};
+use super::{AgentDeps, Event, LEAVE_TIMEOUT};
 use crate::machine::core::{Input, Output};
 use crate::machine::disk;
-use crate::machine::runner::{Instance, Launch};
+use crate::machine::runner::{self, Instance, Launch};
 use crate::model::{ArtifactRef, Digest, Manifest, ServiceName};
 use crate::pace::Backoff;
 use crate::port::chain;
@@ -22,13 +22,19 @@ const TEND: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Door {
     pub(super) service: ServiceName,
+    /// The number of the fetch that answers; `None` for other effects.
+    pub(super) fetch: Option<u64>,
     pub(super) sender: mpsc::Sender<Event>,
 }
 
 impl Door {
     async fn answer(&self, input: Input) {
+        let event = match self.fetch {
+            Some(number) => Event::Fetch(self.service.clone(), number, input),
+            None => Event::Input(self.service.clone(), input),
+        };
         // A loop that has ended needs no answer.
-        let _ = self.sender.send(Event::Input(self.service.clone(), input)).await;
+        let _ = self.sender.send(event).await;
     }
 }
 
@@ -55,7 +61,10 @@ pub(super) async fn perform(deps: AgentDeps, output: Output, door: Door) {
                 folder: deps.disk.folder(&door.service),
                 run: build.run,
             };
-            deps.runner.prepare(&launch).await.map(Input::Prepared).map_err(|error| chain(&error))
+            match deps.runner.prepare(&launch).await {
+                Err(error @ runner::Error::Unstartable { .. }) => Ok(Input::Unstartable(chain(&error))),
+                prepared => prepared.map(Input::Prepared).map_err(|error| chain(&error)),
+            }
         }
         Output::Release(instance) => {
             deps.runner.release(&instance).await.map(|()| Input::Released).map_err(|error| chain(&error))
@@ -120,13 +129,27 @@ async fn fetch_blob(
     }
     let room = deps.disk.reserve(artifact).await.map_err(|error| chain(&error))?;
     let request = FetchRequest { manifest: Arc::clone(&manifest), destination: room.part.clone(), priority, limits };
-    let fetch = deps.swarm.fetch(request).await.map_err(|error| chain(&error))?;
+    let fetch = match deps.swarm.fetch(request).await {
+        Err(error @ swarm::Error::Conflict { .. }) => {
+            // The swarm offers the blob, which is not there any more. Once it has let go, the next try begins anew.
+            let _ = deps.swarm.leave(&digest).await;
+            return Err(chain(&error));
+        }
+        other => other.map_err(|error| chain(&error))?,
+    };
     let summary = follow(fetch, digest, door).await.map_err(|error| chain(&error))?;
     if let Err(error) = deps.disk.stage(&manifest).await {
-        if matches!(error, disk::Error::Corrupt { .. }) {
+        match error {
             // Whatever wrote this, going on from it would fail for ever.
-            let _ = deps.swarm.leave(&digest).await;
-            let _ = deps.disk.remove(&digest).await;
+            disk::Error::Corrupt { .. } => {
+                let _ = deps.swarm.leave(&digest).await;
+                let _ = deps.disk.remove(&digest).await;
+            }
+            // The swarm believes that it has what somebody took away.
+            disk::Error::Missing { .. } => {
+                let _ = deps.swarm.leave(&digest).await;
+            }
+            _ => {}
         }
         return Err(chain(&error));
     }
@@ -159,6 +182,42 @@ async fn follow(fetch: Fetch, digest: Digest, door: &Door) -> Result<FetchSummar
             }
         }
     }
+}
+
+/// Says which artifacts have bytes on disk, once that can be said.
+pub(super) async fn list(deps: AgentDeps, backoff: Backoff, events: mpsc::Sender<Event>) {
+    let mut failures = 0;
+    let artifacts = loop {
+        match deps.disk.artifacts().await {
+            Ok(artifacts) => break artifacts,
+            Err(error) => {
+                failures += 1;
+                tracing::warn!(error = chain(&error), "the blobs could not be listed");
+                tokio::time::sleep(backoff.delay(failures)).await;
+            }
+        }
+    };
+    let _ = events.send(Event::Listed(artifacts)).await;
+}
+
+/// Removes all bytes of an artifact, however often that has to be tried: the swarm lets go first.
+pub(super) async fn remove(deps: AgentDeps, digest: Digest, backoff: Backoff, events: mpsc::Sender<Event>) {
+    let mut failures = 0;
+    while let Err(reason) = remove_once(&deps, &digest).await {
+        failures += 1;
+        tracing::warn!(%digest, reason, "an artifact stays for now");
+        tokio::time::sleep(backoff.delay(failures)).await;
+    }
+    tracing::info!(%digest, "an artifact was removed");
+    let _ = events.send(Event::Removed(digest)).await;
+}
+
+async fn remove_once(deps: &AgentDeps, digest: &Digest) -> Result<(), String> {
+    match tokio::time::timeout(LEAVE_TIMEOUT, deps.swarm.leave(digest)).await {
+        Ok(left) => left.map_err(|error| chain(&error))?,
+        Err(_) => return Err("the swarm does not let go of it".to_owned()),
+    }
+    deps.disk.remove(digest).await.map_err(|error| chain(&error))
 }
 
 /// Offers the blobs of an earlier agent to the swarm, one after the other; those that fail come again after the others.

@@ -22,8 +22,10 @@ pub enum Input {
     Released,
     /// Nothing is left of the process.
     Stopped,
-    /// The effect of 2 to 7 under way failed; what it did is not known.
+    /// The effect of 2 to 7 under way failed; what it did is not known. It says nothing about the build.
     Failed(String),
+    /// The build cannot be started as it is specified.
+    Unstartable(String),
     /// The blob is on disk, verified whole, with so many bytes fetched for it.
     Fetched(Digest, u64),
     /// So many bytes of a fetch are on disk.

@@ -122,7 +122,8 @@ impl Core {
 
     /// The target did not become ready in time: on trial it is reverted, else it is started again.
     fn late(&mut self, target: &Target) {
-        let reason = format!("it was not ready after {:?}", allowed(target));
+        let trouble = self.trouble.take().map(|trouble| format!(": {trouble}")).unwrap_or_default();
+        let reason = format!("it was not ready after {:?}{trouble}", allowed(target));
         if target.trial {
             return self.revert(&reason);
         }

@@ -117,6 +117,63 @@ fn the_same_build_under_a_newer_goal_is_not_restarted() {
 }
 
 #[test]
+fn a_start_that_the_system_refuses_says_nothing_about_the_build() {
+    let mut world = good_with(&["a"]);
+    let mut patient = goal(2, "b", http());
+    patient.run.ready_timeout = 60 * SECOND;
+    world.offer(&patient);
+    world.refuses = true;
+    world.run_for(30 * SECOND);
+    let report = world.core.report().unwrap();
+    assert_eq!(report.message.as_deref(), Some("no process can be made"));
+    assert_eq!(world.journal.rejected, []);
+    world.refuses = false;
+    world.run_for(10 * SECOND);
+    assert!(runs(&world, "b"));
+    assert_eq!(world.phase(), ServicePhase::Good);
+
+    // One that was proven is started whenever that can be done again.
+    world.refuses = true;
+    world.kill();
+    world.run_for(300 * SECOND);
+    world.refuses = false;
+    world.run_for(10 * SECOND);
+    assert!(runs(&world, "b"));
+    assert_eq!((world.phase(), world.journal.rejected.len()), (ServicePhase::Good, 0));
+}
+
+#[test]
+fn a_trial_that_the_system_does_not_let_start_ends_in_time() {
+    let mut world = good_with(&["a"]);
+    world.offer(&goal(2, "b", http()));
+    world.run_for(4 * SECOND);
+    world.refuses = true;
+    world.kill();
+    world.run_for(SECOND);
+    assert_eq!(world.journal.rejected, []);
+    world.run_for(20 * SECOND);
+    let reason = &world.journal.rejected[0].reason;
+    assert!(reason.contains("not ready after 5s") && reason.contains("no process can be made"), "{reason}");
+    world.refuses = false;
+    world.run_for(10 * SECOND);
+    assert!(runs(&world, "a"));
+}
+
+#[test]
+fn a_build_that_cannot_be_started_is_reverted_after_its_attempts() {
+    let mut world = World::new(&[("a", SERVES), ("b", Behaviour::Unstartable)]);
+    for (generation, name) in [(1, "a"), (2, "b")] {
+        let mut goal = goal(generation, name, http());
+        goal.run.ready_timeout = 600 * SECOND;
+        world.offer(&goal);
+        world.run_for(30 * SECOND);
+    }
+    assert!(runs(&world, "a"));
+    assert_eq!(world.phase(), ServicePhase::Reverted);
+    assert!(world.journal.rejected[0].reason.contains("3 starts failed"));
+}
+
+#[test]
 fn a_build_that_is_not_ready_is_reverted_once_and_for_its_goal_only() {
     let cases =
         [(Behaviour::Hangs, "not ready"), (Behaviour::Ends(1), "exit code 1"), (Behaviour::Ends(0), "exit code 0")];

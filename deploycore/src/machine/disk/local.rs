@@ -19,6 +19,7 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -64,6 +65,8 @@ struct Inner {
     settings: LocalDiskSettings,
     /// Artifacts under way with their size and the number of fetches.
     reserved: Mutex<HashMap<Digest, (u64, u32)>>,
+    /// How often something was staged.
+    staged: AtomicU64,
     _lock: File,
 }
 
@@ -74,7 +77,7 @@ impl LocalDisk {
     pub fn open(root: impl Into<PathBuf>, settings: LocalDiskSettings) -> Result<Self, Error> {
         let root = root.into();
         for folder in [root.clone(), root.join("blobs"), root.join("services")] {
-            fs::create_dir_all(&folder).map_err(at(&folder))?;
+            make_folder(&folder).map_err(at(&folder))?;
         }
         // Links and processes outlive the agent, so their paths must not depend on its working folder.
         let root = root.canonicalize().map_err(at(&root))?;
@@ -87,7 +90,15 @@ impl LocalDisk {
             Err(error) => return Err(at(&lock_path)(error.into())),
         }
         check_version(&root)?;
-        Ok(Self { inner: Arc::new(Inner { root, settings, reserved: Mutex::default(), _lock: lock }) })
+        Ok(Self {
+            inner: Arc::new(Inner {
+                root,
+                settings,
+                reserved: Mutex::default(),
+                staged: AtomicU64::new(0),
+                _lock: lock,
+            }),
+        })
     }
 
     /// The data folder, as an absolute path.
@@ -290,7 +301,9 @@ impl Inner {
         file.set_permissions(Permissions::from_mode(0o755)).map_err(at(&part))?;
         file.sync_all().map_err(at(&part))?;
         let bytes = serde_json::to_vec(manifest).map_err(|error| at(&part)(error.into()))?;
-        replace(&folder, &format!("{digest}{MANIFEST}"), &bytes)?;
+        // Another service may stage the same bytes now: each writes to a name of its own.
+        let fresh = format!("{digest}{MANIFEST}.{}.new", self.staged.fetch_add(1, Ordering::Relaxed));
+        replace_by(&folder, &format!("{digest}{MANIFEST}"), &fresh, &bytes)?;
         match fs::hard_link(&part, &blob) {
             // Another service staged the same bytes.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -381,7 +394,11 @@ fn verify(mut file: &File, manifest: &Manifest) -> io::Result<Result<(), Error>>
 }
 
 fn replace(folder: &Path, name: &str, bytes: &[u8]) -> Result<(), Error> {
-    let (fresh, path) = (folder.join(format!("{name}.new")), folder.join(name));
+    replace_by(folder, name, &format!("{name}.new"), bytes)
+}
+
+fn replace_by(folder: &Path, name: &str, fresh: &str, bytes: &[u8]) -> Result<(), Error> {
+    let (fresh, path) = (folder.join(fresh), folder.join(name));
     let mut file = File::create(&fresh).map_err(at(&fresh))?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(at(&fresh))?;
     fs::rename(&fresh, &path).map_err(at(&path))?;
@@ -404,6 +421,23 @@ fn linked(folder: &Path, name: &str) -> Result<Option<Digest>, Error> {
         Ok(to) => Ok(to.file_name().and_then(|name| name.to_str()).and_then(|hex| hex.parse().ok())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(at(&path)(error)),
+    }
+}
+
+/// Makes a folder whose name outlives a loss of power: what is synced in a folder that is gone is gone too.
+fn make_folder(folder: &Path) -> io::Result<()> {
+    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if !parent.is_dir() {
+        make_folder(parent)?;
+    }
+    match fs::create_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && folder.is_dir() => {}
+        made => made?,
+    }
+    match File::open(parent) {
+        // A folder of somebody else's, which was there before.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        opened => opened?.sync_all(),
     }
 }
 

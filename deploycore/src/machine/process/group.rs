@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open, pidfd_send_signal};
 
 use crate::machine::runner::Instance;
 
@@ -40,38 +41,75 @@ pub(super) fn is_alive(instance: &Instance, boot: &str) -> bool {
     instance.boot == boot && stat(instance.pid).is_some_and(same)
 }
 
-/// Whether the instance or anything that it started in its group lives.
-pub(super) fn is_left(instance: &Instance, boot: &str) -> bool {
-    if instance.boot != boot {
-        return false;
-    }
-    match stat(instance.pid) {
-        // The number is only given anew when nobody is left in the group of that number.
-        Some(stat) if stat.start_time != instance.start_time => false,
-        Some(stat) if !stat.dead => true,
-        _ => has_members(instance),
-    }
+/// The variable that holds the mark.
+const MARK: &str = "DEPLOYCORE_INSTANCE";
+
+/// What the processes of an instance carry in their environment.
+pub(super) fn mark(instance: &Instance) -> String {
+    format!("{}-{}-{}", instance.pid, instance.start_time, instance.boot)
+}
+
+/// Whether the instance's own process is there, alive or not yet waited for: as long as it is, nobody else has its number, and its
+/// group is its own.
+pub(super) fn is_there(instance: &Instance, boot: &str) -> bool {
+    instance.boot == boot && stat(instance.pid).is_some_and(|stat| stat.start_time == instance.start_time)
+}
+
+/// Whether the instance or anything that it started lives. `known` says that the group was found to be its own a moment ago; of a group
+/// whose leader went unseen only what carries the mark counts, as the number may have been given anew.
+pub(super) fn is_left(instance: &Instance, boot: &str, known: bool) -> bool {
+    instance.boot == boot
+        && (is_alive(instance, boot) || (known && has_members(instance)) || marked(instance).next().is_some())
+}
+
+fn processes() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
 fn has_members(instance: &Instance) -> bool {
-    let Ok(entries) = fs::read_dir("/proc") else { return false };
-    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    pids.filter_map(stat).any(|stat| stat.group == instance.pid && !stat.dead && stat.start_time >= instance.start_time)
+    let number_is_free = stat(instance.pid).is_none_or(|stat| stat.start_time == instance.start_time);
+    number_is_free && processes().filter_map(stat).any(|stat| stat.group == instance.pid && !stat.dead)
 }
 
-/// Sends a signal to the group if something is left of it; whether there was.
-pub(super) fn signal(instance: &Instance, boot: &str, signal: Signal) -> io::Result<bool> {
+/// The processes that carry the instance's mark, each held so that it cannot be taken for a later one of the same number.
+fn marked(instance: &Instance) -> impl Iterator<Item = (Stat, OwnedFd)> {
+    let mark = format!("{MARK}={}", mark(instance));
+    processes().filter_map(move |pid| {
+        let held = pidfd_open(Pid::from_raw(i32::try_from(pid).ok()?)?, PidfdFlags::empty()).ok()?;
+        let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
+        let carries = environment.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes());
+        let stat = stat(pid).filter(|stat| carries && !stat.dead)?;
+        Some((stat, held))
+    })
+}
+
+/// Sends a signal to what is left of the instance; whether there was anything. `known` as for [`is_left`].
+pub(super) fn signal(instance: &Instance, boot: &str, known: bool, signal: Signal) -> io::Result<bool> {
     let Some(group) = i32::try_from(instance.pid).ok().filter(|pid| *pid > 1).and_then(Pid::from_raw) else {
         return Ok(false);
     };
-    if !is_left(instance, boot) {
+    if instance.boot != boot {
         return Ok(false);
     }
-    match kill_process_group(group, signal) {
-        Ok(()) => Ok(true),
-        Err(rustix::io::Errno::SRCH) => Ok(false),
-        Err(error) => Err(error.into()),
+    let whole = is_alive(instance, boot) || (known && has_members(instance));
+    let mut found = false;
+    if whole {
+        match kill_process_group(group, signal) {
+            Ok(()) => found = true,
+            Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => return Err(error.into()),
+        }
     }
+    // What left the group, or what a group without its leader left.
+    for (_, process) in marked(instance).filter(|(stat, _)| !whole || stat.group != instance.pid) {
+        match pidfd_send_signal(&process, signal) {
+            Ok(()) => found = true,
+            Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(found)
 }
 
 #[cfg(test)]
@@ -90,12 +128,13 @@ mod tests {
         let (pid, boot) = (std::process::id(), boot().unwrap());
         let start_time = stat(pid).unwrap().start_time;
         let me = Instance { pid, start_time, boot: boot.clone(), port: None };
-        assert!(is_alive(&me, &boot) && is_left(&me, &boot));
+        assert!(is_alive(&me, &boot) && is_left(&me, &boot, false));
         let later = Instance { start_time: start_time + 1, ..me.clone() };
         let before = Instance { boot: "another".to_owned(), ..me };
         for other in [later, before] {
-            assert!(!is_alive(&other, &boot) && !is_left(&other, &boot));
-            assert!(!signal(&other, &boot, Signal::KILL).unwrap());
+            let known = is_there(&other, &boot);
+            assert!(!known && !is_alive(&other, &boot) && !is_left(&other, &boot, known));
+            assert!(!signal(&other, &boot, known, Signal::KILL).unwrap());
         }
     }
 }

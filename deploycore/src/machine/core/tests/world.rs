@@ -21,6 +21,8 @@ pub(super) enum Behaviour {
     Hangs,
     /// It ends after a second with this code.
     Ends(i32),
+    /// It cannot be started as it is specified.
+    Unstartable,
 }
 
 /// How an agent is lost.
@@ -68,6 +70,8 @@ pub(super) struct World {
     pub(super) steps: u64,
     /// Each answer of an effect is a failure while this is not zero.
     pub(super) failures: u32,
+    /// Whether the system refuses to start anything.
+    pub(super) refuses: bool,
 }
 
 pub(super) fn artifact(name: &str) -> ArtifactRef {
@@ -116,6 +120,7 @@ impl World {
             highest: GoalPosition::default(),
             steps: 0,
             failures: 0,
+            refuses: false,
         }
     }
 
@@ -264,6 +269,12 @@ impl World {
                 assert_eq!(self.journal.target.as_ref().map(|t| &t.build), Some(&build), "what starts is journaled");
                 assert_eq!(self.links.current, Some(build.artifact.digest), "the switch comes before the start");
                 assert!(self.journal.rejection(build.position).is_none(), "what was reverted is not tried again");
+                if self.behaviours[&build.artifact.digest] == Behaviour::Unstartable {
+                    return self.answer(Input::Unstartable("no such thing".to_owned()));
+                }
+                if self.refuses {
+                    return self.answer(Input::Failed("no process can be made".to_owned()));
+                }
                 let pid = self.procs.len() as u32 + 100 + self.sequence as u32;
                 let instance = Instance { pid, start_time: self.sequence, boot: "boot".to_owned(), port: Some(80) };
                 let proc = Proc {
@@ -285,7 +296,7 @@ impl World {
                 proc.released = true;
                 match self.behaviours[&proc.build.artifact.digest] {
                     Behaviour::Serves => proc.ready_at = Some(now + SECOND),
-                    Behaviour::Hangs => {}
+                    Behaviour::Hangs | Behaviour::Unstartable => {}
                     Behaviour::Ends(code) => proc.ends = Some((now + SECOND, code)),
                 }
                 self.answer(Input::Released);

@@ -1,0 +1,229 @@
+//! Whom a node talks to, and what it believes.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use bytes::Bytes;
+use deploycore::model::Digest;
+use deploycore::port::swarm::{Limits, Priority};
+use deploycore_p2p::core::bitfield::{Bitfield, PackedBits};
+use deploycore_p2p::core::message::{Addr, Block, ConnId, Contact, Message, PeerId, Refusal, Role};
+use deploycore_p2p::core::peer::{Input, Output, Peer, Settings};
+use deploycore_p2p::core::shape::Shape;
+use deploycore_p2p::core::time::Instant;
+
+const PIECE: u64 = 256 << 10;
+const PIECES: u32 = 20;
+
+fn shape() -> Shape {
+    Shape::new(Digest::of(b"a"), u64::from(PIECES) * PIECE)
+}
+
+struct World {
+    peer: Peer<Bytes>,
+    now: Instant,
+    next_conn: u64,
+    outputs: Vec<Output>,
+}
+
+impl World {
+    fn new(trackers: &[&str]) -> Self {
+        let trackers = trackers.iter().copied().map(Addr::from).collect();
+        let rng = fastrand::Rng::with_seed(1);
+        let peer = Peer::new(Settings::default(), PeerId(1), "me:1".into(), trackers, rng, Instant::ZERO);
+        let mut world = Self { peer, now: Instant::ZERO, next_conn: 1, outputs: vec![] };
+        world.poll();
+        world
+    }
+
+    fn poll(&mut self) {
+        self.outputs.extend(std::iter::from_fn(|| self.peer.poll_output()));
+    }
+
+    fn input(&mut self, input: Input) {
+        self.peer.handle(input, self.now);
+        self.poll();
+    }
+
+    fn start(&mut self) {
+        let (priority, limits) = (Priority::Normal, Limits::default());
+        let have = Bitfield::new(PIECES);
+        self.input(Input::Start { shape: shape(), have, priority, limits });
+    }
+
+    fn connect(&mut self, peer: u64, role: Role, dialed: Option<&str>) -> ConnId {
+        let conn = ConnId(self.next_conn);
+        self.next_conn += 1;
+        let dialed = dialed.map(Addr::from);
+        self.input(Input::Connected { conn, peer: PeerId(peer), incarnation: peer, role, dialed });
+        conn
+    }
+
+    fn pass(&mut self, span: Duration) {
+        self.now = self.now + span;
+        self.input(Input::Timeout);
+    }
+
+    fn says(&mut self, conn: ConnId, message: Message) {
+        self.input(Input::Message(conn, message));
+    }
+
+    fn take(&mut self) -> Vec<Output> {
+        std::mem::take(&mut self.outputs)
+    }
+
+    fn is_closed(&mut self, conn: ConnId) -> bool {
+        self.take().iter().any(|output| matches!(output, Output::Close(closed, _) if *closed == conn))
+    }
+
+    /// A gate that a tracker named, connected.
+    fn gate(&mut self) -> ConnId {
+        let tracker = self.connect(8, Role::Tracker, Some("t:1"));
+        let gates = vec![Contact { peer: PeerId(9), addr: "g:1".into() }];
+        self.says(tracker, Message::Gates { gates });
+        self.connect(9, Role::Gate, Some("g:1"))
+    }
+}
+
+#[test]
+fn who_connects_is_a_node_whatever_it_says() {
+    let mut world = World::new(&["t:1"]);
+    world.start();
+    for role in [Role::Tracker, Role::Gate] {
+        let conn = world.connect(7, role, None);
+        assert!(world.is_closed(conn), "{role:?}");
+    }
+    let conn = world.connect(7, Role::Node, Some("t:1"));
+    assert!(world.is_closed(conn), "a tracker was dialed");
+    world.pass(Duration::from_secs(5));
+    let conn = world.gate();
+    assert!(!world.is_closed(conn));
+}
+
+/// Answers each dial of a tracker for a minute; gives how often it was dialed.
+fn dials(world: &mut World, mut answer: impl FnMut(&mut World, &str)) -> u32 {
+    let mut dials = 0;
+    for _ in 0..6_000 {
+        for output in world.take() {
+            if let Output::Connect(addr, Role::Tracker) = output {
+                dials += 1;
+                answer(world, &addr.0);
+            }
+        }
+        world.pass(Duration::from_millis(10));
+    }
+    dials
+}
+
+#[test]
+fn a_tracker_that_accepts_and_hangs_up_is_dialed_ever_more_seldom() {
+    let mut world = World::new(&["t:1"]);
+    let count = dials(&mut world, |world, addr| {
+        let conn = world.connect(8, Role::Tracker, Some(addr));
+        world.input(Input::Disconnected(conn));
+    });
+    assert!((10..80).contains(&count), "{count} dials in a minute");
+}
+
+#[test]
+fn a_tracker_under_two_addresses_is_connected_once() {
+    let mut world = World::new(&["t:1", "t:2"]);
+    let mut closed = 0;
+    let count = dials(&mut world, |world, addr| {
+        let conn = world.connect(8, Role::Tracker, Some(addr));
+        closed += u32::from(world.is_closed(conn));
+    });
+    assert!((2..5).contains(&count) && closed == count - 1, "{count} dials, {closed} closed");
+}
+
+#[test]
+fn two_trackers_of_one_name_are_both_kept() {
+    let mut world = World::new(&["t:1", "t:2"]);
+    let mut life = 0;
+    let count = dials(&mut world, |world, addr| {
+        life += 1;
+        let (conn, dialed) = (ConnId(life), Some(Addr::from(addr)));
+        world.input(Input::Connected { conn, peer: PeerId(8), incarnation: life, role: Role::Tracker, dialed });
+    });
+    assert_eq!(count, 2);
+}
+
+#[test]
+fn a_lie_about_the_size_before_the_start_costs_the_liar_its_connection() {
+    for size in [PIECE, u64::from(PIECES) * PIECE * 4, u64::MAX, 0] {
+        let mut world = World::new(&[]);
+        let (liar, honest) = (world.connect(2, Role::Node, None), world.connect(3, Role::Node, None));
+        let digest = shape().digest();
+        let have = PackedBits::from(&Bitfield::full(Shape::new(digest, size.min(1 << 30)).pieces()));
+        world.says(liar, Message::Join { digest, size, have, priority: Priority::Normal });
+        let (size, have) = (shape().size(), PackedBits::from(&Bitfield::full(PIECES)));
+        world.says(honest, Message::Join { digest, size, have, priority: Priority::Normal });
+        world.start();
+        let outputs = world.take();
+        let closed = |conn| outputs.iter().any(|output| matches!(output, Output::Close(closed, _) if *closed == conn));
+        assert!(closed(liar) && !closed(honest));
+        world.says(liar, Message::Have { digest, pieces: (0..100).collect(), count: 100 });
+        world.pass(Duration::from_secs(1));
+        assert!(outputs.iter().any(|output| matches!(output, Output::Send(_, Message::Request { .. }))));
+    }
+}
+
+#[test]
+fn a_refusal_that_comes_late_loses_no_piece() {
+    let mut world = World::new(&["t:1"]);
+    world.start();
+    let gate = world.gate();
+    let digest = shape().digest();
+    world.says(gate, Message::Lease { digest, pieces: (0..PIECES).collect(), millis: 30_000 });
+    // Of an earlier lease of a piece that is not begun anew yet.
+    let refusal = Refusal::ReadFailed;
+    world.says(gate, Message::Reject { digest, piece: PIECES - 1, block: 0, refusal });
+    for _ in 0..1_000 {
+        for output in world.take() {
+            match output {
+                Output::Send(conn, Message::Request { piece, block, .. }) => {
+                    let data = Bytes::from(vec![0; PIECE as usize]);
+                    world.input(Input::Block(conn, Block { digest, piece, block, data }));
+                }
+                Output::Store { piece, .. } => {
+                    world.input(Input::Stored { digest, piece, verified: true, blocks: vec![] });
+                }
+                _ => {}
+            }
+        }
+        world.pass(Duration::from_millis(10));
+    }
+    assert!(world.peer.have(&digest).unwrap().is_full());
+}
+
+#[test]
+fn what_is_begun_of_all_artifacts_together_is_bounded() {
+    let mut world = World::new(&[]);
+    let most = Settings::default().max_begun;
+    let size = 4 << 30;
+    let digests: Vec<Digest> = (0..40_u8).map(|which| Digest::of(&[which])).collect();
+    for digest in &digests {
+        let shape = Shape::new(*digest, size);
+        let (priority, limits) = (Priority::Normal, Limits::default());
+        world.input(Input::Start { shape, have: Bitfield::new(shape.pieces()), priority, limits });
+    }
+    // Each brings one block of what it is asked for, and then nothing.
+    let mut begun = BTreeSet::new();
+    for neighbour in 0..60 {
+        let conn = world.connect(100 + neighbour, Role::Node, None);
+        for digest in &digests {
+            let (digest, priority) = (*digest, Priority::Normal);
+            let have = PackedBits::from(&Bitfield::full(Shape::new(digest, size).pieces()));
+            world.says(conn, Message::Join { digest, size, have, priority });
+        }
+        for output in world.take() {
+            if let Output::Send(conn, Message::Request { digest, piece, block }) = output {
+                begun.insert((digest, piece));
+                let data = Bytes::from(vec![0; Shape::new(digest, size).block_len(piece, block) as usize]);
+                world.input(Input::Block(conn, Block { digest, piece, block, data }));
+            }
+        }
+    }
+    let bytes = begun.len() as u64 * Shape::new(digests[0], size).piece_size();
+    assert!(bytes <= most, "{bytes}");
+}
