@@ -31,6 +31,8 @@ enum Step {
     Pass(u64),
     /// The store fails from now on, or no more.
     StoreFails(bool),
+    /// A store that fails does so in the midst of a block, or before.
+    BreaksOff(bool),
     /// So many reads that failed are told.
     TellFailures(usize),
     /// Records wait to become durable from now on, or no more.
@@ -53,6 +55,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => any::<bool>().prop_map(Step::Answer),
         3 => (1..20_000_u64).prop_map(Step::Pass),
         1 => any::<bool>().prop_map(Step::StoreFails),
+        1 => any::<bool>().prop_map(Step::BreaksOff),
         2 => (0..10_usize).prop_map(Step::TellFailures),
         1 => any::<bool>().prop_map(Step::DiskWaits),
         3 => Just(Step::Persist),
@@ -70,6 +73,7 @@ struct World {
     disk_waits: bool,
     persisting: Option<(u64, Record)>,
     store_fails: bool,
+    breaks_off: bool,
     failed: VecDeque<Input>,
     leases: BTreeMap<ConnId, Vec<u32>>,
     census: Vec<u32>,
@@ -99,6 +103,7 @@ impl World {
             disk_waits: false,
             persisting: None,
             store_fails: false,
+            breaks_off: false,
             failed: VecDeque::new(),
             leases: BTreeMap::new(),
             census: vec![],
@@ -137,7 +142,12 @@ impl World {
                 Output::Serve { conn, digest, lease, piece, block, len, .. } => {
                     self.asked += 1;
                     if self.store_fails {
-                        self.failed.push_back(Input::ReadFailed { conn, digest, lease, piece, block });
+                        // What was given before it broke off is read.
+                        let unread = !self.breaks_off;
+                        self.served += if unread { 0 } else { u64::from(len) };
+                        self.failed.push_back(Input::ReadFailed { conn, digest, lease, piece, block, unread });
+                        let durable = self.durable.as_ref().expect("counted before it is served");
+                        assert!(self.served <= durable.leased + durable.recovery, "read more than is durably counted");
                         continue;
                     }
                     self.served += u64::from(len);
@@ -223,6 +233,7 @@ impl World {
                 self.input(Input::Timeout);
             }
             Step::StoreFails(fails) => self.store_fails = fails,
+            Step::BreaksOff(breaks) => self.breaks_off = breaks,
             Step::TellFailures(count) => {
                 for input in self.failed.drain(..count.min(self.failed.len())).collect::<Vec<_>>() {
                     self.input(input);

@@ -233,7 +233,7 @@ proptest! {
                     }
                     gate::Output::Persist(digest, version, _) => Some(gate::Input::Persisted(digest, version)),
                     gate::Output::Serve { conn, digest, lease, piece, block, .. } if !well => {
-                        Some(gate::Input::ReadFailed { conn, digest, lease, piece, block })
+                        Some(gate::Input::ReadFailed { conn, digest, lease, piece, block, unread: true })
                     }
                     _ => None,
                 }),

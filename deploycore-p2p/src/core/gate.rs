@@ -114,6 +114,8 @@ pub enum Input {
         piece: u32,
         /// Which block of it.
         block: u32,
+        /// Whether it is certain that nothing was read; else it counts as read.
+        unread: bool,
     },
     /// The instant of [`Gate::poll_timeout`] has come.
     Timeout,
@@ -214,9 +216,9 @@ impl Gate {
                     artifact.persisted(version, &self.settings, now, &mut self.outputs);
                 }
             }
-            Input::ReadFailed { conn, digest, lease, piece, block } => {
+            Input::ReadFailed { conn, digest, lease, piece, block, unread } => {
                 if let Some(Entry::Serving(artifact)) = self.artifacts.get_mut(&digest) {
-                    artifact.read_failed(lease, block, now);
+                    artifact.read_failed(lease, block, unread, now);
                 }
                 let refusal = Refusal::ReadFailed;
                 self.outputs.push_back(Output::Send(conn, Message::Reject { digest, piece, block, refusal }));

@@ -24,7 +24,15 @@ use crate::core::wire::{self, Frame, HEADER};
 /// Where the bytes of a block come from when its turn to be written has come.
 #[async_trait]
 pub(super) trait BlockSource: Send + Sync + Debug {
-    async fn read_block(&self, offset: u64, len: u32) -> io::Result<Bytes>;
+    async fn read_block(&self, offset: u64, len: u32) -> Result<Bytes, Broken>;
+}
+
+/// A read that failed.
+#[derive(Debug)]
+pub(super) struct Broken {
+    pub(super) error: io::Error,
+    /// Whether it is certain that nothing was read.
+    pub(super) unread: bool,
 }
 
 /// What happens on connections.
@@ -49,6 +57,7 @@ pub(super) enum Event {
         lease: u64,
         piece: u32,
         block: u32,
+        unread: bool,
     },
     Disconnected(ConnId),
 }
@@ -341,9 +350,12 @@ async fn write_loop<W: AsyncWrite + Unpin>(
                         let _ = events.send(Event::Sent(conn, len)).await;
                     }
                     other => {
-                        let error = other.err().map_or_else(|| "short read".to_owned(), |error| error.to_string());
+                        let (error, unread) = match other {
+                            Ok(_) => ("short read".to_owned(), false),
+                            Err(Broken { error, unread }) => (error.to_string(), unread),
+                        };
                         tracing::error!(digest = %digest.short(), piece, block, error, "a block could not be read");
-                        let _ = events.send(Event::ReadFailed { conn, digest, lease, piece, block }).await;
+                        let _ = events.send(Event::ReadFailed { conn, digest, lease, piece, block, unread }).await;
                     }
                 }
             }

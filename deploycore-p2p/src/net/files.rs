@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use deploycore::model::Manifest;
 use tokio::sync::Semaphore;
 
-use super::connection::BlockSource;
+use super::connection::{BlockSource, Broken};
 use crate::core::bitfield::Bitfield;
 use crate::core::shape::Shape;
 
@@ -63,8 +63,8 @@ pub trait PieceFile: Send + Sync + Debug + 'static {
 
 #[async_trait]
 impl BlockSource for Arc<dyn PieceFile> {
-    async fn read_block(&self, offset: u64, len: u32) -> io::Result<Bytes> {
-        self.read(offset, len).await
+    async fn read_block(&self, offset: u64, len: u32) -> Result<Bytes, Broken> {
+        self.read(offset, len).await.map_err(|error| Broken { error, unread: false })
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant as Clock, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{BlockSource, Event, Hub};
+use super::connection::{BlockSource, Broken, Event, Hub};
 use super::counts::{Counts, DiskCounts};
 use super::transport::{Listener, Tcp, Transport};
 use super::{Security, Timeouts};
@@ -241,8 +242,8 @@ impl Running<'_> {
                 self.hub.close(conn, "not a control message");
                 gate::Input::Timeout
             }
-            Event::ReadFailed { conn, digest, lease, piece, block } => {
-                gate::Input::ReadFailed { conn, digest, lease, piece, block }
+            Event::ReadFailed { conn, digest, lease, piece, block, unread } => {
+                gate::Input::ReadFailed { conn, digest, lease, piece, block, unread }
             }
             Event::Sent(_, len) => {
                 metrics::counter!("deploycore_gate_served_bytes").increment(u64::from(len));
@@ -327,11 +328,14 @@ const READ_TIME: Duration = Duration::from_secs(20);
 
 #[async_trait]
 impl BlockSource for StoreSource {
-    async fn read_block(&self, offset: u64, len: u32) -> io::Result<Bytes> {
+    async fn read_block(&self, offset: u64, len: u32) -> Result<Bytes, Broken> {
+        // Once the store has begun to give, what it gave counts, even when it breaks off.
+        let begun = AtomicBool::new(false);
         let read = async {
             let range = offset..offset + u64::from(len);
             let mut chunks = self.store.read(&self.digest, range).await.map_err(io::Error::other)?;
             let mut bytes = BytesMut::with_capacity(len as usize);
+            begun.store(true, Ordering::Relaxed);
             while let Some(chunk) = chunks.try_next().await.map_err(io::Error::other)? {
                 if bytes.is_empty() && chunk.len() == len as usize {
                     return Ok(chunk);
@@ -340,6 +344,7 @@ impl BlockSource for StoreSource {
             }
             Ok(bytes.freeze())
         };
-        tokio::time::timeout(READ_TIME, read).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        let read = tokio::time::timeout(READ_TIME, read).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+        read.map_err(|error| Broken { error, unread: !begun.load(Ordering::Relaxed) })
     }
 }

@@ -252,14 +252,14 @@ impl Artifact {
         }
     }
 
-    /// The store did not give a block: it costs nothing, the lease ends, and nothing is granted for a while. A store that is down would
+    /// The store did not give a block: it costs nothing if nothing was read, the lease ends, and nothing is granted for a while. A store that is down would
     /// otherwise be asked as fast as it can fail.
-    pub(super) fn read_failed(&mut self, lease: u64, block: u32, now: Instant) {
+    pub(super) fn read_failed(&mut self, lease: u64, block: u32, nothing: bool, now: Instant) {
         if now >= self.paused_until {
             self.paused_until = now + (FIRST_PAUSE * (1 << self.failures.min(10))).min(MAX_PAUSE);
             self.failures += 1;
         }
-        let unread = !(1_u8.checked_shl(block).unwrap_or(0));
+        let unread = if nothing { !(1_u8.checked_shl(block).unwrap_or(0)) } else { u8::MAX };
         if let Some(at) = self.leases.iter().position(|open| open.id == lease) {
             self.leases[at].served &= unread;
             self.end_lease(at, now);
