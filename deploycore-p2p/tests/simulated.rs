@@ -22,16 +22,26 @@ fn show(name: &str, report: &Report) {
 }
 
 #[test]
-fn of_a_thousand_machines_99_in_100_come_within_1_3_of_the_bound_and_the_last_within_1_5() {
+fn a_thousand_machines_come_within_1_3_of_the_bound() {
     for seed in 1..=4 {
         let report = run(Settings::equal(1_000, 24 << 20, 10 << 20, seed));
         show(&format!("1,000 machines, seed {seed}"), &report);
         assert!(report.completed.iter().all(Option::is_some));
-        assert!(report.ratio(0.99) <= 1.3, "seed {seed}: {:.3}", report.ratio(0.99));
-        assert!(report.ratio_max() <= 1.5, "seed {seed}: {:.3}", report.ratio_max());
+        assert!(report.ratio_max() <= 1.3, "seed {seed}: {:.3}", report.ratio_max());
         assert!(report.usage.ratio() <= 1.05, "seed {seed}: {:?}", report.usage);
         assert_eq!(report.usage.recovery_bytes, 0, "seed {seed}: nobody was lost");
     }
+}
+
+/// The start weighs less the larger the artifact is, and no machine is left behind: with its requests at one neighbour that had
+/// become slow, one took 1.5 times the bound when the others were long done.
+#[test]
+fn the_last_of_a_thousand_comes_right_after_the_others() {
+    let report = run(Settings::equal(1_000, 64 << 20, 10 << 20, 1));
+    show("1,000 machines, 64 MiB", &report);
+    assert!(report.completed.iter().all(Option::is_some));
+    assert!(report.ratio_max() <= 1.15, "{:.3}", report.ratio_max());
+    assert!(report.ratio_max() <= report.ratio(0.5) + 0.05, "{:.3}", report.ratio_max());
 }
 
 #[test]

@@ -456,9 +456,10 @@ impl Artifact {
         self.census = Some(Census { pieces: list.into_iter().collect(), waiting, until: now + CENSUS_TIME });
     }
 
-    /// How many leases may be under way: an eighth of the pieces at most, because the death of this gate costs as much.
+    /// How many leases may be under way: a sixth of the pieces at most. The death of this gate costs as much, and the fifth that the
+    /// budget has beyond the artifact must last for it.
     fn lease_bound(&self, settings: &Settings) -> u32 {
-        settings.max_leases.min((self.shape.pieces() / 8).max(4))
+        settings.max_leases.min((self.shape.pieces() / 6).max(4))
     }
 
     /// How many pieces one reader may hold leases on: few when there are many readers, bounded by what it keeps in memory.

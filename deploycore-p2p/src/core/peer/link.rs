@@ -64,6 +64,9 @@ pub(super) struct Link {
 const MAX_REMOTES: usize = 1_024;
 /// Pieces of all artifacts that a neighbour may speak of: a bit each is kept of them.
 const MAX_REMOTE_PIECES: u64 = 8 << 20;
+/// The longest path within a region. What a measured latency has beyond it is the queue at the other end, which is no reason to
+/// ask for more: a node that did so would have all its requests with one neighbour that slows down while the others stand idle.
+const MAX_PATH: Duration = Duration::from_millis(50);
 
 impl Link {
     pub(super) fn new(
@@ -128,7 +131,7 @@ impl Link {
 
     /// How many bytes may be asked for: what fills the path twice, at least two blocks.
     pub(super) fn window(&self, block: u32, max: u64) -> u64 {
-        let latency = self.latency.unwrap_or_default() + Duration::from_millis(2);
+        let latency = self.latency.unwrap_or_default().min(MAX_PATH) + Duration::from_millis(2);
         let path = (self.rate * latency.as_secs_f64() * 2.0) as u64;
         path.max(2 * u64::from(block)).min(max.max(u64::from(block)))
     }
