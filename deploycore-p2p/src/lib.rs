@@ -56,4 +56,4 @@ pub mod net;
 #[cfg(feature = "sim")]
 pub mod sim;
 
-pub use net::{Gate, GateSettings, Node, NodeSettings, Security, Timeouts, Tracker, TrackerSettings};
+pub use net::{Account, Gate, GateSettings, Node, NodeSettings, Security, Timeouts, Tracker, TrackerSettings};

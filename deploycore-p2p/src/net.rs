@@ -21,7 +21,7 @@ pub use counts::{Counts, DiskCounts, MemoryCounts};
 pub use files::{DiskFiles, Files, Open, PieceFile, Stored};
 pub use gate::{Gate, GateSettings};
 pub use memory::{MemoryFiles, MemoryNetwork};
-pub use node::{Node, NodeSettings};
+pub use node::{Account, Node, NodeSettings};
 pub use tracker::{Tracker, TrackerSettings};
 pub use transport::{Connection, Listener, Tcp, Transport};
 

@@ -1,8 +1,10 @@
 //! The reference cluster: every part of deploycore wired into separate processes on one host.
 //!
-//! The binary `cluster` is a thin entry into [`cluster`]; the small programs beside it show how to embed single parts.
+//! The binary `cluster` is a thin entry into [`cluster`], `swarm-node` one into [`swarm_node`]; the small programs beside them show
+//! how to embed single parts.
 
 pub mod cluster;
+pub mod swarm_node;
 
 /// The examples in the README and the guides are compiled and run with the other tests.
 #[cfg(doctest)]

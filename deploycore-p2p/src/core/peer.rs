@@ -212,6 +212,8 @@ pub struct Progress {
     pub from_store: u64,
     /// Bytes taken from peers, in verified pieces.
     pub from_peers: u64,
+    /// Requests that were not answered by a block: the neighbour was busy, slow or gone. They were made again, perhaps elsewhere.
+    pub retries: u32,
     /// Pieces that did not verify.
     pub bad_pieces: u32,
     /// Bytes received for nothing: twice, or too late.
@@ -370,6 +372,11 @@ impl<B: Payload> Peer<B> {
     /// The verified pieces of an artifact, if the node takes part in it.
     pub fn have(&self, digest: &Digest) -> Option<&Bitfield> {
         self.artifact(digest).map(|artifact| &artifact.have)
+    }
+
+    /// What each peer gave of an artifact, in bytes of verified pieces.
+    pub fn sources(&self, digest: &Digest) -> Option<&BTreeMap<PeerId, u64>> {
+        Some(&self.artifact(digest)?.sources)
     }
 
     /// Counts since the start.

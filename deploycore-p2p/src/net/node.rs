@@ -2,6 +2,7 @@
 
 mod running;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -118,6 +119,22 @@ enum Command {
     Seed(Arc<Manifest>, PathBuf, oneshot::Sender<Result<(), Error>>),
     Leave(Digest, oneshot::Sender<()>),
     Stats(oneshot::Sender<SwarmStats>),
+    Account(Digest, oneshot::Sender<Option<Account>>),
+}
+
+/// Where the bytes of one artifact came from, since its fetch began.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Account {
+    /// Bytes taken from the region's store through its gates, in verified pieces.
+    pub from_store: u64,
+    /// Bytes taken from each peer, by its name, in verified pieces.
+    pub from_peers: BTreeMap<String, u64>,
+    /// Requests that were not answered by a block: the neighbour was busy, slow or gone. They were made again, perhaps elsewhere.
+    pub retries: u32,
+    /// Pieces that did not verify and were fetched again.
+    pub bad_pieces: u32,
+    /// Bytes received for nothing: twice, or too late.
+    pub wasted: u64,
 }
 
 /// A caller's view of a fetch.
@@ -173,6 +190,12 @@ impl Node {
         let start = self.start.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Start { listener, commands } = start.expect("a node runs once");
         Running::new(self, listener).run(commands, shutdown).await;
+    }
+
+    /// Where the bytes of an artifact came from; `None` if it is neither fetched nor offered here.
+    pub async fn account(&self, digest: &Digest) -> Result<Option<Account>, Error> {
+        let (sender, answer) = oneshot::channel();
+        self.call(Command::Account(*digest, sender), answer).await
     }
 
     async fn call<T>(&self, command: Command, answer: oneshot::Receiver<T>) -> Result<T, Error> {

@@ -1,6 +1,6 @@
 //! One artifact at a node: which pieces are here, begun, or promised.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use deploycore::port::swarm::{Limits, Priority};
 
@@ -105,6 +105,10 @@ pub(super) struct Artifact<B> {
     pub(super) bytes: u64,
     pub(super) from_store: u64,
     pub(super) from_peers: u64,
+    /// Of that, by whom.
+    pub(super) sources: BTreeMap<PeerId, u64>,
+    /// Requests that were not answered by a block.
+    pub(super) retries: u32,
     pub(super) bad_pieces: u32,
     pub(super) wasted: u64,
 }
@@ -132,6 +136,8 @@ impl<B: Payload> Artifact<B> {
             have,
             from_store: 0,
             from_peers: 0,
+            sources: BTreeMap::new(),
+            retries: 0,
             bad_pieces: 0,
             wasted: 0,
         }
@@ -143,6 +149,7 @@ impl<B: Payload> Artifact<B> {
             bytes: self.bytes,
             from_store: self.from_store,
             from_peers: self.from_peers,
+            retries: self.retries,
             bad_pieces: self.bad_pieces,
             wasted: self.wasted,
             ..Progress::default()

@@ -416,8 +416,13 @@ impl<B: Payload> Peer<B> {
         let promised = artifact.leases.iter().any(|(leased, _)| *leased == piece);
         artifact.leases.retain(|(leased, _)| *leased != piece);
         artifact.bytes += artifact.shape.piece_len(piece);
-        for (_, store, len) in sources {
-            *if *store { &mut artifact.from_store } else { &mut artifact.from_peers } += len;
+        for (peer, store, len) in sources {
+            if *store {
+                artifact.from_store += len;
+            } else {
+                artifact.from_peers += len;
+                *artifact.sources.entry(*peer).or_default() += len;
+            }
             self.downloaded += len;
         }
         artifact.fresh.push(piece);
@@ -503,6 +508,7 @@ impl<B: Payload> Peer<B> {
         };
         self.outstanding -= u64::from(ask.len);
         if let Some(artifact) = self.artifact_at(digest).map(|at| &mut self.artifacts[at]) {
+            artifact.retries += 1;
             if let Some(begun) = artifact.begun_mut(piece) {
                 begun.unask(block);
                 if begun.source == Some(conn) {
@@ -542,6 +548,7 @@ impl<B: Payload> Peer<B> {
             self.links[at].asks.iter().filter(|ask| ask.digest == *digest).map(|ask| (ask.piece, ask.block)).collect();
         self.outstanding -= self.links[at].forget_asks(digest);
         if let Some(artifact) = self.artifact_at(digest).map(|at| &mut self.artifacts[at]) {
+            artifact.retries += asks.len() as u32;
             for (piece, block) in asks {
                 if let Some(begun) = artifact.begun_mut(piece) {
                     begun.unask(block);

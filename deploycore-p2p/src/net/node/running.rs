@@ -1,6 +1,6 @@
 //! The task that owns a node's state machine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant as Clock, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::{Command, Guard, Joined, Node};
+use super::{Account, Command, Guard, Joined, Node};
 use crate::core::bitfield::Bitfield;
 use crate::core::message::{Addr, Hello, PeerId, Role};
 use crate::core::peer::{self, Peer};
@@ -24,6 +24,8 @@ use crate::net::connection::{Event, Hub};
 use crate::net::files::{Open, PieceFile, Stored};
 use crate::net::transport::Listener;
 
+/// Names of peers that are remembered before some are forgotten.
+const MAX_NAMES: usize = 1_024;
 /// How often progress is told.
 const PROGRESS: Duration = Duration::from_millis(50);
 
@@ -90,6 +92,8 @@ pub(super) struct Running<'a> {
     events: mpsc::Receiver<Event>,
     tasks: JoinSet<Done>,
     entries: BTreeMap<Digest, Entry>,
+    /// Of those that are connected, and of those that were and gave something that is here.
+    names: BTreeMap<PeerId, String>,
     next_serial: u64,
     progress_at: Clock,
 }
@@ -121,6 +125,7 @@ impl<'a> Running<'a> {
             events,
             tasks: JoinSet::new(),
             entries: BTreeMap::new(),
+            names: BTreeMap::new(),
             next_serial: 0,
             progress_at: start,
         }
@@ -173,6 +178,7 @@ impl<'a> Running<'a> {
                 self.hub.opened(conn, writer);
                 let (peer, incarnation, role) = (PeerId::of(&hello.name), hello.incarnation, hello.role);
                 tracing::debug!(%conn, name = hello.name, ?role, "connected");
+                self.name(peer, hello.name);
                 peer::Input::Connected { conn, peer, incarnation, role, dialed }
             }
             Event::ConnectFailed { addr } => peer::Input::ConnectFailed(addr),
@@ -198,6 +204,29 @@ impl<'a> Running<'a> {
         self.input(input);
     }
 
+    /// Remembers a name. Those of peers that left and gave nothing are forgotten when they are too many.
+    fn name(&mut self, peer: PeerId, name: String) {
+        if self.names.len() >= MAX_NAMES {
+            let givers = self.entries.keys().filter_map(|digest| self.core.sources(digest)).flat_map(BTreeMap::keys);
+            let givers: BTreeSet<PeerId> = givers.copied().collect();
+            self.names.retain(|peer, _| givers.contains(peer));
+        }
+        self.names.insert(peer, name);
+    }
+
+    fn account(&self, digest: &Digest) -> Option<Account> {
+        let progress = self.core.progress(digest)?;
+        let name = |peer: &PeerId| self.names.get(peer).cloned().unwrap_or_else(|| peer.to_string());
+        let sources = self.core.sources(digest)?;
+        Some(Account {
+            from_store: progress.from_store,
+            from_peers: sources.iter().map(|(peer, bytes)| (name(peer), *bytes)).collect(),
+            retries: progress.retries,
+            bad_pieces: progress.bad_pieces,
+            wasted: progress.wasted,
+        })
+    }
+
     fn command(&mut self, command: Command) {
         match command {
             Command::Fetch(request, reply) => self.fetch(request, reply),
@@ -211,6 +240,9 @@ impl<'a> Running<'a> {
                     let _ = reply.send(());
                 }
             },
+            Command::Account(digest, reply) => {
+                let _ = reply.send(self.account(&digest));
+            }
             Command::Stats(reply) => {
                 let totals = self.core.totals();
                 let _ = reply.send(SwarmStats {

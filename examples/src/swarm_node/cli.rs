@@ -1,0 +1,155 @@
+//! What a user may ask for.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::{Args, Parser, Subcommand};
+use deploycore_p2p::Security;
+
+/// Puts one big file on many hosts, each of which passes on what it has.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Exit codes: 0 done; 1 error; 2 wrong command line; 3 verify: the file is another; 4 ended by a signal before the \
+                  file was whole.\nSIZE is in bytes, with or without a unit: 500000, 12.5MB, 64MiB."
+)]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Introduce the members to each other
+    Tracker {
+        /// Where to listen
+        #[arg(long, value_name = "HOST:PORT")]
+        listen: String,
+        #[command(flatten)]
+        trust: Trust,
+    },
+    /// Offer a file: the only door to it, which gives each piece away about once
+    Gate(GateArgs),
+    /// Fetch the file, and pass it on meanwhile
+    Fetch(FetchArgs),
+    /// Compare a file with a manifest
+    Verify(VerifyArgs),
+}
+
+/// How connections are protected.
+#[derive(Debug, Clone, Args)]
+pub(super) struct Trust {
+    /// Plain TCP: whoever reaches the port takes part
+    #[arg(long, required = true)]
+    insecure: bool,
+}
+
+impl Trust {
+    pub(super) fn security(&self) -> Security {
+        debug_assert!(self.insecure, "the command line demands it");
+        Security::PlainTcp
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct GateArgs {
+    /// The file; it must not change while it is offered
+    pub(super) file: PathBuf,
+    /// A tracker; may be given several times
+    #[arg(long, value_name = "HOST:PORT", required = true)]
+    pub(super) tracker: Vec<String>,
+    /// Where to listen
+    #[arg(long, value_name = "HOST:PORT", default_value = "0.0.0.0:0")]
+    pub(super) listen: String,
+    /// Where others reach it [default: where it listens, at the host that the tracker sees]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(super) advertise: Option<String>,
+    /// Written whole when the gate serves: what `fetch` needs
+    #[arg(long, value_name = "FILE")]
+    pub(super) manifest: PathBuf,
+    /// Folder of the durable count of what was given away [default: the manifest's name with `.counts`]
+    #[arg(long, value_name = "DIR")]
+    pub(super) counts: Option<PathBuf>,
+    /// Name in the swarm [default: a random one]
+    #[arg(long)]
+    pub(super) name: Option<String>,
+    #[command(flatten)]
+    pub(super) trust: Trust,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct FetchArgs {
+    /// A tracker; may be given several times. The gate is found through it
+    #[arg(long, value_name = "HOST:PORT", required = true)]
+    pub(super) tracker: Vec<String>,
+    /// Where to listen for peers
+    #[arg(long, value_name = "HOST:PORT", default_value = "0.0.0.0:0")]
+    pub(super) listen: String,
+    /// Where others reach it [default: where it listens, at the host that the tracker sees]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(super) advertise: Option<String>,
+    /// What to fetch
+    #[arg(long, value_name = "FILE")]
+    pub(super) manifest: PathBuf,
+    /// Where to put it. Until it is whole it is PATH.part, from which a later fetch goes on
+    #[arg(long, value_name = "PATH")]
+    pub(super) out: PathBuf,
+    /// Go on serving peers for this long once the file is in place
+    #[arg(long, value_name = "SECS", default_value = "0", value_parser = parse_seconds)]
+    pub(super) linger: Duration,
+    /// Take in at most this much a second
+    #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
+    pub(super) limit_down: Option<ByteSize>,
+    /// Give out at most this much a second
+    #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
+    pub(super) limit_up: Option<ByteSize>,
+    /// Written, whole, when the file is in place: what came from where, at what cost, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(super) stats: Option<PathBuf>,
+    /// Name in the swarm [default: a random one]
+    #[arg(long)]
+    pub(super) name: Option<String>,
+    #[command(flatten)]
+    pub(super) trust: Trust,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct VerifyArgs {
+    /// The file
+    pub(super) path: PathBuf,
+    /// What it should be
+    #[arg(long, value_name = "FILE")]
+    pub(super) manifest: PathBuf,
+}
+
+fn parse_seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
+
+/// A rate of nothing would wait for ever.
+fn parse_rate(text: &str) -> Result<ByteSize, String> {
+    let rate: ByteSize = text.parse()?;
+    if rate.as_u64() == 0 { Err("must be more than 0".to_owned()) } else { Ok(rate) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn rates_and_times_have_bounds() {
+        assert_eq!(parse_rate("12.5MB").unwrap().as_u64(), 12_500_000);
+        assert!(parse_rate("0").is_err());
+        assert_eq!(parse_seconds("0.5").unwrap(), Duration::from_millis(500));
+        assert!(parse_seconds("-1").is_err() && parse_seconds("1e300").is_err());
+    }
+}

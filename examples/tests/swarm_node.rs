@@ -1,0 +1,209 @@
+//! `swarm-node` as processes on loopback.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+const PATIENCE: Duration = Duration::from_mins(1);
+const SIZE: usize = 24 << 20;
+
+fn swarm_node(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_swarm-node"));
+    command.args(arguments).stdin(Stdio::null()).env("RUST_LOG", "info");
+    command
+}
+
+/// A process that does not outlive its test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Running {
+    fn end(&mut self) -> ExitStatus {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                return status;
+            }
+            assert!(start.elapsed() < PATIENCE, "it does not end");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn tell_to_end(&self) {
+        let pid = rustix::process::Pid::from_child(&self.0);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    }
+}
+
+fn wait_for(what: &str, mut there: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !there() {
+        assert!(start.elapsed() < PATIENCE, "no {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A tracker and a gate with a file, in a folder.
+struct Swarm {
+    folder: tempfile::TempDir,
+    tracker: String,
+    bytes: Vec<u8>,
+    _services: [Running; 2],
+}
+
+impl Swarm {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut bytes = vec![0; SIZE];
+        fastrand::Rng::with_seed(7).fill(&mut bytes);
+        std::fs::write(folder.path().join("file"), &bytes).unwrap();
+
+        let mut tracker = swarm_node(&["tracker", "--listen", "127.0.0.1:0", "--insecure"]);
+        let mut tracker = tracker.stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(tracker.stderr.take().unwrap()).lines();
+        let addr = lines.find_map(|line| Some(line.unwrap().strip_prefix("tracker on ")?.to_owned())).unwrap();
+        std::thread::spawn(move || lines.for_each(drop));
+        let tracker = Running(tracker);
+
+        let (file, manifest) = (folder.path().join("file"), folder.path().join("file.manifest"));
+        let mut gate = swarm_node(&["gate", "--tracker", &addr, "--listen", "127.0.0.1:0", "--insecure"]);
+        let gate = Running(gate.arg(file).arg("--manifest").arg(&manifest).spawn().unwrap());
+        wait_for("manifest", || manifest.exists());
+        Self { folder, tracker: addr, bytes, _services: [tracker, gate] }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn fetch(&self, name: &str, more: &[&str]) -> Running {
+        let mut fetch = swarm_node(&["fetch", "--tracker", &self.tracker, "--listen", "127.0.0.1:0", "--insecure"]);
+        fetch.args(["--name", name]).args(more);
+        fetch.arg("--manifest").arg(self.path("file.manifest")).arg("--out").arg(self.path(name));
+        fetch.arg("--stats").arg(self.path(&format!("{name}.json")));
+        Running(fetch.spawn().unwrap())
+    }
+
+    fn stats(&self, name: &str) -> Value {
+        serde_json::from_slice(&std::fs::read(self.path(&format!("{name}.json"))).unwrap()).unwrap()
+    }
+
+    fn verify(&self, name: &str) -> Output {
+        let mut verify = swarm_node(&["verify", "--manifest"]);
+        verify.arg(self.path("file.manifest")).arg(self.path(name)).output().unwrap()
+    }
+
+    fn assert_holds(&self, path: &Path) {
+        assert!(std::fs::read(path).unwrap() == self.bytes, "{} differs", path.display());
+    }
+}
+
+fn count(stats: &Value, key: &str) -> u64 {
+    stats[key].as_u64().unwrap_or_else(|| panic!("{key} in {stats}"))
+}
+
+fn from_peers(stats: &Value) -> u64 {
+    stats["from_peers"].as_object().unwrap().values().map(|bytes| bytes.as_u64().unwrap()).sum()
+}
+
+#[test]
+fn several_nodes_take_the_file_from_each_other_and_from_the_gate_once() {
+    let swarm = Swarm::new();
+    let names = ["a", "b", "c"];
+    // At this rate, all of them are there while pieces are still missing.
+    let mut nodes = names.map(|name| swarm.fetch(name, &["--linger", "60", "--limit-down", "16MiB"]));
+    for name in names {
+        wait_for("stats", || swarm.path(&format!("{name}.json")).exists());
+        // The file is in place before the stats are.
+        swarm.assert_holds(&swarm.path(name));
+        assert!(!swarm.path(&format!("{name}.part")).exists());
+    }
+    let stats = names.map(|name| swarm.stats(name));
+    for (name, stats) in names.iter().zip(&stats) {
+        assert_eq!(count(stats, "bytes"), SIZE as u64);
+        assert_eq!(count(stats, "from_store") + from_peers(stats), SIZE as u64, "{name}: {stats}");
+        assert_eq!((count(stats, "resumed"), count(stats, "bad_pieces")), (0, 0), "{name}: {stats}");
+        let peers = stats["from_peers"].as_object().unwrap();
+        assert!(
+            !peers.is_empty() && peers.keys().all(|peer| peer != name && names.contains(&peer.as_str())),
+            "{stats}"
+        );
+        assert!(stats["cpu_seconds"].as_f64().unwrap() > 0.0 && stats["seconds"].as_f64().unwrap() >= 1.0, "{stats}");
+    }
+    let read: u64 = stats.iter().map(|stats| count(stats, "from_store")).sum();
+    assert!((SIZE as u64..=SIZE as u64 * 6 / 5).contains(&read), "{read} bytes were read");
+
+    for node in &mut nodes {
+        assert!(node.0.try_wait().unwrap().is_none(), "it lingers");
+        node.tell_to_end();
+        assert_eq!(node.end().code(), Some(0));
+    }
+    assert_eq!(swarm.verify("a").status.code(), Some(0));
+}
+
+#[test]
+fn what_is_on_disk_is_not_fetched_again_and_what_differs_is_replaced() {
+    let swarm = Swarm::new();
+    let mut first = swarm.fetch("node", &["--limit-down", "4MiB"]);
+    let part = swarm.path("node.part");
+    let some = || std::fs::read(&part).is_ok_and(|bytes| bytes.iter().filter(|byte| **byte != 0).count() > 4 << 20);
+    wait_for("pieces", some);
+    first.tell_to_end();
+    assert_eq!(first.end().code(), Some(4), "ended before it was whole");
+    assert!(!swarm.path("node").exists() && !swarm.path("node.json").exists());
+
+    assert_eq!(swarm.fetch("node", &[]).end().code(), Some(0));
+    let stats = swarm.stats("node");
+    assert!(count(&stats, "resumed") > 2 << 20, "{stats}");
+    assert_eq!(count(&stats, "resumed") + count(&stats, "from_store") + from_peers(&stats), SIZE as u64, "{stats}");
+    swarm.assert_holds(&swarm.path("node"));
+
+    assert_eq!(swarm.fetch("node", &[]).end().code(), Some(0));
+    let stats = swarm.stats("node");
+    assert_eq!((count(&stats, "resumed"), count(&stats, "from_store")), (SIZE as u64, 0), "{stats}");
+
+    let mut spoilt = swarm.bytes.clone();
+    spoilt[SIZE / 2] ^= 1;
+    std::fs::write(swarm.path("node"), &spoilt).unwrap();
+    let verify = swarm.verify("node");
+    assert_eq!(verify.status.code(), Some(3), "{verify:?}");
+    assert!(String::from_utf8_lossy(&verify.stderr).contains("node holds"), "{verify:?}");
+    assert_eq!(swarm.fetch("node", &[]).end().code(), Some(0));
+    swarm.assert_holds(&swarm.path("node"));
+}
+
+#[test]
+fn mistakes_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let (junk, there) = (folder.path().join("junk"), folder.path().join("there"));
+    std::fs::write(&junk, "{}").unwrap();
+    let (junk, there) = (junk.to_str().unwrap(), there.to_str().unwrap());
+    let nowhere = folder.path().join("missing/out");
+    let nowhere = nowhere.to_str().unwrap();
+    let fetch = ["fetch", "--tracker", "127.0.0.1:1", "--insecure", "--manifest"];
+    let gate = ["gate", "--tracker", "127.0.0.1:1", "--insecure", "--manifest", there];
+    let wrong: [(Vec<&str>, i32, &str); 7] = [
+        ([&fetch[..], &[junk, "--out", there]].concat(), 1, "not a manifest"),
+        ([&fetch[..], &[nowhere, "--out", there]].concat(), 1, "missing/out"),
+        ([&gate[..], &[nowhere]].concat(), 1, "missing/out"),
+        ([&gate[..], &[folder.path().to_str().unwrap()]].concat(), 1, "not a regular file"),
+        (vec!["tracker", "--listen", "127.0.0.1:0"], 2, "--insecure"),
+        (vec!["tracker", "--listen", "nonsense", "--insecure"], 1, "--listen nonsense"),
+        ([&fetch[..], &[junk, "--out", there, "--limit-up", "0"]].concat(), 2, "--limit-up"),
+    ];
+    for (arguments, code, text) in wrong {
+        let output = swarm_node(&arguments).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+        assert!(said.contains(text), "{arguments:?}: {said}");
+    }
+}
