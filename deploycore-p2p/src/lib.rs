@@ -56,4 +56,6 @@ pub mod net;
 #[cfg(feature = "sim")]
 pub mod sim;
 
+#[cfg(feature = "tls")]
+pub use net::MutualTls;
 pub use net::{Account, Gate, GateSettings, Node, NodeSettings, Security, Timeouts, Tracker, TrackerSettings};

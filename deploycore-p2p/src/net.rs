@@ -9,9 +9,13 @@ mod files;
 mod gate;
 mod memory;
 mod node;
+#[cfg(feature = "tls")]
+mod tls;
 mod tracker;
 mod transport;
 
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use deploycore::model::friendly;
@@ -22,16 +26,36 @@ pub use files::{DiskFiles, Files, Open, PieceFile, Stored};
 pub use gate::{Gate, GateSettings};
 pub use memory::{MemoryFiles, MemoryNetwork};
 pub use node::{Account, Node, NodeSettings};
+#[cfg(feature = "tls")]
+pub use tls::MutualTls;
 pub use tracker::{Tracker, TrackerSettings};
 pub use transport::{Connection, Listener, Tcp, Transport};
 
 /// How connections are protected. There is no default: a configuration says it by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Security {
     /// Not at all: whoever reaches a port takes part. For one host, or a network that keeps strangers out by other means.
     PlainTcp,
+    /// Mutual TLS 1.3: only who has a certificate of the swarm's authority takes part. Feature `tls`.
+    #[cfg(feature = "tls")]
+    MutualTls(MutualTls),
+}
+
+impl Security {
+    /// Connections that are protected like this, of a member of this name.
+    #[cfg_attr(
+        not(feature = "tls"),
+        expect(unused_variables, clippy::unnecessary_wraps, reason = "plain TCP knows no names")
+    )]
+    fn transport(&self, name: &str) -> io::Result<Arc<dyn Transport>> {
+        match self {
+            Self::PlainTcp => Ok(Arc::new(Tcp)),
+            #[cfg(feature = "tls")]
+            Self::MutualTls(files) => Ok(Arc::new(tls::Tls::new(files, name)?)),
+        }
+    }
 }
 
 /// Time limits of connections.

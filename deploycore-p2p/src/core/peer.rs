@@ -325,7 +325,7 @@ impl<B: Payload> Peer<B> {
             Input::Connected { conn, peer, incarnation, role, dialed } => {
                 self.connected(Link::new(conn, peer, incarnation, role, dialed, now), now);
             }
-            Input::ConnectFailed(addr) => self.dial_failed(&addr, now),
+            Input::ConnectFailed(addr) => self.unreached(&addr, now),
             Input::Disconnected(conn) => self.disconnected(conn, now),
             Input::Message(conn, message) => self.message(conn, message, now),
             Input::Block(conn, block) => self.block(conn, block, now),

@@ -223,7 +223,7 @@ async fn dial(shared: Shared, addr: Addr) {
 
 /// Exchanges hellos, then reads until the connection ends. `permit` is given back after the handshake.
 async fn greet<P>(shared: Shared, connection: Connection, dialed: Option<Addr>, permit: P) {
-    let Connection { read, mut write, host } = connection;
+    let Connection { read, mut write, host, names } = connection;
     let mut read = BufReader::with_capacity(16 << 10, read);
     let exchange = async {
         write.write_all(&wire::encode_hello(&shared.hello)).await?;
@@ -231,8 +231,13 @@ async fn greet<P>(shared: Shared, connection: Connection, dialed: Option<Addr>, 
         read_frame(&mut read, shared.timeouts.handshake).await
     };
     let hello = match timeout(shared.timeouts.handshake, exchange).await {
-        Ok(Ok(Frame::Hello(hello))) if hello.region == shared.hello.region => Ok(hello),
-        Ok(Ok(Frame::Hello(hello))) => Err(format!("it belongs to region {}", hello.region)),
+        Ok(Ok(Frame::Hello(hello))) if hello.region != shared.hello.region => {
+            Err(format!("it belongs to region {}", hello.region))
+        }
+        Ok(Ok(Frame::Hello(hello))) if names.as_ref().is_some_and(|names| !names.contains(&hello.name)) => {
+            Err(format!("it calls itself {}, but its certificate is for {names:?}", hello.name))
+        }
+        Ok(Ok(Frame::Hello(hello))) => Ok(hello),
         Ok(Ok(_)) => Err("its first frame is not a hello".to_owned()),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err("no hello in time".to_owned()),

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::connection::{BlockSource, Broken, Event, Hub};
 use super::counts::{Counts, DiskCounts};
-use super::transport::{Listener, Tcp, Transport};
+use super::transport::{Listener, Transport};
 use super::{Security, Timeouts};
 use crate::core::gate::{self, Record, Usage};
 use crate::core::message::{Addr, Hello, PeerId, Role};
@@ -113,7 +113,8 @@ impl Gate {
     /// Errors: `ResourceBusy` when another gate uses the folder.
     pub async fn bind(settings: GateSettings, store: Arc<dyn ArtifactStore>) -> io::Result<Self> {
         let counts = Arc::new(DiskCounts::open(&settings.data)?);
-        Self::bind_with(settings, store, counts, Arc::new(Tcp)).await
+        let transport = settings.security.transport(&settings.name)?;
+        Self::bind_with(settings, store, counts, transport).await
     }
 
     /// As [`bind`](Self::bind), over another transport, and with counts kept elsewhere.

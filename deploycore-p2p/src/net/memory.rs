@@ -176,6 +176,7 @@ fn wire(stream: DuplexStream, host: &str, rate: u64, alive: &CancellationToken) 
         read: Box::new(WireRead { half: read, dead: dead() }),
         write: Box::new(WireWrite { half: write, dead: dead(), rate, pause }),
         host: host.to_owned(),
+        names: None,
     }
 }
 

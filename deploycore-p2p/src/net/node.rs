@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::running::Running;
 use super::files::{DiskFiles, Files};
-use super::transport::{Listener, Tcp, Transport};
+use super::transport::{Listener, Transport};
 use super::{Security, Timeouts};
 use crate::core::peer;
 
@@ -158,8 +158,11 @@ impl Drop for Guard {
 
 impl Node {
     /// Opens the port of a node over TCP and real files.
+    ///
+    /// Errors name the address, or the certificate that does not serve.
     pub async fn bind(settings: NodeSettings) -> io::Result<Self> {
-        Self::bind_with(settings, Arc::new(Tcp), Arc::new(DiskFiles::default())).await
+        let transport = settings.security.transport(&settings.name)?;
+        Self::bind_with(settings, transport, Arc::new(DiskFiles::default())).await
     }
 
     /// As [`bind`](Self::bind), over another transport and other files.

@@ -12,7 +12,7 @@ use tokio::time::{Instant as Clock, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::connection::{Event, Hub};
-use super::transport::{Listener, Tcp, Transport};
+use super::transport::{Listener, Transport};
 use super::{Security, Timeouts};
 use crate::core::message::{Hello, PeerId, Role};
 use crate::core::time::Instant;
@@ -75,7 +75,8 @@ pub struct Tracker {
 impl Tracker {
     /// Opens the port. Connections are answered once [`run`](Self::run) runs.
     pub async fn bind(settings: TrackerSettings) -> io::Result<Self> {
-        Self::bind_with(settings, Arc::new(Tcp)).await
+        let transport = settings.security.transport(&settings.name)?;
+        Self::bind_with(settings, transport).await
     }
 
     /// As [`bind`](Self::bind), over another transport.

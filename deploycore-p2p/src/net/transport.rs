@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 
-/// A connection: two halves, and the host at the other end.
+/// A connection: two halves, the host at the other end, and who it may be.
 pub struct Connection {
     /// What comes.
     pub read: Box<dyn AsyncRead + Send + Unpin>,
@@ -15,6 +15,8 @@ pub struct Connection {
     pub write: Box<dyn AsyncWrite + Send + Unpin>,
     /// The other end's host, as an address without port.
     pub host: String,
+    /// The names that the other end may go by; `None` if any.
+    pub names: Option<Vec<String>>,
 }
 
 impl Debug for Connection {
@@ -52,7 +54,7 @@ fn connection(stream: TcpStream) -> io::Result<Connection> {
     stream.set_nodelay(true)?;
     let host = stream.peer_addr()?.ip().to_string();
     let (read, write) = stream.into_split();
-    Ok(Connection { read: Box::new(read), write: Box::new(write), host })
+    Ok(Connection { read: Box::new(read), write: Box::new(write), host, names: None })
 }
 
 #[async_trait]

@@ -119,9 +119,9 @@ struct Noisy {
 }
 
 fn noisy(connection: Connection, weather: &Arc<Weather>, random: &Arc<Mutex<fastrand::Rng>>) -> Connection {
-    let Connection { read, write, host } = connection;
+    let Connection { read, write, host, names } = connection;
     let read = Box::new(NoisyRead { inner: read, weather: weather.clone(), random: random.clone() });
-    Connection { read, write, host }
+    Connection { read, write, host, names }
 }
 
 #[async_trait]

@@ -17,7 +17,11 @@ use crate::core::time::Instant;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Dial {
     role: Role,
+    /// Who is there, as the tracker says.
+    peer: Option<PeerId>,
     failures: u32,
+    /// How often in a row no connection came about.
+    unreached: u32,
     state: DialState,
 }
 
@@ -51,8 +55,12 @@ const ABSENT_RETRY: Duration = Duration::from_millis(500);
 const PING: Duration = Duration::from_secs(10);
 /// Pieces named in one call for help.
 const MAX_NEED: usize = 256;
-/// Members in quarantine that are named with it.
+/// Members in quarantine or out of reach that are named with it.
 const MAX_REFUSED: usize = 32;
+/// Vain attempts to connect after which a member is out of reach: what only it has, has to come from elsewhere.
+const BEYOND_REACH: u32 = 3;
+/// How long a node that was dialed in vain is remembered; the tracker names it again meanwhile if it still announces itself.
+const VAIN_MEMORY: Duration = Duration::from_secs(10);
 /// Addresses remembered as unreachable.
 const MAX_DIALS: usize = 1_024;
 
@@ -72,7 +80,7 @@ impl<B: Payload> Peer<B> {
             }
         };
         if let Some(dial) = link.dialed.as_ref().and_then(|addr| self.dials.get_mut(addr)) {
-            dial.state = DialState::Connected;
+            (dial.state, dial.unreached) = (DialState::Connected, 0);
         }
         let (role, conn) = (link.role, link.conn);
         self.links.push(link);
@@ -164,12 +172,30 @@ impl<B: Payload> Peer<B> {
         }
     }
 
-    fn dial(&mut self, addr: &Addr, role: Role, now: Instant) {
+    /// No connection came about: nobody is there, something is between, or one end does not trust the other.
+    pub(super) fn unreached(&mut self, addr: &Addr, now: Instant) {
+        if let Some(dial) = self.dials.get_mut(addr) {
+            dial.unreached = dial.unreached.saturating_add(1);
+        }
+        self.dial_failed(addr, now);
+    }
+
+    fn dial(&mut self, addr: &Addr, role: Role, peer: Option<PeerId>, now: Instant) {
         let known = self.links.iter().any(|link| link.dialed.as_ref() == Some(addr) && link.role == role);
         if known || (self.dials.len() >= MAX_DIALS && !self.dials.contains_key(addr)) {
             return;
         }
-        let dial = self.dials.entry(addr.clone()).or_insert(Dial { role, failures: 0, state: DialState::Waits(now) });
+        let dial = self.dials.entry(addr.clone()).or_insert(Dial {
+            role,
+            peer,
+            failures: 0,
+            unreached: 0,
+            state: DialState::Waits(now),
+        });
+        if dial.peer != peer {
+            // Another has the address now.
+            (dial.peer, dial.unreached) = (peer, 0);
+        }
         if matches!(dial.state, DialState::Waits(until) if until <= now) {
             *dial = Dial { role, state: DialState::UnderWay, ..*dial };
             self.outputs.push_back(Output::Connect(addr.clone(), role));
@@ -179,7 +205,7 @@ impl<B: Payload> Peer<B> {
     /// Dials trackers and gates that should be connected and are not.
     pub(super) fn dial_missing(&mut self, now: Instant) {
         for addr in self.trackers.clone() {
-            self.dial(&addr, Role::Tracker, now);
+            self.dial(&addr, Role::Tracker, None, now);
         }
         self.join_gates(now);
     }
@@ -204,7 +230,7 @@ impl<B: Payload> Peer<B> {
                     self.artifacts[at].drained = false;
                     self.send_join(conn, at);
                 }
-                None => self.dial(&gate.addr, Role::Gate, now),
+                None => self.dial(&gate.addr, Role::Gate, Some(gate.peer), now),
             }
         }
     }
@@ -258,7 +284,7 @@ impl<B: Payload> Peer<B> {
             let dialing = self.dials.values().filter(|dial| dial.role == Role::Node && dial.is_under_way()).count();
             let nodes = self.links.iter().filter(|link| link.role == Role::Node).count();
             if !known && nodes + dialing < self.settings.max_links {
-                self.dial(&contact.addr, Role::Node, now);
+                self.dial(&contact.addr, Role::Node, Some(contact.peer), now);
             }
         }
     }
@@ -314,7 +340,12 @@ impl<B: Payload> Peer<B> {
             self.call_for_help(at, now);
         }
         self.dial_missing(now);
-        let expired = |dial: &Dial| matches!(dial.state, DialState::Waits(until) if until <= now);
+        // What was dialed in vain is remembered for a while, so that it can be told that it is out of reach.
+        let memory = if self.dials.len() < MAX_DIALS / 2 { VAIN_MEMORY } else { Duration::ZERO };
+        let expired = |dial: &Dial| {
+            let memory = if dial.unreached > 0 { memory } else { Duration::ZERO };
+            matches!(dial.state, DialState::Waits(until) if until + memory <= now)
+        };
         self.dials.retain(|_, dial| dial.role != Role::Node || !expired(dial));
         let idle: Vec<ConnId> =
             self.links.iter().filter(|link| self.is_idle(link, now)).map(|link| link.conn).collect();
@@ -360,7 +391,9 @@ impl<B: Payload> Peer<B> {
         artifact.announce_at = artifact.announce_at.min(now + self.settings.stuck_after);
         if let Some(conn) = artifact.joined_gate {
             let digest = artifact.shape.digest();
-            let refused = self.quarantine.keys().copied().take(MAX_REFUSED).collect();
+            let beyond_reach = self.dials.values().filter(|dial| dial.unreached >= BEYOND_REACH);
+            let unreached = beyond_reach.filter_map(|dial| dial.peer);
+            let refused = self.quarantine.keys().copied().chain(unreached).take(MAX_REFUSED).collect();
             self.send(conn, Message::Stuck { digest, pieces: starved, refused });
         }
     }
