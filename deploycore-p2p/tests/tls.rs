@@ -133,7 +133,7 @@ async fn who_has_no_certificate_of_the_authority_is_refused() {
             })
             .await,
     ];
-    let fetches = [
+    let in_vain = [
         region.fetch(&strangers[0], "a").await,
         region.fetch(&strangers[1], "b").await,
         region.fetch(&strangers[2], "c").await,
@@ -142,7 +142,7 @@ async fn who_has_no_certificate_of_the_authority_is_refused() {
     let fetched = region.fetch(&member, "one").await;
     in_time(fetched.done).await.unwrap();
     tokio::time::sleep(Duration::from_millis(500)).await;
-    for (stranger, fetch) in strangers.iter().zip(&fetches) {
+    for (stranger, fetch) in strangers.iter().zip(&in_vain) {
         let (progress, stats) = (fetch.progress.borrow().clone(), stranger.service.stats().await.unwrap());
         assert_eq!((progress.pieces, progress.peers, stats.peers), (0, 0, 0), "{progress:?} {stats:?}");
     }

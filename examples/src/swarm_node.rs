@@ -62,7 +62,7 @@ pub fn main() -> ExitCode {
 
 async fn run(command: Command) -> Result<Outcome> {
     match command {
-        Command::Tracker { listen, trust } => tracker(listen, &trust).await,
+        Command::Tracker { listen, name, trust } => tracker(&listen, name, &trust).await,
         Command::Gate(args) => gate(args).await,
         Command::Fetch(args) => fetch::run(args).await,
         Command::Verify(args) => verify(&args).await,
@@ -89,8 +89,9 @@ fn told_to_end() -> Result<CancellationToken> {
     Ok(token)
 }
 
-async fn tracker(listen: String, trust: &Trust) -> Result<Outcome> {
-    let settings = TrackerSettings::new(format!("tracker {listen}"), region(), trust.security()).with_listen(&listen);
+async fn tracker(listen: &str, name: Option<String>, trust: &Trust) -> Result<Outcome> {
+    let name = name.unwrap_or_else(|| random_name("tracker"));
+    let settings = TrackerSettings::new(name, region(), trust.security()).with_listen(listen);
     let tracker = Tracker::bind(settings).await.with_context(|| format!("--listen {listen}"))?;
     eprintln!("tracker on {}", tracker.local_addr());
     tracker.run(told_to_end()?).await;

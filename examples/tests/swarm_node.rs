@@ -182,6 +182,48 @@ fn what_is_on_disk_is_not_fetched_again_and_what_differs_is_replaced() {
 }
 
 #[test]
+fn members_show_certificates_to_each_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let key = rcgen::KeyPair::generate().unwrap();
+    std::fs::write(path("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+    let issuer = rcgen::Issuer::new(params, key);
+    let signed = |name: &str| {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+        std::fs::write(path(&format!("{name}.pem")), params.signed_by(&key, &issuer).unwrap().pem()).unwrap();
+        std::fs::write(path(&format!("{name}.key")), key.serialize_pem()).unwrap();
+        let (certificate, key) = (path(&format!("{name}.pem")), path(&format!("{name}.key")));
+        let ca = path("ca.pem");
+        ["--tls-cert", &certificate, "--tls-key", &key, "--tls-ca", &ca, "--tls-names", "--name", name]
+            .map(str::to_owned)
+    };
+    let file = path("file");
+    std::fs::write(&file, vec![3; 3 << 20]).unwrap();
+
+    let mut tracker = swarm_node(&["tracker", "--listen", "127.0.0.1:0"]);
+    let mut tracker = tracker.args(signed("tracker")).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(tracker.stderr.take().unwrap()).lines();
+    let addr = lines.find_map(|line| Some(line.unwrap().strip_prefix("tracker on ")?.to_owned())).unwrap();
+    std::thread::spawn(move || lines.for_each(drop));
+    let _tracker = Running(tracker);
+    let manifest = path("manifest");
+    let mut gate = swarm_node(&["gate", "--tracker", &addr, "--listen", "127.0.0.1:0", "--manifest", &manifest, &file]);
+    let _gate = Running(gate.args(signed("gate")).spawn().unwrap());
+    wait_for("manifest", || Path::new(&manifest).exists());
+
+    let (out, stranger) = (path("out"), path("stranger"));
+    let fetch = ["fetch", "--tracker", &addr, "--listen", "127.0.0.1:0", "--manifest", &manifest];
+    let mut insecure = Running(swarm_node(&fetch).args(["--out", &stranger, "--insecure"]).spawn().unwrap());
+    let mut member = Running(swarm_node(&fetch).args(["--out", &out]).args(signed("m1")).spawn().unwrap());
+    assert_eq!(member.end().code(), Some(0));
+    assert!(std::fs::read(&out).unwrap() == vec![3; 3 << 20]);
+    assert!(insecure.0.try_wait().unwrap().is_none() && !Path::new(&stranger).exists(), "a stranger gets nothing");
+}
+
+#[test]
 fn mistakes_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let (junk, there) = (folder.path().join("junk"), folder.path().join("there"));
@@ -196,7 +238,7 @@ fn mistakes_are_named() {
         ([&fetch[..], &[nowhere, "--out", there]].concat(), 1, "missing/out"),
         ([&gate[..], &[nowhere]].concat(), 1, "missing/out"),
         ([&gate[..], &[folder.path().to_str().unwrap()]].concat(), 1, "not a regular file"),
-        (vec!["tracker", "--listen", "127.0.0.1:0"], 2, "--insecure"),
+        (vec!["tracker", "--listen", "127.0.0.1:0"], 2, "--tls-cert"),
         (vec!["tracker", "--listen", "nonsense", "--insecure"], 1, "--listen nonsense"),
         ([&fetch[..], &[junk, "--out", there, "--limit-up", "0"]].concat(), 2, "--limit-up"),
     ];

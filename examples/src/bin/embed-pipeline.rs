@@ -116,10 +116,10 @@ async fn start_region(
     let goals: Arc<dyn GoalStateStore> = Arc::new(RedbGoals::open(folder.join("goals.redb")).await?);
     let mirror = Mirror::new(MirrorSettings::default(), global.clone(), goals.clone());
     // One process and one loopback: nobody else is on this network.
-    let security = Security::PlainTcp;
-    let tracker = Tracker::bind(TrackerSettings::new("tracker", name.clone(), security)).await?;
+    let security = || Security::PlainTcp;
+    let tracker = Tracker::bind(TrackerSettings::new("tracker", name.clone(), security())).await?;
     let tracker_addr = tracker.local_addr().to_owned();
-    let settings = GateSettings::new("gate", name.clone(), folder.join("gate"), security).with_tracker(&tracker_addr);
+    let settings = GateSettings::new("gate", name.clone(), folder.join("gate"), security()).with_tracker(&tracker_addr);
     let gate = Gate::bind(settings, store.clone()).await?;
     platform.start(|stop| async move { mirror.run(stop).await });
     platform.start(|stop| async move { tracker.run(stop).await });
@@ -127,7 +127,7 @@ async fn start_region(
 
     for number in 1..=MACHINES {
         let machine = format!("{name}-{number}");
-        let settings = NodeSettings::new(&machine, name.clone(), security).with_tracker(&tracker_addr);
+        let settings = NodeSettings::new(&machine, name.clone(), security()).with_tracker(&tracker_addr);
         let node = Arc::new(Node::bind(settings).await?);
         let deps = AgentDeps {
             goals: goals.clone(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
-use deploycore_p2p::Security;
+use deploycore_p2p::{MutualTls, Security};
 
 /// Puts one big file on many hosts, each of which passes on what it has.
 #[derive(Debug, Parser)]
@@ -26,6 +26,9 @@ pub(super) enum Command {
         /// Where to listen
         #[arg(long, value_name = "HOST:PORT")]
         listen: String,
+        /// Name in the swarm [default: a random one]
+        #[arg(long)]
+        name: Option<String>,
         #[command(flatten)]
         trust: Trust,
     },
@@ -37,18 +40,37 @@ pub(super) enum Command {
     Verify(VerifyArgs),
 }
 
-/// How connections are protected.
+/// How connections are protected: by certificates, or, by name, not at all.
 #[derive(Debug, Clone, Args)]
 pub(super) struct Trust {
+    /// Mutual TLS: this member's certificate, PEM. It must allow both a server's and a client's use
+    #[arg(long, value_name = "FILE", requires_all = ["tls_key", "tls_ca"], required_unless_present = "insecure")]
+    tls_cert: Option<PathBuf>,
+    /// Its private key, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Certificates of the authorities whose members are let in, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_ca: Option<PathBuf>,
+    /// Let in only members whose --name is a DNS name in their certificate
+    #[arg(long, requires = "tls_cert")]
+    tls_names: bool,
     /// Plain TCP: whoever reaches the port takes part
-    #[arg(long, required = true)]
+    #[arg(long, conflicts_with = "tls_cert")]
     insecure: bool,
 }
 
 impl Trust {
     pub(super) fn security(&self) -> Security {
-        debug_assert!(self.insecure, "the command line demands it");
-        Security::PlainTcp
+        match (&self.tls_cert, &self.tls_key, &self.tls_ca) {
+            (Some(certificate), Some(key), Some(authority)) => Security::MutualTls(MutualTls {
+                certificate: certificate.clone(),
+                key: key.clone(),
+                authority: authority.clone(),
+                names_in_certificates: self.tls_names,
+            }),
+            _ => Security::PlainTcp,
+        }
     }
 }
 
@@ -143,6 +165,31 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn only_who_says_so_goes_without_certificates() {
+        let trust = |more: &[&str]| {
+            let base = ["swarm-node", "tracker", "--listen", "a:1"];
+            let cli = Cli::try_parse_from(base.iter().chain(more)).ok()?;
+            let Command::Tracker { trust, .. } = cli.command else { return None };
+            Some(trust.security())
+        };
+        assert_eq!(trust(&["--insecure"]), Some(Security::PlainTcp));
+        let all = ["--tls-cert", "c", "--tls-key", "k", "--tls-ca", "a"];
+        assert!(matches!(trust(&all), Some(Security::MutualTls(files)) if !files.names_in_certificates));
+        let named = [&all[..], &["--tls-names"]].concat();
+        assert!(matches!(trust(&named), Some(Security::MutualTls(files)) if files.names_in_certificates));
+        for wrong in [
+            &[][..],
+            &all[..2],
+            &all[..4],
+            &all[2..],
+            &[&all[..], &["--insecure"]].concat(),
+            &["--insecure", "--tls-names"],
+        ] {
+            assert_eq!(trust(wrong), None, "{wrong:?}");
+        }
     }
 
     #[test]
