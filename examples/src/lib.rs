@@ -4,6 +4,8 @@
 //! how to embed single parts.
 
 pub mod cluster;
+pub mod files;
+mod signals;
 pub mod swarm_node;
 
 /// The examples in the README and the guides are compiled and run with the other tests.

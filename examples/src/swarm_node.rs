@@ -5,7 +5,6 @@ mod fetch;
 mod single_file;
 mod usage;
 
-use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -15,13 +14,13 @@ use clap::Parser;
 use deploycore::model::{Manifest, RegionName};
 use deploycore_p2p::{Gate, GateSettings, Tracker, TrackerSettings};
 use indicatif::{ProgressBar, ProgressStyle};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use self::cli::{Cli, Command, GateArgs, Trust, VerifyArgs};
 use self::single_file::SingleFile;
-use crate::cluster::layout::{check_writable, write_atomic};
+use crate::files::{check_writable, write_atomic};
+use crate::signals::told_to_end;
 
 /// How a command ended, for the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,16 +73,12 @@ fn region() -> RegionName {
     RegionName::new("swarm").expect("a valid name")
 }
 
-/// Ends with the first SIGINT or SIGTERM.
-fn told_to_end() -> Result<CancellationToken> {
-    let token = CancellationToken::new();
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+/// Cancelled when the process is told to end.
+fn end_token() -> Result<CancellationToken> {
+    let (token, signalled) = (CancellationToken::new(), told_to_end()?);
     let told = token.clone();
     tokio::spawn(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
+        signalled.await;
         told.cancel();
     });
     Ok(token)
@@ -94,13 +89,13 @@ async fn tracker(listen: &str, name: Option<String>, trust: &Trust) -> Result<Ou
     let settings = TrackerSettings::new(name, region(), trust.security()).with_listen(listen);
     let tracker = Tracker::bind(settings).await.with_context(|| format!("--listen {listen}"))?;
     eprintln!("tracker on {}", tracker.local_addr());
-    tracker.run(told_to_end()?).await;
+    tracker.run(end_token()?).await;
     Ok(Outcome::Done)
 }
 
 async fn gate(args: GateArgs) -> Result<Outcome> {
     check_writable(&args.manifest).context("--manifest")?;
-    let end = told_to_end()?;
+    let end = end_token()?;
     let bar = bar("hash");
     let hashed = SingleFile::open(&args.file, &bar);
     let file = tokio::select! {
@@ -110,12 +105,13 @@ async fn gate(args: GateArgs) -> Result<Outcome> {
     bar.finish_and_clear();
     let manifest = file.manifest();
     let counts = args.counts.unwrap_or_else(|| beside(&args.manifest, ".counts"));
-    let name = args.name.unwrap_or_else(|| random_name("gate"));
-    let mut settings = GateSettings::new(name, region(), &counts, args.trust.security()).with_listen(&args.listen);
-    settings.advertise = args.advertise;
-    settings.trackers = args.tracker;
+    let member = args.member;
+    let name = member.name.unwrap_or_else(|| random_name("gate"));
+    let mut settings = GateSettings::new(name, region(), &counts, member.trust.security()).with_listen(&member.listen);
+    settings.advertise = member.advertise;
+    settings.trackers = member.tracker;
     let gate = Gate::bind(settings, Arc::new(file)).await;
-    let gate = gate.with_context(|| format!("--listen {}, counts in {}", args.listen, counts.display()))?;
+    let gate = gate.with_context(|| format!("--listen {}, counts in {}", member.listen, counts.display()))?;
     let serving = gate.run(end);
     write_atomic(&args.manifest, &serde_json::to_vec(&*manifest)?)?;
     eprintln!("gate on {}: {} bytes, BLAKE3 {}", gate.local_addr(), manifest.size(), manifest.digest());
@@ -166,12 +162,4 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 fn random_name(role: &str) -> String {
     format!("{role}-{:08x}", rand::random::<u32>())
-}
-
-/// Waits for one and, meanwhile, lets the other run, which never ends before.
-async fn beside_service<T>(service: impl Future<Output = ()>, work: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::select! {
-        result = work => result,
-        () = service => anyhow::bail!("the node ended by itself"),
-    }
 }

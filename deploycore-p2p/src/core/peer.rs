@@ -374,6 +374,11 @@ impl<B: Payload> Peer<B> {
         self.artifact(digest).map(|artifact| &artifact.have)
     }
 
+    /// Whether there is a connection to a member.
+    pub fn is_connected(&self, peer: PeerId) -> bool {
+        self.links.iter().any(|link| link.peer == peer)
+    }
+
     /// What each peer gave of an artifact, in bytes of verified pieces.
     pub fn sources(&self, digest: &Digest) -> Option<&BTreeMap<PeerId, u64>> {
         Some(&self.artifact(digest)?.sources)

@@ -66,6 +66,7 @@ type Stamps = [Option<(SystemTime, u64)>; 3];
 #[derive(Clone)]
 pub(super) struct Tls {
     files: MutualTls,
+    name: String,
     loaded: Arc<Mutex<Loaded>>,
 }
 
@@ -78,14 +79,8 @@ impl Debug for Tls {
 impl Tls {
     /// Reads the files. Errors name the file, and say what does not fit: one is that it is not for a member of this name.
     pub(super) fn new(files: &MutualTls, name: &str) -> io::Result<Self> {
-        let own = certificates(&files.certificate)?;
-        if let Some(names) = names(files, Some(&own))?
-            && !names.iter().any(|other| other == name)
-        {
-            return Err(named(&files.certificate, format!("it is for {names:?}, and this member's name is {name}")));
-        }
-        let loaded = Arc::new(Mutex::new(load(files)?));
-        Ok(Self { files: files.clone(), loaded })
+        let loaded = Arc::new(Mutex::new(load(files, name)?));
+        Ok(Self { files: files.clone(), name: name.to_owned(), loaded })
     }
 
     /// The newest configurations that fit together.
@@ -93,7 +88,7 @@ impl Tls {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let stamps = stamps(&self.files);
         if stamps != loaded.stamps {
-            match load(&self.files) {
+            match load(&self.files, &self.name) {
                 Ok(newer) => {
                     tracing::info!(certificate = %self.files.certificate.display(), "certificates read again");
                     *loaded = newer;
@@ -128,10 +123,15 @@ fn certificates(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
     }
 }
 
-fn load(files: &MutualTls) -> io::Result<Loaded> {
+fn load(files: &MutualTls, name: &str) -> io::Result<Loaded> {
     // Taken before the files are read: what changes meanwhile is read again.
     let stamps = stamps(files);
     let chain = certificates(&files.certificate)?;
+    if let Some(names) = names(files, Some(&chain))?
+        && !names.iter().any(|other| other == name)
+    {
+        return Err(named(&files.certificate, format!("it is for {names:?}, and this member's name is {name}")));
+    }
     let key = || PrivateKeyDer::from_pem_file(&files.key).map_err(|error| named(&files.key, error));
     let mut roots = RootCertStore::empty();
     for authority in certificates(&files.authority)? {

@@ -12,7 +12,7 @@ use deploycore::conformance;
 use deploycore::model::{Goal, Revision, ServiceName};
 use deploycore::port::BackendError;
 use deploycore::port::goals::{Changes, Error, Expect, GoalStateStore, HISTORY, Index, Snapshot, Stored};
-use deploycore_examples::cluster::layout::write_atomic;
+use deploycore_examples::files::write_atomic;
 use futures::stream::{BoxStream, StreamExt};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;

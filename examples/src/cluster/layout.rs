@@ -24,6 +24,8 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::files::{UNFINISHED, write_atomic};
+
 /// The format that this program writes and reads.
 const VERSION: &str = "deploycore cluster 1\n";
 /// How long a lock of an ending process is waited for.
@@ -113,9 +115,6 @@ impl DataDir {
     }
 }
 
-/// Files of this prefix are being written, or were when their writer died.
-const UNFINISHED: &str = ".unfinished-";
-
 /// Whether a folder holds nothing, but for what a start that was cut short left.
 fn is_empty(folder: &Path) -> std::io::Result<bool> {
     for entry in fs::read_dir(folder)? {
@@ -126,36 +125,10 @@ fn is_empty(folder: &Path) -> std::io::Result<bool> {
     Ok(true)
 }
 
-/// Writes a file so that after a crash it is the old or the new one.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let write = || -> std::io::Result<()> {
-        let mut file = unfinished(path)?;
-        std::io::Write::write_all(&mut file, bytes)?;
-        file.as_file().sync_all()?;
-        file.persist(path)?;
-        File::open(folder_of(path))?.sync_all()
-    };
-    write().with_context(|| format!("{} could not be written", path.display()))
-}
-
-/// Fails where [`write_atomic`] would fail for its folder, so that it is told before the work and not after it.
-pub fn check_writable(path: &Path) -> Result<()> {
-    unfinished(path).map(drop).with_context(|| format!("{} cannot be written", path.display()))
-}
-
-fn unfinished(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
-    let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-    tempfile::Builder::new().prefix(UNFINISHED).permissions(permissions).tempfile_in(folder_of(path))
-}
-
-/// A bare file name has an empty parent: the working folder.
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::unfinished;
 
     #[test]
     fn a_folder_whose_first_start_was_cut_short_is_taken_up() {
@@ -163,24 +136,5 @@ mod tests {
         let _cut_short = unfinished(&folder.path().join("VERSION")).unwrap().keep().unwrap();
         DataDir::create(folder.path()).unwrap();
         DataDir::create(folder.path()).unwrap();
-    }
-
-    #[test]
-    fn a_file_beside_the_target_is_left_alone() {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("r.tmp"), "mine").unwrap();
-        write_atomic(&folder.path().join("r.json"), b"{}").unwrap();
-        assert_eq!(fs::read(folder.path().join("r.tmp")).unwrap(), b"mine");
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
-    }
-
-    #[test]
-    fn a_bare_file_name_is_written_to_the_working_folder() {
-        let name = format!("layout-{}.json", std::process::id());
-        let written = write_atomic(Path::new(&name), b"{}");
-        let read = fs::read(&name);
-        let _ = fs::remove_file(&name);
-        written.unwrap();
-        assert_eq!(read.unwrap(), b"{}");
     }
 }

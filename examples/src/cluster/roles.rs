@@ -19,7 +19,6 @@ use deploycore::port::chain;
 use deploycore::store::BlobStore;
 use deploycore_kv::gateway::{Gateway, keeping_alive};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -27,6 +26,7 @@ use tracing_subscriber::EnvFilter;
 use super::cli::RoleName;
 use super::config;
 use super::supervisor::Lifeline;
+use crate::signals::told_to_end;
 
 /// How long a role may take to end in order; then it ends anyway. The parent waits a little longer.
 const ORDERLY_END: Duration = Duration::from_secs(10);
@@ -83,12 +83,11 @@ async fn lock(config: &Path) -> Result<File> {
 
 fn shutdown_token(lifeline: Lifeline, limit: Duration) -> Result<CancellationToken> {
     let token = CancellationToken::new();
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let signalled = told_to_end()?;
     let told = token.clone();
     tokio::spawn(async move {
         tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+            () = signalled => {}
             () = lifeline.cut() => {}
         }
         told.cancel();

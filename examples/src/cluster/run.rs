@@ -13,7 +13,6 @@ use clap::Parser;
 use deploycore::model::{CommitId, Labels, MachineName, Port, Readiness, RegionName, RunSpec, ServiceName, WorkerName};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
-use tokio::signal::unix::{SignalKind, signal};
 use url::Url;
 
 use super::cli::{Cli, Command, RunArgs};
@@ -22,7 +21,9 @@ use super::layout::DataDir;
 use super::report::Report;
 use super::scenario::{Plan, Scenario};
 use super::supervisor::{ChildSpec, Supervisor};
-use super::{commands, config, fixture, layout, roles};
+use super::{commands, config, fixture, roles};
+use crate::files;
+use crate::signals::told_to_end;
 
 /// On one host nothing delays a heartbeat for long, and nobody wants to wait 90 s for a killed worker's job.
 const HEARTBEAT: Duration = Duration::from_secs(3);
@@ -77,7 +78,7 @@ struct Wanted {
 
 async fn bring_up(args: RunArgs) -> Result<()> {
     if let Some(report) = &args.report {
-        layout::check_writable(report).context("--report")?;
+        files::check_writable(report).context("--report")?;
     }
     let temporary =
         if args.data_dir.is_none() { Some(tempfile::Builder::new().prefix("deploycore-").tempdir()?) } else { None };
@@ -150,7 +151,7 @@ async fn run_cluster(args: &RunArgs, data: &DataDir) -> Result<()> {
 fn finish(args: &RunArgs, report: &Report) -> Result<()> {
     println!("{report}");
     if let Some(path) = &args.report {
-        layout::write_atomic(path, &serde_json::to_vec_pretty(report)?)?;
+        files::write_atomic(path, &serde_json::to_vec_pretty(report)?)?;
     }
     Ok(())
 }
@@ -168,11 +169,7 @@ fn keep_running(ends: &Ends, data: &DataDir) {
 }
 
 async fn interrupted() -> Result<()> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
+    told_to_end()?.await;
     eprintln!("stopping");
     Ok(())
 }
@@ -384,7 +381,7 @@ fn write_configs(args: &RunArgs, wanted: &Wanted, data: &DataDir) -> Result<Ends
     let agents = writer.agents();
     writer.write("warden", "warden", &config::Warden { agents })?;
     let children = writer.children;
-    layout::write_atomic(&data.join("run/api"), http_url(api)?.as_str().as_bytes())?;
+    files::write_atomic(&data.join("run/api"), http_url(api)?.as_str().as_bytes())?;
     Ok(Ends { children, api: http_url(api)?, goals: http_url(goals)?, regions })
 }
 
@@ -396,7 +393,7 @@ struct ConfigWriter<'a> {
 impl ConfigWriter<'_> {
     fn write(&mut self, name: &str, role: &'static str, config: &impl Serialize) -> Result<()> {
         let text = toml::to_string_pretty(config)?;
-        layout::write_atomic(&self.data.join(format!("config/{name}.toml")), text.as_bytes())?;
+        files::write_atomic(&self.data.join(format!("config/{name}.toml")), text.as_bytes())?;
         self.children.push(ChildSpec { name: name.to_owned(), role });
         Ok(())
     }

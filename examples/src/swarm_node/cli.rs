@@ -74,11 +74,10 @@ impl Trust {
     }
 }
 
+/// A gate's or a node's place in the swarm.
 #[derive(Debug, Args)]
-pub(super) struct GateArgs {
-    /// The file; it must not change while it is offered
-    pub(super) file: PathBuf,
-    /// A tracker; may be given several times
+pub(super) struct Member {
+    /// A tracker; may be given several times. Gates and peers are found through it
     #[arg(long, value_name = "HOST:PORT", required = true)]
     pub(super) tracker: Vec<String>,
     /// Where to listen
@@ -87,12 +86,6 @@ pub(super) struct GateArgs {
     /// Where others reach it [default: where it listens, at the host that the tracker sees]
     #[arg(long, value_name = "HOST:PORT")]
     pub(super) advertise: Option<String>,
-    /// Written whole when the gate serves: what `fetch` needs
-    #[arg(long, value_name = "FILE")]
-    pub(super) manifest: PathBuf,
-    /// Folder of the durable count of what was given away [default: the manifest's name with `.counts`]
-    #[arg(long, value_name = "DIR")]
-    pub(super) counts: Option<PathBuf>,
     /// Name in the swarm [default: a random one]
     #[arg(long)]
     pub(super) name: Option<String>,
@@ -101,16 +94,21 @@ pub(super) struct GateArgs {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct GateArgs {
+    /// The file; it must not change while it is offered
+    pub(super) file: PathBuf,
+    /// Written whole when the gate serves: what `fetch` needs
+    #[arg(long, value_name = "FILE")]
+    pub(super) manifest: PathBuf,
+    /// Folder of the durable count of what was given away [default: the manifest's name with `.counts`]
+    #[arg(long, value_name = "DIR")]
+    pub(super) counts: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) member: Member,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct FetchArgs {
-    /// A tracker; may be given several times. The gate is found through it
-    #[arg(long, value_name = "HOST:PORT", required = true)]
-    pub(super) tracker: Vec<String>,
-    /// Where to listen for peers
-    #[arg(long, value_name = "HOST:PORT", default_value = "0.0.0.0:0")]
-    pub(super) listen: String,
-    /// Where others reach it [default: where it listens, at the host that the tracker sees]
-    #[arg(long, value_name = "HOST:PORT")]
-    pub(super) advertise: Option<String>,
     /// What to fetch
     #[arg(long, value_name = "FILE")]
     pub(super) manifest: PathBuf,
@@ -129,11 +127,8 @@ pub(super) struct FetchArgs {
     /// Written, whole, when the file is in place: what came from where, at what cost, as JSON
     #[arg(long, value_name = "FILE")]
     pub(super) stats: Option<PathBuf>,
-    /// Name in the swarm [default: a random one]
-    #[arg(long)]
-    pub(super) name: Option<String>,
     #[command(flatten)]
-    pub(super) trust: Trust,
+    pub(super) member: Member,
 }
 
 #[derive(Debug, Args)]

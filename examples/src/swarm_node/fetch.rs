@@ -1,12 +1,10 @@
 //! One host's part: fetch the file, put it in place, pass it on.
 
 use std::collections::BTreeMap;
-use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use deploycore::model::{Digest, Manifest};
 use deploycore::port::PeerSwarm;
 use deploycore::port::swarm::{Error, Fetch, FetchRequest, Limits, Priority};
@@ -16,8 +14,8 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use super::cli::FetchArgs;
-use super::{Outcome, bar, beside, beside_service, random_name, read_manifest, region, told_to_end, usage};
-use crate::cluster::layout::{check_writable, write_atomic};
+use super::{Outcome, bar, beside, end_token, random_name, read_manifest, region, usage};
+use crate::files::{check_writable, place, write_atomic};
 
 /// What a fetch did, up to the moment at which the file was in place.
 #[derive(Debug, Serialize)]
@@ -50,22 +48,25 @@ pub(super) async fn run(args: FetchArgs) -> Result<Outcome> {
     if let Some(stats) = &args.stats {
         check_writable(stats).context("--stats")?;
     }
-    let name = args.name.clone().unwrap_or_else(|| random_name("node"));
-    let mut settings = NodeSettings::new(name, region(), args.trust.security()).with_listen(&args.listen);
-    settings.advertise.clone_from(&args.advertise);
-    settings.trackers.clone_from(&args.tracker);
+    let member = &args.member;
+    let name = member.name.clone().unwrap_or_else(|| random_name("node"));
+    let mut settings = NodeSettings::new(name, region(), member.trust.security()).with_listen(&member.listen);
+    settings.advertise.clone_from(&member.advertise);
+    settings.trackers.clone_from(&member.tracker);
     settings.swarm.limits =
         Limits { ingress: args.limit_down.map(|rate| rate.as_u64()), egress: args.limit_up.map(|rate| rate.as_u64()) };
-    let node = Node::bind(settings).await.with_context(|| format!("--listen {}", args.listen))?;
-    let end = told_to_end()?;
-    let work = take_part(&node, &args, manifest, &end);
-    beside_service(node.run(CancellationToken::new()), work).await
+    let node = Node::bind(settings).await.with_context(|| format!("--listen {}", member.listen))?;
+    let end = end_token()?;
+    tokio::select! {
+        outcome = take_part(&node, &args, manifest, &end) => outcome,
+        () = node.run(CancellationToken::new()) => bail!("the node ended by itself"),
+    }
 }
 
 async fn take_part(node: &Node, args: &FetchArgs, manifest: Arc<Manifest>, end: &CancellationToken) -> Result<Outcome> {
     let start = Instant::now();
-    let whole = tokio::select! {
-        whole = bring(node, args, &manifest) => whole?,
+    let resumed = tokio::select! {
+        resumed = bring(node, args, &manifest) => resumed?,
         () = end.cancelled() => return Ok(Outcome::Stopped),
     };
     let account = node.account(&manifest.digest()).await?.unwrap_or_default();
@@ -73,7 +74,7 @@ async fn take_part(node: &Node, args: &FetchArgs, manifest: Arc<Manifest>, end: 
         digest: manifest.digest(),
         bytes: manifest.size(),
         seconds: start.elapsed().as_secs_f64(),
-        resumed: whole,
+        resumed,
         from_store: account.from_store,
         from_peers: account.from_peers,
         uploaded: node.stats().await?.uploaded,
@@ -129,15 +130,6 @@ async fn bring(node: &Node, args: &FetchArgs, manifest: &Arc<Manifest>) -> Resul
     placed.with_context(|| format!("{} could not be put in place", args.out.display()))?;
     bar.finish_and_clear();
     Ok(summary.resumed)
-}
-
-fn place(part: &Path, out: &Path) -> io::Result<()> {
-    std::fs::rename(part, out)?;
-    let folder = match out.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    std::fs::File::open(folder)?.sync_all()
 }
 
 /// Moves the bar for ever.

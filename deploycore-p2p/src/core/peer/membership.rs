@@ -17,7 +17,7 @@ use crate::core::time::Instant;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Dial {
     role: Role,
-    /// Who is there, as the tracker says.
+    /// Which node is there, as the tracker says.
     peer: Option<PeerId>,
     failures: u32,
     /// How often in a row no connection came about.
@@ -230,7 +230,7 @@ impl<B: Payload> Peer<B> {
                     self.artifacts[at].drained = false;
                     self.send_join(conn, at);
                 }
-                None => self.dial(&gate.addr, Role::Gate, Some(gate.peer), now),
+                None => self.dial(&gate.addr, Role::Gate, None, now),
             }
         }
     }

@@ -209,7 +209,7 @@ impl<'a> Running<'a> {
         if self.names.len() >= MAX_NAMES {
             let givers = self.entries.keys().filter_map(|digest| self.core.sources(digest)).flat_map(BTreeMap::keys);
             let givers: BTreeSet<PeerId> = givers.copied().collect();
-            self.names.retain(|peer, _| givers.contains(peer));
+            self.names.retain(|peer, _| givers.contains(peer) || self.core.is_connected(*peer));
         }
         self.names.insert(peer, name);
     }
