@@ -4,6 +4,8 @@
 //! block is on both at the same time, as on a switched network. Messages take the latency. No bytes are moved: a block is
 //! its length and whether it is good. The same settings give the same run.
 
+mod settings;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::time::Duration;
@@ -12,126 +14,14 @@ use deploycore::model::Digest;
 use deploycore::port::swarm::{Limits, Priority};
 use fastrand::Rng;
 
+pub use self::settings::{Report, Settings};
 use crate::core::bitfield::Bitfield;
-use crate::core::gate::{self, Gate, Record, Usage};
+use crate::core::gate::{self, Gate, Record};
 use crate::core::message::{Addr, Block, ConnId, Message, Payload, PeerId, Role};
 use crate::core::peer::{self, Peer};
 use crate::core::shape::Shape;
 use crate::core::time::Instant;
 use crate::core::tracker::{self, Tracker};
-
-/// What is simulated.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// Machines that fetch.
-    pub machines: usize,
-    /// Bytes of the artifact.
-    pub size: u64,
-    /// Bytes a second of a machine's downlink.
-    pub down: u64,
-    /// Bytes a second of a machine's uplink.
-    pub up: u64,
-    /// Bytes a second that the store gives.
-    pub store: u64,
-    /// One way, for messages and for a block's last byte.
-    pub latency: Duration,
-    /// Machines start within this time.
-    pub arrivals: Duration,
-    /// Machines that die for good, by number, and when.
-    pub crashes: BTreeMap<usize, Duration>,
-    /// Machines, by number, that give bad bytes.
-    pub corrupt: Vec<usize>,
-    /// When the tracker dies and starts anew with nothing known.
-    pub tracker_restarts: Vec<Duration>,
-    /// When the gate dies and starts anew from its durable counts.
-    pub gate_restarts: Vec<Duration>,
-    /// The run is given up after this time.
-    pub horizon: Duration,
-    /// How the machines behave.
-    pub peer: peer::Settings,
-    /// How the gate behaves.
-    pub gate: gate::Settings,
-    /// How the tracker behaves.
-    pub tracker: tracker::Settings,
-    /// Seeds all choices.
-    pub seed: u64,
-}
-
-impl Settings {
-    /// Machines with equal links of `rate` bytes a second, and a store that feeds 25 of them.
-    pub fn equal(machines: usize, size: u64, rate: u64, seed: u64) -> Self {
-        Self {
-            machines,
-            size,
-            down: rate,
-            up: rate,
-            store: 25 * rate,
-            latency: Duration::from_micros(250),
-            arrivals: Duration::from_millis(50),
-            crashes: BTreeMap::new(),
-            corrupt: Vec::new(),
-            tracker_restarts: Vec::new(),
-            gate_restarts: Vec::new(),
-            horizon: Duration::from_hours(1),
-            peer: peer::Settings::default(),
-            gate: gate::Settings::default(),
-            tracker: tracker::Settings::default(),
-            seed,
-        }
-    }
-
-    /// The shortest time in which all machines can have the artifact, and what makes it so: a machine's link, the store's, or
-    /// what all uplinks can give together.
-    pub fn bound(&self) -> (Duration, &'static str) {
-        let size = self.size as f64;
-        let total = self.store as f64 + self.machines as f64 * self.up as f64;
-        let terms = [
-            (size / self.down as f64, "downlink"),
-            (size / self.store as f64, "store"),
-            (size * self.machines as f64 / total, "uplinks"),
-        ];
-        let (seconds, term) = terms.into_iter().max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or_default();
-        (Duration::from_secs_f64(seconds), term)
-    }
-}
-
-/// What came of a run.
-#[derive(Debug, Clone)]
-pub struct Report {
-    /// The bound of the settings.
-    pub bound: Duration,
-    /// What makes it so.
-    pub binding_term: &'static str,
-    /// When each machine was complete.
-    pub completed: Vec<Option<Duration>>,
-    /// What was read of the store, as counted.
-    pub usage: Usage,
-    /// Bytes that the store gave.
-    pub store_bytes: u64,
-    /// Bytes that the machines received for nothing.
-    pub wasted: u64,
-    /// Machines that were found to be corrupt by someone.
-    pub quarantined: usize,
-    /// Events handled.
-    pub events: u64,
-    /// What machines that did not complete wait for.
-    pub stuck: Vec<String>,
-}
-
-impl Report {
-    /// The time of the slowest machine that completed as a multiple of the bound.
-    pub fn ratio_max(&self) -> f64 {
-        self.ratio(1.0)
-    }
-
-    /// The time in which this share of the completed machines was complete, as a multiple of the bound.
-    pub fn ratio(&self, share: f64) -> f64 {
-        let mut times: Vec<Duration> = self.completed.iter().flatten().copied().collect();
-        times.sort_unstable();
-        let at = ((times.len() as f64 * share).ceil() as usize).clamp(1, times.len().max(1)) - 1;
-        times.get(at).map_or(f64::INFINITY, |time| time.as_secs_f64() / self.bound.as_secs_f64())
-    }
-}
 
 /// A block without its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use deploycore::model::Digest;
 use deploycore::port::swarm::Priority;
 
-use super::artifact::{Artifact, Begun, BlockState, Suspect};
+use super::artifact::{Artifact, Begun, BlockState};
 use super::{Output, Peer};
 use crate::core::message::{Block, ConnId, Message, Payload, PeerId, Refusal, Role};
 use crate::core::picker::{self, Order};
@@ -30,8 +30,6 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const SLOW: f64 = 3.0;
 /// Blocks that nobody asked for, after which the connection is closed.
 const MAX_UNASKED: u32 = 256;
-/// Pieces with suspect sources that are remembered.
-const MAX_SUSPECTS: usize = 64;
 
 impl<B: Payload> Peer<B> {
     /// Asks a neighbour for all that it should be asked for now.
@@ -248,11 +246,6 @@ impl<B: Payload> Peer<B> {
         made && self.may_begin(at)
     }
 
-    fn is_gate(&self, conn: Option<ConnId>) -> bool {
-        let link = self.links.iter().find(|link| Some(link.conn) == conn);
-        link.is_some_and(|link| link.role == Role::Gate)
-    }
-
     /// The end: everything is asked for, and this neighbour has nothing else to do. It is asked for a block that another one
     /// takes long to bring.
     fn last_blocks(&mut self, at_artifact: usize, at: usize, now: Instant) -> Option<(u32, u32)> {
@@ -434,69 +427,10 @@ impl<B: Payload> Peer<B> {
             let count = artifact.have.count();
             self.send(conn, Message::Have { digest, pieces: vec![piece], count });
         }
-        let artifact = &mut self.artifacts[at];
-        if let Some(suspect) = artifact.suspects.iter().position(|suspect| suspect.piece == piece) {
-            let suspect = artifact.suspects.swap_remove(suspect);
-            let differs = |((_, _, bad), good): &(&(PeerId, bool, [u8; 32]), &[u8; 32])| bad != *good;
-            let guilty: Vec<(PeerId, bool)> = suspect
-                .blocks
-                .iter()
-                .zip(hashes)
-                .filter(differs)
-                .map(|((peer, store, _), _)| (*peer, *store))
-                .collect();
-            for (peer, store) in guilty {
-                self.convict(peer, store, piece, now);
-            }
-        }
+        self.compare_with_suspects(at, piece, hashes, now);
         if self.artifacts.get(at).is_some_and(|artifact| artifact.shape.digest() == digest && artifact.have.is_full()) {
             self.outputs.push_back(Output::Complete(digest));
             self.completed(at, now);
-        }
-    }
-
-    /// Finds who sent bad bytes: at once when the piece had one source, otherwise once a good copy is here to compare with.
-    fn blame(
-        &mut self,
-        at: usize,
-        piece: u32,
-        begun: &Begun<B>,
-        sources: &[(PeerId, bool, u64)],
-        hashes: &[[u8; 32]],
-        now: Instant,
-    ) {
-        tracing::warn!(digest = %self.artifacts[at].shape.digest().short(), piece, "a piece did not verify");
-        let store = sources.iter().any(|(_, store, _)| *store);
-        if let (true, Some(conn)) = (store, begun.source.filter(|conn| self.is_gate(Some(*conn)))) {
-            let (digest, refusal) = (self.artifacts[at].shape.digest(), Refusal::BadBytes);
-            self.send(conn, Message::Reject { digest, piece, block: 0, refusal });
-        }
-        let first = sources.first().map(|(peer, store, _)| (*peer, *store));
-        match first {
-            Some((peer, store)) if sources.iter().all(|(other, ..)| *other == peer) => {
-                self.convict(peer, store, piece, now);
-            }
-            _ => {
-                let suspects = &mut self.artifacts[at].suspects;
-                if suspects.len() < MAX_SUSPECTS && !suspects.iter().any(|suspect| suspect.piece == piece) {
-                    let blocks = sources.iter().zip(hashes).map(|((peer, store, _), hash)| (*peer, *store, *hash));
-                    suspects.push(Suspect { piece, blocks: blocks.collect() });
-                }
-            }
-        }
-    }
-
-    /// Refuses a member that sent bad bytes, for a time. A gate is not refused: there is no other door, and the store behind it
-    /// may be repaired.
-    fn convict(&mut self, peer: PeerId, store: bool, piece: u32, now: Instant) {
-        if store {
-            return;
-        }
-        tracing::warn!(%peer, piece, "a peer sent bad bytes; it is refused for a while");
-        self.quarantine.insert(peer, now + self.settings.quarantine);
-        let links: Vec<ConnId> = self.links.iter().filter(|link| link.peer == peer).map(|link| link.conn).collect();
-        for conn in links {
-            self.close(conn, "it sent bad bytes", now);
         }
     }
 

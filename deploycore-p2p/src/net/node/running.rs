@@ -1,5 +1,7 @@
 //! The task that owns a node's state machine.
 
+mod entry;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant as Clock, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use self::entry::{Done, Entry, What};
 use super::{Account, Command, Guard, Joined, Node};
 use crate::core::bitfield::Bitfield;
 use crate::core::message::{Addr, Hello, PeerId, Role};
@@ -28,61 +31,6 @@ use crate::net::transport::Listener;
 const MAX_NAMES: usize = 1_024;
 /// How often progress is told.
 const PROGRESS: Duration = Duration::from_millis(50);
-
-/// An artifact that the node fetches or offers.
-#[derive(Debug)]
-struct Entry {
-    /// Tells one stay of an artifact from the next: what a task reports of an earlier one is ignored.
-    serial: u64,
-    manifest: Arc<Manifest>,
-    path: PathBuf,
-    priority: Priority,
-    limits: Limits,
-    open: Open,
-    file: Option<Arc<dyn PieceFile>>,
-    started: Clock,
-    resumed: u64,
-    /// Dropped when the fetch has ended.
-    progress: Option<watch::Sender<FetchProgress>>,
-    watched: watch::Receiver<FetchProgress>,
-    waiting: Vec<oneshot::Sender<Result<FetchSummary, Error>>>,
-    seeding: Vec<oneshot::Sender<Result<(), Error>>>,
-    guard: Weak<Guard>,
-    /// Set when it is complete and durable.
-    summary: Option<FetchSummary>,
-    /// Tasks that use its file.
-    busy: u32,
-    /// Ends tasks that only read, however long they would take.
-    end: CancellationToken,
-    /// Its stay is over once no task uses its file any more.
-    ending: bool,
-    leaving: Vec<oneshot::Sender<()>>,
-    /// What came while its stay was ending, for the next.
-    next: Vec<Command>,
-    checkpointed: (u32, Clock),
-    checkpointing: bool,
-}
-
-/// What a task of the node has done, and with which stay of an artifact.
-#[derive(Debug)]
-struct Done {
-    digest: Digest,
-    serial: u64,
-    what: What,
-}
-
-#[derive(Debug)]
-enum What {
-    Opened(io::Result<Arc<dyn PieceFile>>, oneshot::Sender<Result<Joined, Error>>),
-    SeedOpened(io::Result<Arc<dyn PieceFile>>),
-    Verified(io::Result<Bitfield>),
-    Stored(u32, io::Result<Stored>),
-    Checkpointed(u32, io::Result<()>),
-    Finished(io::Result<()>),
-    /// Another file of an artifact that is here already was verified, and the caller has its answer.
-    Answered,
-    Abandoned,
-}
 
 pub(super) struct Running<'a> {
     node: &'a Node,
