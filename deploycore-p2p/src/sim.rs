@@ -153,7 +153,7 @@ pub fn run(settings: Settings) -> Report {
 impl World {
     fn new(settings: Settings) -> Self {
         let machines = settings.machines;
-        let shape = Shape::new(Digest::of(b"simulated"), settings.size);
+        let shape = Shape::new(Digest::of(b"simulated"), settings.size).with_max_block(settings.peer.max_block);
         let mut rng = Rng::with_seed(settings.seed);
         let mut up = vec![Pipe::new(settings.up); machines];
         up.extend([Pipe::new(1 << 40), Pipe::new(settings.store)]);

@@ -199,9 +199,8 @@ impl World {
             }
             Step::Read(reader) => {
                 for piece in self.leases.get(&ConnId(reader)).cloned().unwrap_or_default() {
-                    for block in 0..self.shape.blocks(piece) {
-                        self.says(reader, Message::Request { digest, piece, block });
-                    }
+                    let count = self.shape.blocks(piece);
+                    self.says(reader, Message::Request { digest, piece, block: 0, count });
                 }
             }
             Step::Arrive(reader) => {
@@ -212,7 +211,10 @@ impl World {
             }
             Step::Reject(reader) => {
                 if let Some(piece) = self.leases.get_mut(&ConnId(reader)).and_then(Vec::pop) {
-                    self.says(reader, Message::Reject { digest, piece, block: 0, refusal: Refusal::BadBytes });
+                    self.says(
+                        reader,
+                        Message::Reject { digest, piece, block: 0, count: 1, refusal: Refusal::BadBytes },
+                    );
                 }
             }
             Step::Stuck(reader, piece) => {

@@ -75,10 +75,10 @@ fn message() -> impl Strategy<Value = Message> {
             2 => Message::Join { digest: of, size, have, priority: Priority::Normal },
             3 => Message::Leave { digest },
             4 => Message::Have { digest, pieces, count: number },
-            5 | 6 => Message::Request { digest, piece, block },
+            5 | 6 => Message::Request { digest, piece, block, count: number % 9 },
             7 => Message::Cancel { digest, piece, block },
-            8 => Message::Busy { digest, piece, block },
-            9 => Message::Reject { digest, piece, block, refusal },
+            8 => Message::Busy { digest, piece, block, count: number },
+            9 => Message::Reject { digest, piece, block, count: number, refusal },
             10 => Message::Ready { digest },
             11 => Message::Pass { digest },
             12 | 13 => Message::Lease { digest, pieces, millis: number },
@@ -144,7 +144,7 @@ fn answer(output: peer::Output, well: bool, dials: &mut Vec<Addr>) -> Option<pee
             None
         }
         peer::Output::Connect(addr, _) => Some(peer::Input::ConnectFailed(addr)),
-        peer::Output::Send(conn, Message::Request { digest, piece, block }) => {
+        peer::Output::Send(conn, Message::Request { digest, piece, block, .. }) => {
             let len = (0..SIZES.len()).map(shape).find(|shape| shape.digest() == digest)?.block_len(piece, block);
             let data = Bytes::from(vec![0; if well { len } else { 9 } as usize]);
             Some(peer::Input::Block(conn, Block { digest, piece, block, data }))

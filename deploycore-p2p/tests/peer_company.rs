@@ -177,7 +177,7 @@ fn a_refusal_that_comes_late_loses_no_piece() {
     world.says(gate, Message::Lease { digest, pieces: (0..PIECES).collect(), millis: 30_000 });
     // Of an earlier lease of a piece that is not begun anew yet.
     let refusal = Refusal::ReadFailed;
-    world.says(gate, Message::Reject { digest, piece: PIECES - 1, block: 0, refusal });
+    world.says(gate, Message::Reject { digest, piece: PIECES - 1, block: 0, count: 1, refusal });
     for _ in 0..1_000 {
         for output in world.take() {
             match output {
@@ -217,7 +217,7 @@ fn what_is_begun_of_all_artifacts_together_is_bounded() {
             world.says(conn, Message::Join { digest, size, have, priority });
         }
         for output in world.take() {
-            if let Output::Send(conn, Message::Request { digest, piece, block }) = output {
+            if let Output::Send(conn, Message::Request { digest, piece, block, .. }) = output {
                 begun.insert((digest, piece));
                 let data = Bytes::from(vec![0; Shape::new(digest, size).block_len(piece, block) as usize]);
                 world.input(Input::Block(conn, Block { digest, piece, block, data }));

@@ -44,6 +44,22 @@ fn the_last_of_a_thousand_comes_right_after_the_others() {
     assert!(report.ratio_max() <= report.ratio(0.5) + 0.05, "{:.3}", report.ratio_max());
 }
 
+/// A piece of several blocks is served as a whole. When a neighbour could become busy in the middle of one, machines were left with more
+/// halves than they may keep, threw them away, and took twice the bound.
+#[test]
+fn pieces_of_several_blocks_cost_nothing() {
+    let mut settings = Settings::equal(100, 64 << 20, 10 << 20, 1);
+    settings.peer.max_block = 32 << 10;
+    settings.gate.max_block = settings.peer.max_block;
+    settings.peer.max_begun = 4 << 20;
+    let report = run(settings);
+    show("blocks of 32 KiB", &report);
+    assert!(report.completed.iter().all(Option::is_some));
+    assert!(report.ratio_max() <= 1.15, "{:.3}", report.ratio_max());
+    let moved = 100 * (64_u64 << 20);
+    assert!(report.wasted <= moved / 50, "{} of {moved} bytes", report.wasted);
+}
+
 #[test]
 fn a_store_no_faster_than_a_machine_is_the_bound_for_a_few() {
     let mut settings = Settings::equal(7, 100 << 20, 12_500_000, 2);

@@ -25,7 +25,7 @@ pub use record::{Record, Usage};
 
 use self::artifact::Artifact;
 use super::message::{Addr, ConnId, Contact, Message, PeerId, Refusal, Role};
-use super::shape::Shape;
+use super::shape::{MAX_BLOCK, Shape};
 use super::time::Instant;
 
 /// How a gate behaves.
@@ -59,6 +59,13 @@ pub struct Settings {
     /// How often what got lost is looked for.
     #[serde(with = "friendly")]
     pub tick: Duration,
+    /// Bytes of a block. Another than [`MAX_BLOCK`] is for simulators: all members must cut alike.
+    #[serde(skip, default = "max_block")]
+    pub max_block: u32,
+}
+
+fn max_block() -> u32 {
+    MAX_BLOCK
 }
 
 impl Default for Settings {
@@ -76,6 +83,7 @@ impl Default for Settings {
             max_links: 32_768,
             max_readers: 4_096,
             tick: Duration::from_millis(100),
+            max_block: MAX_BLOCK,
         }
     }
 }
@@ -221,7 +229,7 @@ impl Gate {
                     artifact.read_failed(lease, block, unread, now);
                 }
                 let refusal = Refusal::ReadFailed;
-                self.outputs.push_back(Output::Send(conn, Message::Reject { digest, piece, block, refusal }));
+                self.outputs.push_back(Output::Send(conn, Message::Reject { digest, piece, block, count: 1, refusal }));
             }
             Input::Timeout => {}
         }
@@ -333,16 +341,18 @@ impl Gate {
             };
         };
         let Some(Entry::Serving(artifact)) = self.artifacts.get_mut(digest) else {
-            if let Message::Request { digest, piece, block } = message {
+            if let Message::Request { digest, piece, block, count } = message {
                 let refusal = Refusal::UnknownArtifact;
-                self.outputs.push_back(Output::Send(conn, Message::Reject { digest, piece, block, refusal }));
+                self.outputs.push_back(Output::Send(conn, Message::Reject { digest, piece, block, count, refusal }));
             }
             return;
         };
         match message {
             Message::Leave { .. } => artifact.left(conn, now),
             Message::Have { pieces, .. } => pieces.iter().for_each(|piece| artifact.arrived(conn, *piece, now)),
-            Message::Request { piece, block, .. } => artifact.request(conn, piece, block, &mut self.outputs),
+            Message::Request { piece, block, count, .. } => {
+                artifact.request(conn, piece, block, count, &mut self.outputs);
+            }
             Message::Stuck { pieces, refused, .. } => artifact.stuck(&pieces, &refused),
             Message::Reject { piece, .. } => {
                 tracing::error!(%conn, digest = %artifact.digest(), piece, "a piece from the store did not verify");
@@ -418,7 +428,7 @@ impl Gate {
         let next = match found {
             Some((size, record)) => {
                 self.loads += 1;
-                let shape = Shape::new(digest, size);
+                let shape = Shape::new(digest, size).with_max_block(self.settings.max_block);
                 Entry::Serving(Box::new(Artifact::new(shape, record, &self.settings, self.loads << 32, now)))
             }
             None => Entry::Absent(now + ABSENT_FOR),

@@ -127,14 +127,16 @@ pub enum Message {
         /// How many the sender has by now.
         count: u32,
     },
-    /// Give me a block.
+    /// Give me consecutive blocks of a piece. Either all are queued, or `Busy` says that none is.
     Request {
         /// Of what.
         digest: Digest,
         /// Which piece.
         piece: u32,
-        /// Which block of it.
+        /// The first block of it.
         block: u32,
+        /// How many.
+        count: u32,
     },
     /// I do not need the block any more. It may be on its way.
     Cancel {
@@ -151,17 +153,21 @@ pub enum Message {
         digest: Digest,
         /// Which piece.
         piece: u32,
-        /// Which block of it.
+        /// The first block of it.
         block: u32,
+        /// How many.
+        count: u32,
     },
-    /// The request is refused.
+    /// These blocks are refused.
     Reject {
         /// Of what.
         digest: Digest,
         /// Which piece.
         piece: u32,
-        /// Which block of it.
+        /// The first block of it.
         block: u32,
+        /// How many.
+        count: u32,
         /// Why.
         refusal: Refusal,
     },

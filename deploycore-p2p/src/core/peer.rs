@@ -28,7 +28,7 @@ use self::membership::Dial;
 use self::upload::Slot;
 use super::bitfield::{Bitfield, PackedBits};
 use super::message::{Addr, ConnId, Contact, MAX_LIST, Message, Payload, PeerId, Refusal, Role};
-use super::shape::Shape;
+use super::shape::{MAX_BLOCK, Shape};
 use super::time::{Bucket, Instant};
 
 /// How a node behaves in the swarm.
@@ -72,6 +72,13 @@ pub struct Settings {
     pub reads_store: bool,
     /// Limits of the node, all artifacts together.
     pub limits: Limits,
+    /// Bytes of a block. Another than [`MAX_BLOCK`] is for simulators: all members must cut alike.
+    #[serde(skip, default = "max_block")]
+    pub max_block: u32,
+}
+
+fn max_block() -> u32 {
+    MAX_BLOCK
 }
 
 impl Default for Settings {
@@ -92,6 +99,7 @@ impl Default for Settings {
             idle: Duration::from_secs(30),
             reads_store: true,
             limits: Limits::default(),
+            max_block: MAX_BLOCK,
         }
     }
 }
@@ -189,7 +197,7 @@ impl<B: Payload> Peer<B> {
             Input::Sent(conn, len) => self.sent(conn, len, now),
             Input::ReadFailed { conn, digest, piece, block } => {
                 let refusal = Refusal::ReadFailed;
-                self.send(conn, Message::Reject { digest, piece, block, refusal });
+                self.send(conn, Message::Reject { digest, piece, block, count: 1, refusal });
                 self.sent(conn, 0, now);
             }
             Input::Stored { digest, piece, verified, blocks } => self.stored(&digest, piece, verified, &blocks, now),
@@ -361,24 +369,30 @@ impl<B: Payload> Peer<B> {
         match (self.links[at].role, message) {
             (_, Message::Ping) => {}
             (Role::Node, Message::Join { digest, size, have, priority }) => match Shape::claimed(digest, size) {
-                Some(shape) => self.remote_joined(at, shape, &have, priority, now),
+                Some(shape) => {
+                    let shape = shape.with_max_block(self.settings.max_block);
+                    self.remote_joined(at, shape, &have, priority, now);
+                }
                 None => self.close(conn, "an artifact larger than any", now),
             },
             (Role::Node, Message::Leave { digest }) => self.remote_left(at, &digest, now),
             (Role::Node, Message::Have { digest, pieces, count }) => self.remote_has(at, &digest, &pieces, count, now),
-            (Role::Node, Message::Request { digest, piece, block }) => self.request(at, digest, piece, block, now),
+            (Role::Node, Message::Request { digest, piece, block, count }) => {
+                self.request(at, digest, piece, block, count, now);
+            }
             (Role::Node, Message::Cancel { digest, piece, block }) => self.cancelled(conn, &digest, piece, block, now),
             (Role::Node, Message::Pass { digest }) => self.passed(conn, &digest, now),
             (Role::Node, Message::Ready { digest }) => self.ready(at, &digest, now),
-            (Role::Node, Message::Busy { digest, piece, block }) => {
+            (Role::Node, Message::Busy { digest, piece, block, count }) => {
                 let until = now + self.settings.busy_retry;
                 if let Some(remote) = self.links[at].remote_mut(&digest) {
                     remote.ask_after = until;
                 }
-                self.unanswered(at, &digest, piece, block, now);
+                self.unanswered(at, &digest, piece, block, count, now);
             }
-            (Role::Node | Role::Gate, Message::Reject { digest, piece, block, refusal }) => {
-                self.rejected(at, &digest, piece, block, refusal, now);
+            (Role::Node | Role::Gate, Message::Reject { digest, piece, block, count, refusal }) => {
+                tracing::debug!(%conn, piece, block, ?refusal, "a request was refused");
+                self.rejected(at, &digest, piece, block, count, now);
             }
             (Role::Gate, Message::Lease { digest, pieces, .. }) => self.leased(at, &digest, &pieces, now),
             (Role::Gate, Message::Drained { digest }) => {

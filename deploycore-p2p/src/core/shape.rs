@@ -11,12 +11,20 @@ pub struct Shape {
     digest: Digest,
     size: u64,
     piece_size: u64,
+    max_block: u32,
 }
 
 impl Shape {
     /// The shape of an artifact of `size` bytes.
     pub fn new(digest: Digest, size: u64) -> Self {
-        Self { digest, size, piece_size: piece_size_for(size) }
+        Self { digest, size, piece_size: piece_size_for(size), max_block: MAX_BLOCK }
+    }
+
+    /// The same artifact cut into blocks of up to `max_block` bytes. All members of a swarm must cut alike, so only a simulator does
+    /// this, to have fewer events.
+    #[must_use]
+    pub fn with_max_block(self, max_block: u32) -> Self {
+        Self { max_block: max_block.max(1), ..self }
     }
 
     /// The shape of an artifact of which a stranger says that it has `size` bytes; `None` when no artifact may have so many.
@@ -56,7 +64,7 @@ impl Shape {
 
     /// Bytes of each block but a piece's last.
     pub fn block_size(&self) -> u32 {
-        self.piece_size.min(u64::from(MAX_BLOCK)) as u32
+        self.piece_size.min(u64::from(self.max_block)) as u32
     }
 
     /// How many blocks a piece has.

@@ -85,6 +85,13 @@ impl Bucket {
         Err(now + Duration::from_secs_f64(wait.min(3600.0)) + Duration::from_micros(1))
     }
 
+    /// Takes `bytes` beyond what the limit allows now: it allows nothing before they are paid off.
+    pub(crate) fn owe(&mut self, bytes: u64) {
+        if self.rate.is_some() {
+            self.level -= bytes as f64;
+        }
+    }
+
     /// Gives back what was taken for nothing.
     pub(crate) fn give_back(&mut self, bytes: u64) {
         if self.rate.is_some() {

@@ -17,7 +17,7 @@ use super::message::{Block, Hello, Message};
 use super::shape::MAX_BLOCK;
 
 /// The version of the protocol. Members of two versions do not talk.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Bytes of the length and the kind.
 pub const HEADER: usize = 5;
 /// The longest control frame's body: the set of the pieces of the largest artifact fits 16 times.
@@ -208,10 +208,10 @@ mod tests {
             |(digest, pieces, gates, refusal, have, (size, piece, block, wanted, which))| match which % 14 {
                 0 => Message::Join { digest, size, have, priority: Priority::Rollback },
                 1 => Message::Have { digest, pieces, count: block },
-                2 => Message::Request { digest, piece, block },
+                2 => Message::Request { digest, piece, block, count: block / 2 },
                 3 => Message::Cancel { digest, piece, block },
-                4 => Message::Busy { digest, piece, block },
-                5 => Message::Reject { digest, piece, block, refusal },
+                4 => Message::Busy { digest, piece, block, count: block / 3 },
+                5 => Message::Reject { digest, piece, block, count: block / 4, refusal },
                 6 => Message::Ready { digest },
                 7 => Message::Lease { digest, pieces, millis: piece },
                 8 => Message::Announce { digest, size, addr: "h:1".into(), have, need: pieces, wanted },

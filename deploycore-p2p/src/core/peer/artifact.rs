@@ -1,6 +1,7 @@
 //! One artifact at a node: which pieces are here, begun, or promised.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 
 use deploycore::port::swarm::{Limits, Priority};
 
@@ -38,9 +39,18 @@ impl<B: Payload> Begun<B> {
         Self { piece, blocks, source: Some(source), storing: false }
     }
 
-    pub(super) fn free_block(&self) -> Option<u32> {
-        let at = self.blocks.iter().position(|block| matches!(block, BlockState::Free))?;
-        Some(at as u32)
+    /// The first blocks in a row that are to be asked for.
+    pub(super) fn free_blocks(&self) -> Option<Range<u32>> {
+        let is_free = |block: &BlockState<B>| matches!(block, BlockState::Free);
+        let start = self.blocks.iter().position(is_free)?;
+        let count = self.blocks[start..].iter().take_while(|block| is_free(block)).count();
+        Some(start as u32..(start + count) as u32)
+    }
+
+    /// Nobody is to bring it and nothing of it is under way.
+    pub(super) fn is_idle(&self) -> bool {
+        let asked = |block: &BlockState<B>| matches!(block, BlockState::Asked(_));
+        self.source.is_none() && !self.storing && !self.blocks.iter().any(asked)
     }
 
     pub(super) fn is_whole(&self) -> bool {

@@ -23,7 +23,7 @@ impl<B: Payload> Peer<B> {
         let store = sources.iter().any(|(_, store, _)| *store);
         if let (true, Some(conn)) = (store, begun.source.filter(|conn| self.is_gate(*conn))) {
             let (digest, refusal) = (self.artifacts[at].shape.digest(), Refusal::BadBytes);
-            self.send(conn, Message::Reject { digest, piece, block: 0, refusal });
+            self.send(conn, Message::Reject { digest, piece, block: 0, count: 1, refusal });
         }
         let first = sources.first().map(|(peer, store, _)| (*peer, *store));
         match first {

@@ -1,6 +1,7 @@
 //! Fetching: whom to ask for what, and what to do with what comes.
 
 use std::cmp::Reverse;
+use std::ops::Range;
 use std::time::Duration;
 
 use deploycore::model::Digest;
@@ -8,8 +9,9 @@ use deploycore::port::swarm::Priority;
 
 use super::artifact::{Artifact, Begun, BlockState};
 use super::{Output, Peer};
-use crate::core::message::{Block, ConnId, Message, Payload, PeerId, Refusal, Role};
+use crate::core::message::{Block, ConnId, Message, Payload, PeerId, Role};
 use crate::core::picker::{self, Order};
+use crate::core::shape::Shape;
 use crate::core::time::Instant;
 
 /// Pieces that a node has before it looks for the rarest.
@@ -24,6 +26,8 @@ const MAX_COPIES: u8 = 2;
 const MAX_DOUBLES: usize = 4;
 /// Blocks that may be asked for in all, however slowly they come.
 const MIN_BLOCKS: u64 = 8;
+/// Pieces that may be asked for in all, however slowly they come.
+const MIN_PIECES: u64 = 4;
 /// At the end, late blocks are looked for this often.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// A source this many times slower than the median is relieved of its pieces.
@@ -31,24 +35,34 @@ const SLOW: f64 = 3.0;
 /// Blocks that nobody asked for, after which the connection is closed.
 const MAX_UNASKED: u32 = 256;
 
+/// Blocks to ask for.
+struct Wanted {
+    artifact: usize,
+    piece: u32,
+    blocks: Range<u32>,
+}
+
 impl<B: Payload> Peer<B> {
     /// Asks a neighbour for all that it should be asked for now.
     pub(super) fn fill(&mut self, at: usize, now: Instant) {
-        while let Some((artifact, piece, block)) = self.next_block(at, now) {
-            let shape = &self.artifacts[artifact].shape;
-            let (digest, len) = (shape.digest(), shape.block_len(piece, block));
-            if let Some(begun) = self.artifacts[artifact].begun_mut(piece) {
-                let state = &mut begun.blocks[block as usize];
-                *state = match state {
-                    BlockState::Asked(n) => BlockState::Asked(*n + 1),
-                    _ => BlockState::Asked(1),
-                };
-            }
+        while let Some(Wanted { artifact, piece, blocks }) = self.next_wanted(at, now) {
+            let shape = self.artifacts[artifact].shape;
+            let (digest, block, count) = (shape.digest(), blocks.start, blocks.len() as u32);
             let link = &mut self.links[at];
-            link.ask(digest, piece, block, len, now);
+            for block in blocks {
+                if let Some(begun) = self.artifacts[artifact].begun_mut(piece) {
+                    let state = &mut begun.blocks[block as usize];
+                    *state = match state {
+                        BlockState::Asked(n) => BlockState::Asked(*n + 1),
+                        _ => BlockState::Asked(1),
+                    };
+                }
+                let len = shape.block_len(piece, block);
+                link.ask(digest, piece, block, len, now);
+                self.outstanding += u64::from(len);
+            }
             let conn = link.conn;
-            self.outstanding += u64::from(len);
-            self.send(conn, Message::Request { digest, piece, block });
+            self.send(conn, Message::Request { digest, piece, block, count });
         }
     }
 
@@ -98,14 +112,17 @@ impl<B: Payload> Peer<B> {
         order
     }
 
-    /// How many bytes may be asked for in all: what arrives in a third of a second, at least a few blocks. More would wait in the
-    /// neighbours' queues, and pieces would be chosen long before they come.
-    fn window(&self, block: u32) -> u64 {
+    /// How many bytes may be asked for in all before nothing more is: what arrives in a third of a second, at least a few blocks and
+    /// pieces. More would wait in the neighbours' queues, and pieces would be chosen long before they come.
+    fn window(&self, shape: &Shape) -> u64 {
         let third = (self.rate_in * 0.33) as u64;
-        third.max(MIN_BLOCKS * u64::from(block)).min(self.settings.max_outstanding)
+        let least = (MIN_BLOCKS * u64::from(shape.block_size())).max(MIN_PIECES * shape.piece_size());
+        third.max(least).min(self.settings.max_outstanding)
     }
 
-    fn next_block(&mut self, at: usize, now: Instant) -> Option<(usize, u32, u32)> {
+    /// What to ask a neighbour for next: all of a piece that is still to be asked for, as long as there is room for a block. A piece is
+    /// asked for as a whole so that a neighbour that is busy says so before any of it has come.
+    fn next_wanted(&mut self, at: usize, now: Instant) -> Option<Wanted> {
         for artifact in self.by_share() {
             let shape = self.artifacts[artifact].shape;
             let link = &self.links[at];
@@ -120,7 +137,7 @@ impl<B: Payload> Peer<B> {
             if !serves || !fits {
                 continue;
             }
-            let full = self.outstanding + u64::from(shape.block_size()) > self.window(shape.block_size());
+            let full = self.outstanding + u64::from(shape.block_size()) > self.window(&shape);
             // A lease is a duty: others wait for the piece.
             if full && link.role == Role::Node {
                 self.held_back = true;
@@ -135,7 +152,13 @@ impl<B: Payload> Peer<B> {
                 _ => self.next_of_neighbour(artifact, at, now),
             };
             match found {
-                Some((piece, block)) => return Some((artifact, piece, block)),
+                Some((piece, blocks)) => {
+                    // The limit let one block through; the others are owed.
+                    let more = blocks.clone().skip(1).map(|block| u64::from(shape.block_len(piece, block))).sum();
+                    self.ingress.owe(more);
+                    self.artifacts[artifact].ingress.owe(more);
+                    return Some(Wanted { artifact, piece, blocks });
+                }
                 None => self.ingress_refund(artifact, u64::from(shape.block_size())),
             }
         }
@@ -157,10 +180,10 @@ impl<B: Payload> Peer<B> {
         self.artifacts[artifact].ingress.give_back(len);
     }
 
-    fn next_leased(&mut self, artifact: usize, at: usize) -> Option<(u32, u32)> {
+    fn next_leased(&mut self, artifact: usize, at: usize) -> Option<(u32, Range<u32>)> {
         let (conn, artifact) = (self.links[at].conn, &mut self.artifacts[artifact]);
         let mut own = artifact.begun.iter().filter(|begun| begun.source == Some(conn) && !begun.storing);
-        if let Some(found) = own.find_map(|begun| Some((begun.piece, begun.free_block()?))) {
+        if let Some(found) = own.find_map(|begun| Some((begun.piece, begun.free_blocks()?))) {
             return Some(found);
         }
         let next = artifact.leases.iter().position(|(_, gate)| *gate == conn)?;
@@ -171,27 +194,27 @@ impl<B: Payload> Peer<B> {
             None => artifact.begun.push(Begun::new(&artifact.shape, piece, conn)),
         }
         artifact.taken.insert(piece);
-        let block = artifact.begun_mut(piece)?.free_block()?;
-        Some((piece, block))
+        let blocks = artifact.begun_mut(piece)?.free_blocks()?;
+        Some((piece, blocks))
     }
 
-    fn next_of_neighbour(&mut self, at_artifact: usize, at: usize, now: Instant) -> Option<(u32, u32)> {
+    fn next_of_neighbour(&mut self, at_artifact: usize, at: usize, now: Instant) -> Option<(u32, Range<u32>)> {
         let artifact = &mut self.artifacts[at_artifact];
         let link = &self.links[at];
         let (conn, remote) = (link.conn, link.remote(&artifact.shape.digest())?);
         // Finish what was begun here, then what nobody brings any more.
         let mut own = artifact.begun.iter().filter(|begun| begun.source == Some(conn) && !begun.storing);
-        if let Some(found) = own.find_map(|begun| Some((begun.piece, begun.free_block()?))) {
+        if let Some(found) = own.find_map(|begun| Some((begun.piece, begun.free_blocks()?))) {
             return Some(found);
         }
         let suspects = &artifact.suspects;
         let orphan = |begun: &&mut Begun<B>| {
             let adoptable = begun.source.is_none() && !begun.storing && remote.has.contains(begun.piece);
-            adoptable && begun.free_block().is_some() && !suspects.iter().any(|suspect| suspect.piece == begun.piece)
+            adoptable && begun.free_blocks().is_some() && !suspects.iter().any(|suspect| suspect.piece == begun.piece)
         };
         if let Some(begun) = artifact.begun.iter_mut().find(orphan) {
             begun.source = Some(conn);
-            return Some((begun.piece, begun.free_block()?));
+            return Some((begun.piece, begun.free_blocks()?));
         }
         if !remote.has.exceeds(&artifact.taken) {
             if now < artifact.look_again {
@@ -214,7 +237,7 @@ impl<B: Payload> Peer<B> {
         let piece = picker::pick(&remote.has, &artifact.taken, &artifact.availability, order, &mut self.rng)?;
         artifact.begun.push(Begun::new(&artifact.shape, piece, conn));
         artifact.taken.insert(piece);
-        Some((piece, 0))
+        Some((piece, 0..artifact.shape.blocks(piece)))
     }
 
     /// Whether one more piece of an artifact may be begun with a neighbour: what is begun of all artifacts is in memory. A rollback does
@@ -248,7 +271,7 @@ impl<B: Payload> Peer<B> {
 
     /// The end: everything is asked for, and this neighbour has nothing else to do. It is asked for a block that another one
     /// takes long to bring.
-    fn last_blocks(&mut self, at_artifact: usize, at: usize, now: Instant) -> Option<(u32, u32)> {
+    fn last_blocks(&mut self, at_artifact: usize, at: usize, now: Instant) -> Option<(u32, Range<u32>)> {
         let artifact = &self.artifacts[at_artifact];
         if !artifact.taken.is_full() {
             return None;
@@ -275,7 +298,7 @@ impl<B: Payload> Peer<B> {
                     BlockState::Asked(copies) => *copies < MAX_COPIES && elsewhere(),
                     BlockState::Got { .. } => false,
                 };
-                wanted.then_some((begun.piece, block))
+                wanted.then_some((begun.piece, block..block + 1))
             })
         })
     }
@@ -434,17 +457,20 @@ impl<B: Payload> Peer<B> {
         }
     }
 
-    /// A request that will not be answered by a block.
-    pub(super) fn unanswered(&mut self, at: usize, digest: &Digest, piece: u32, block: u32, now: Instant) {
+    /// Requests that will not be answered by blocks.
+    pub(super) fn unanswered(&mut self, at: usize, digest: &Digest, piece: u32, block: u32, count: u32, now: Instant) {
         let conn = self.links[at].conn;
-        let Some(ask) = self.links[at].take_ask(digest, piece, block) else {
+        let asks = self.links[at].take_asks(digest, piece, block, count);
+        if asks.is_empty() {
             return;
-        };
-        self.outstanding -= u64::from(ask.len);
+        }
+        self.outstanding -= asks.iter().map(|ask| u64::from(ask.len)).sum::<u64>();
         if let Some(artifact) = self.artifact_at(digest).map(|at| &mut self.artifacts[at]) {
             artifact.retries += 1;
             if let Some(begun) = artifact.begun_mut(piece) {
-                begun.unask(block);
+                for ask in &asks {
+                    begun.unask(ask.block);
+                }
                 if begun.source == Some(conn) {
                     begun.source = None;
                 }
@@ -454,16 +480,8 @@ impl<B: Payload> Peer<B> {
         self.fill_all(now);
     }
 
-    pub(super) fn rejected(
-        &mut self,
-        at: usize,
-        digest: &Digest,
-        piece: u32,
-        block: u32,
-        refusal: Refusal,
-        now: Instant,
-    ) {
-        tracing::debug!(conn = %self.links[at].conn, piece, block, ?refusal, "a request was refused");
+    /// A neighbour does not have, or the gate does not give, what was asked for.
+    pub(super) fn rejected(&mut self, at: usize, digest: &Digest, piece: u32, block: u32, count: u32, now: Instant) {
         if let Some(remote) = self.links[at].remote_mut(digest)
             && remote.has.remove(piece)
             && let Some(artifact) = self.artifacts.iter_mut().find(|artifact| artifact.shape.digest() == *digest)
@@ -472,7 +490,7 @@ impl<B: Payload> Peer<B> {
             *count = count.saturating_sub(1);
         }
         // A lease that waits to be begun stays: nothing was asked for under it, so it is an earlier one that was refused.
-        self.unanswered(at, digest, piece, block, now);
+        self.unanswered(at, digest, piece, block, count, now);
     }
 
     /// All requests to a neighbour for an artifact are void.
@@ -520,7 +538,7 @@ impl<B: Payload> Peer<B> {
                 let (digest, piece, block) = (ask.digest, ask.piece, ask.block);
                 self.send(conn, Message::Cancel { digest, piece, block });
             }
-            self.unanswered(at, &ask.digest, ask.piece, ask.block, now);
+            self.unanswered(at, &ask.digest, ask.piece, ask.block, 1, now);
         }
     }
 }
@@ -535,7 +553,7 @@ fn source_of<B: Payload>(block: &BlockState<B>) -> Option<(PeerId, bool, u64)> {
 impl<B: Payload> Artifact<B> {
     /// Forgets the begun piece of which the least came, among those that nobody brings; `false` if there is none.
     fn forget_begun(&mut self) -> bool {
-        let idle = |(_, begun): &(usize, &Begun<B>)| begun.source.is_none() && !begun.storing;
+        let idle = |(_, begun): &(usize, &Begun<B>)| begun.is_idle();
         let least = self.begun.iter().enumerate().filter(idle).min_by_key(|(_, begun)| begun.got());
         match least.map(|(at, _)| at) {
             Some(at) => {

@@ -159,6 +159,15 @@ impl Link {
         Some(ask)
     }
 
+    /// Forgets the requests for some blocks of a piece; gives those that were under way.
+    pub(super) fn take_asks(&mut self, digest: &Digest, piece: u32, block: u32, count: u32) -> Vec<Ask> {
+        let blocks = block..block.saturating_add(count);
+        let same = |ask: &mut Ask| ask.piece == piece && blocks.contains(&ask.block) && ask.digest == *digest;
+        let taken: Vec<Ask> = self.asks.extract_if(.., same).collect();
+        self.asked_bytes -= taken.iter().map(|ask| u64::from(ask.len)).sum::<u64>();
+        taken
+    }
+
     /// Forgets all requests of an artifact; gives their bytes.
     pub(super) fn forget_asks(&mut self, digest: &Digest) -> u64 {
         let before = self.asked_bytes;

@@ -42,30 +42,31 @@ impl Slot {
 }
 
 impl<B: Payload> Peer<B> {
-    /// A neighbour asks for a block.
-    pub(super) fn request(&mut self, at: usize, digest: Digest, piece: u32, block: u32, now: Instant) {
+    /// A neighbour asks for blocks. It finds a slot for all of them or for none: half a piece would help nobody.
+    pub(super) fn request(&mut self, at: usize, digest: Digest, piece: u32, block: u32, count: u32, now: Instant) {
         let conn = self.links[at].conn;
         self.links[at].useful = now;
         let Some(artifact) = self.artifact(&digest) else {
             let refusal = Refusal::UnknownArtifact;
-            return self.send(conn, Message::Reject { digest, piece, block, refusal });
+            return self.send(conn, Message::Reject { digest, piece, block, count, refusal });
         };
-        if !artifact.have.contains(piece) || block >= artifact.shape.blocks(piece) {
+        let end = block.saturating_add(count);
+        if !artifact.have.contains(piece) || count == 0 || end > artifact.shape.blocks(piece) {
             let refusal = Refusal::MissingPiece;
-            return self.send(conn, Message::Reject { digest, piece, block, refusal });
+            return self.send(conn, Message::Reject { digest, piece, block, count, refusal });
         }
         if !self.admit(conn, &digest, piece, now) {
             if !self.waiting.contains(&(conn, digest)) {
                 self.waiting.push((conn, digest));
             }
-            return self.send(conn, Message::Busy { digest, piece, block });
+            return self.send(conn, Message::Busy { digest, piece, block, count });
         }
         if let Some(slot) = self.slots.iter_mut().find(|slot| slot.conn == conn && slot.digest == digest) {
             if slot.piece != Some(piece) {
                 slot.piece = Some(piece);
                 slot.begun += 1;
             }
-            slot.queue.push_back((piece, block));
+            slot.queue.extend((block..end).map(|block| (piece, block)));
         }
         self.serve(now);
     }
