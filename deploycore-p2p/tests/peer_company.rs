@@ -7,10 +7,13 @@ use bytes::Bytes;
 use deploycore::model::Digest;
 use deploycore::port::swarm::{Limits, Priority};
 use deploycore_p2p::core::bitfield::{Bitfield, PackedBits};
+use deploycore_p2p::core::gate;
 use deploycore_p2p::core::message::{Addr, Block, ConnId, Contact, Message, PeerId, Refusal, Role};
 use deploycore_p2p::core::peer::{Input, Output, Peer, Settings};
 use deploycore_p2p::core::shape::Shape;
 use deploycore_p2p::core::time::Instant;
+use serde::Deserialize;
+use serde::de::value::MapDeserializer;
 
 const PIECE: u64 = 256 << 10;
 const PIECES: u32 = 20;
@@ -226,4 +229,14 @@ fn what_is_begun_of_all_artifacts_together_is_bounded() {
     }
     let bytes = begun.len() as u64 * Shape::new(digests[0], size).piece_size();
     assert!(bytes <= most, "{bytes}");
+}
+
+/// The size of a block does not stand in configurations: all members cut alike.
+#[test]
+fn settings_that_name_nothing_are_the_defaults() {
+    let nothing = || MapDeserializer::<_, serde::de::value::Error>::new(std::iter::empty::<(&str, u32)>());
+    assert_eq!(Settings::deserialize(nothing()).unwrap(), Settings::default());
+    assert_eq!(gate::Settings::deserialize(nothing()).unwrap(), gate::Settings::default());
+    let block = MapDeserializer::<_, serde::de::value::Error>::new(std::iter::once(("max_block", 1)));
+    assert!(Settings::deserialize(block).unwrap_err().to_string().contains("max_block"));
 }

@@ -60,12 +60,8 @@ pub struct Settings {
     #[serde(with = "friendly")]
     pub tick: Duration,
     /// Bytes of a block. Another than [`MAX_BLOCK`] is for simulators: all members must cut alike.
-    #[serde(skip, default = "max_block")]
+    #[serde(skip)]
     pub max_block: u32,
-}
-
-fn max_block() -> u32 {
-    MAX_BLOCK
 }
 
 impl Default for Settings {

@@ -127,7 +127,7 @@ pub enum Message {
         /// How many the sender has by now.
         count: u32,
     },
-    /// Give me consecutive blocks of a piece. Either all are queued, or `Busy` says that none is.
+    /// Give me consecutive blocks of a piece. A node queues all of them or says `Busy`; a gate answers for each.
     Request {
         /// Of what.
         digest: Digest,

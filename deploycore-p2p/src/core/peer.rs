@@ -73,12 +73,8 @@ pub struct Settings {
     /// Limits of the node, all artifacts together.
     pub limits: Limits,
     /// Bytes of a block. Another than [`MAX_BLOCK`] is for simulators: all members must cut alike.
-    #[serde(skip, default = "max_block")]
+    #[serde(skip)]
     pub max_block: u32,
-}
-
-fn max_block() -> u32 {
-    MAX_BLOCK
 }
 
 impl Default for Settings {

@@ -38,7 +38,7 @@ impl Add<Duration> for Instant {
 
 /// A token bucket: what a rate limit allows now.
 ///
-/// It may go into debt by one block, so that a block larger than the burst still passes.
+/// It may go into debt by what is asked for or sent at once, a piece at the most, so that what is larger than the burst still passes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bucket {
     rate: Option<u64>,

@@ -358,29 +358,24 @@ impl Artifact {
     }
 
     pub(super) fn request(&mut self, conn: ConnId, piece: u32, block: u32, count: u32, outputs: &mut VecDeque<Output>) {
-        let end = block.saturating_add(count);
+        let (digest, end) = (self.shape.digest(), block.saturating_add(count));
         if count == 0 || end > self.shape.blocks(piece) {
-            let (digest, refusal) = (self.shape.digest(), Refusal::MissingPiece);
+            let refusal = Refusal::MissingPiece;
             return outputs.push_back(Output::Send(conn, Message::Reject { digest, piece, block, count, refusal }));
         }
-        for block in block..end {
-            self.request_block(conn, piece, block, outputs);
-        }
-    }
-
-    fn request_block(&mut self, conn: ConnId, piece: u32, block: u32, outputs: &mut VecDeque<Output>) {
-        let digest = self.shape.digest();
-        let (offset, len) = (self.shape.offset(piece, block), self.shape.block_len(piece, block));
         let told = |lease: &&mut Lease| lease.conn == conn && lease.piece == piece && lease.span.is_some();
-        let lease = self.leases.iter_mut().find(told);
-        let unread = lease.filter(|lease| block < u8::BITS && lease.served & (1 << block) == 0);
-        outputs.push_back(if let Some(lease) = unread {
-            lease.served |= 1 << block;
-            Output::Serve { conn, digest, lease: lease.id, piece, block, offset, len }
-        } else {
-            let (count, refusal) = (1, Refusal::NotLeased);
-            Output::Send(conn, Message::Reject { digest, piece, block, count, refusal })
-        });
+        let mut lease = self.leases.iter_mut().find(told);
+        for block in block..end {
+            let unread = lease.as_mut().filter(|lease| block < u8::BITS && lease.served & (1 << block) == 0);
+            outputs.push_back(if let Some(lease) = unread {
+                lease.served |= 1 << block;
+                let (offset, len) = (self.shape.offset(piece, block), self.shape.block_len(piece, block));
+                Output::Serve { conn, digest, lease: lease.id, piece, block, offset, len }
+            } else {
+                let (count, refusal) = (1, Refusal::NotLeased);
+                Output::Send(conn, Message::Reject { digest, piece, block, count, refusal })
+            });
+        }
     }
 
     /// A node knows nobody who has these pieces.

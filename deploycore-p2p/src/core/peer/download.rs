@@ -48,9 +48,9 @@ impl<B: Payload> Peer<B> {
         while let Some(Wanted { artifact, piece, blocks }) = self.next_wanted(at, now) {
             let shape = self.artifacts[artifact].shape;
             let (digest, block, count) = (shape.digest(), blocks.start, blocks.len() as u32);
-            let link = &mut self.links[at];
+            let (link, mut begun) = (&mut self.links[at], self.artifacts[artifact].begun_mut(piece));
             for block in blocks {
-                if let Some(begun) = self.artifacts[artifact].begun_mut(piece) {
+                if let Some(begun) = &mut begun {
                     let state = &mut begun.blocks[block as usize];
                     *state = match state {
                         BlockState::Asked(n) => BlockState::Asked(*n + 1),
