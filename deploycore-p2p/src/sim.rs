@@ -14,7 +14,7 @@ use deploycore::model::Digest;
 use deploycore::port::swarm::{Limits, Priority};
 use fastrand::Rng;
 
-pub use self::settings::{Report, Settings};
+pub use self::settings::{Partition, Report, Settings};
 use crate::core::bitfield::Bitfield;
 use crate::core::gate::{self, Gate, Record};
 use crate::core::message::{Addr, Block, ConnId, Message, Payload, PeerId, Role};
@@ -44,6 +44,12 @@ enum Event {
     Wake(Place),
     Start(Place),
     Crash(Place),
+    /// A machine dies, to start again.
+    Restart(Place),
+    /// This one of the partitions begins.
+    Cut(usize),
+    /// All machines start with the second artifact.
+    Second,
     RestartTracker,
     RestartGate,
     /// A connection attempt reaches the other side.
@@ -67,12 +73,18 @@ enum Event {
     Stored {
         at: Place,
         life: u32,
+        artifact: usize,
         piece: u32,
         good: Vec<bool>,
         hashes: bool,
     },
     Loaded(u32, Digest),
-    Persisted(u32, u64, Record),
+    Persisted {
+        life: u32,
+        artifact: usize,
+        version: u64,
+        record: Record,
+    },
 }
 
 #[derive(Debug)]
@@ -113,7 +125,8 @@ impl Pipe {
 
 struct World {
     settings: Settings,
-    shape: Shape,
+    /// The artifacts; what else stands by artifact has their order.
+    shapes: Vec<Shape>,
     rng: Rng,
     now: Instant,
     queue: BinaryHeap<Reverse<Timed>>,
@@ -121,7 +134,7 @@ struct World {
     peers: Vec<Option<Peer<Token>>>,
     tracker: Tracker,
     gate: Gate,
-    record: Record,
+    records: Vec<Record>,
     /// How often each member started.
     lives: Vec<u32>,
     wakes: Vec<Instant>,
@@ -130,12 +143,20 @@ struct World {
     /// The two ends of each open connection.
     connections: BTreeMap<ConnId, (Place, Place)>,
     next_conn: u64,
-    completed: Vec<Option<Duration>>,
+    completed: Vec<Vec<Option<Duration>>>,
+    /// The verified pieces of machines that died and will start again.
+    kept: BTreeMap<Place, Vec<Bitfield>>,
     store_bytes: u64,
+    /// Bytes that machines which died had received for nothing.
+    wasted: u64,
+    /// Completions that are waited for.
     left: usize,
 }
 
-/// Simulates until every machine that does not crash is complete, or the horizon is reached.
+/// How long a machine that restarts is gone.
+const RESTART: Duration = Duration::from_secs(2);
+
+/// Simulates until every machine that [must complete](Settings::must_complete) has, or the horizon is reached.
 pub fn run(settings: Settings) -> Report {
     let mut world = World::new(settings);
     let mut events = 0;
@@ -153,30 +174,38 @@ pub fn run(settings: Settings) -> Report {
 impl World {
     fn new(settings: Settings) -> Self {
         let machines = settings.machines;
-        let shape = Shape::new(Digest::of(b"simulated"), settings.size).with_max_block(settings.peer.max_block);
+        let artifacts: &[&[u8]] = if settings.second.is_some() { &[b"simulated", b"second"] } else { &[b"simulated"] };
+        let shape = |name: &&[u8]| Shape::new(Digest::of(name), settings.size).with_max_block(settings.peer.max_block);
+        let shapes: Vec<Shape> = artifacts.iter().map(shape).collect();
         let mut rng = Rng::with_seed(settings.seed);
-        let mut up = vec![Pipe::new(settings.up); machines];
+        let links = |rate: u64| -> Vec<Pipe> {
+            let factor = |machine| settings.links.get(&machine).copied().unwrap_or(1.0);
+            (0..machines).map(|machine| Pipe::new((rate as f64 * factor(machine)).max(1.0) as u64)).collect()
+        };
+        let mut up = links(settings.up);
         up.extend([Pipe::new(1 << 40), Pipe::new(settings.store)]);
-        let mut down = vec![Pipe::new(settings.down); machines];
+        let mut down = links(settings.down);
         down.extend([Pipe::new(1 << 40); 2]);
         let mut world = Self {
-            shape,
             now: Instant::ZERO,
             queue: BinaryHeap::new(),
             sequence: 0,
             peers: (0..machines).map(|_| None).collect(),
             tracker: Tracker::new(settings.tracker.clone(), rng.fork(), Instant::ZERO),
             gate: Gate::new(settings.gate.clone(), id(machines + 1), addr(machines + 1), Instant::ZERO),
-            record: Record::new(&shape),
+            records: shapes.iter().map(Record::new).collect(),
             lives: vec![0; machines + 2],
             wakes: vec![Instant::FAR; machines + 2],
             up,
             down,
             connections: BTreeMap::new(),
             next_conn: 1,
-            completed: vec![None; machines],
+            completed: vec![vec![None; machines]; shapes.len()],
+            kept: BTreeMap::new(),
             store_bytes: 0,
-            left: (0..machines).filter(|machine| !settings.crashes.contains_key(machine)).count(),
+            wasted: 0,
+            left: shapes.len() * (0..machines).filter(|machine| settings.must_complete(*machine)).count(),
+            shapes,
             rng: rng.fork(),
             settings,
         };
@@ -185,10 +214,20 @@ impl World {
         world.schedule(Duration::ZERO, Event::Dialed { from: world.gate_place(), addr: addr(world.tracker_place()) });
         for machine in 0..machines {
             let delay = world.settings.arrivals.mul_f64(world.rng.f64());
-            world.schedule(delay, Event::Start(machine));
+            let from = world.settings.counts_from(machine);
+            world.schedule(from + delay, Event::Start(machine));
         }
         for (machine, at) in world.settings.crashes.clone() {
             world.schedule(at, Event::Crash(machine));
+        }
+        for (machine, at) in world.settings.restarts.clone() {
+            world.schedule(at, Event::Restart(machine));
+        }
+        for partition in 0..world.settings.partitions.len() {
+            world.schedule(world.settings.partitions[partition].from, Event::Cut(partition));
+        }
+        if let Some(at) = world.settings.second {
+            world.schedule(at, Event::Second);
         }
         for at in world.settings.tracker_restarts.clone() {
             world.schedule(at, Event::RestartTracker);
@@ -233,9 +272,18 @@ impl World {
                 }
             }
             Event::Start(machine) => self.start(machine),
-            Event::Crash(machine) => {
-                self.peers[machine] = None;
-                self.sever(machine);
+            Event::Crash(machine) => drop(self.stop(machine)),
+            Event::Restart(machine) => {
+                if let Some(kept) = self.stop(machine) {
+                    self.kept.insert(machine, kept);
+                    self.schedule(RESTART, Event::Start(machine));
+                }
+            }
+            Event::Cut(partition) => self.cut(partition),
+            Event::Second => {
+                for machine in 0..self.settings.machines {
+                    self.fetch(machine, 1, None);
+                }
             }
             Event::RestartTracker => {
                 let place = self.tracker_place();
@@ -278,39 +326,82 @@ impl World {
                     self.peer_input(at, peer::Input::Block(conn, block));
                 }
             }
-            Event::Stored { at, life, piece, good, hashes } => {
+            Event::Stored { at, life, artifact, piece, good, hashes } => {
                 if self.lives[at] == life {
                     let verified = good.iter().all(|good| *good);
                     let wanted = hashes || !verified;
                     let blocks = if wanted { good.iter().map(|good| [u8::from(*good); 32]).collect() } else { vec![] };
-                    let digest = self.shape.digest();
+                    let digest = self.shapes[artifact].digest();
                     self.peer_input(at, peer::Input::Stored { digest, piece, verified, blocks });
                 }
             }
             Event::Loaded(life, digest) => {
                 if self.lives[self.gate_place()] == life {
-                    let found = Some((self.shape.size(), self.record.clone()));
+                    let artifact = self.artifact(&digest);
+                    let found = artifact.map(|at| (self.shapes[at].size(), self.records[at].clone()));
                     self.gate_input(gate::Input::Loaded(digest, found));
                 }
             }
-            Event::Persisted(life, version, record) => {
+            Event::Persisted { life, artifact, version, record } => {
                 if self.lives[self.gate_place()] == life {
-                    self.record = record;
-                    self.gate_input(gate::Input::Persisted(self.shape.digest(), version));
+                    self.records[artifact] = record;
+                    self.gate_input(gate::Input::Persisted(self.shapes[artifact].digest(), version));
                 }
             }
         }
     }
 
     fn start(&mut self, machine: Place) {
+        if self.settings.crashes.get(&machine).is_some_and(|at| Instant::at(*at) <= self.now) {
+            return;
+        }
         let tracker = addr(self.tracker_place());
         let rng = self.rng.fork();
         let peer = Peer::new(self.settings.peer.clone(), id(machine), addr(machine), vec![tracker], rng, self.now);
         self.peers[machine] = Some(peer);
         self.lives[machine] += 1;
+        let mut kept = self.kept.remove(&machine).unwrap_or_default().into_iter();
+        self.fetch(machine, 0, kept.next());
+        if self.settings.second.is_some_and(|at| Instant::at(at) <= self.now) {
+            self.fetch(machine, 1, kept.next());
+        }
+    }
+
+    /// Makes a machine fetch an artifact of which it has these pieces. One that is not running fetches it when it starts.
+    fn fetch(&mut self, machine: Place, artifact: usize, have: Option<Bitfield>) {
+        let shape = self.shapes[artifact];
+        let have = have.unwrap_or_else(|| Bitfield::new(shape.pieces()));
         let (priority, limits) = (Priority::Normal, Limits::default());
-        let have = Bitfield::new(self.shape.pieces());
-        self.peer_input(machine, peer::Input::Start { shape: self.shape, have, priority, limits });
+        self.peer_input(machine, peer::Input::Start { shape, have, priority, limits });
+    }
+
+    /// Ends a machine; gives the pieces it had, if it was running.
+    fn stop(&mut self, machine: Place) -> Option<Vec<Bitfield>> {
+        let peer = self.peers[machine].take()?;
+        self.sever(machine);
+        self.wasted += self.wasted_by(&peer);
+        Some(self.shapes.iter().map_while(|shape| peer.have(&shape.digest()).cloned()).collect())
+    }
+
+    fn wasted_by(&self, peer: &Peer<Token>) -> u64 {
+        self.shapes.iter().filter_map(|shape| Some(peer.progress(&shape.digest())?.wasted)).sum()
+    }
+
+    fn artifact(&self, digest: &Digest) -> Option<usize> {
+        self.shapes.iter().position(|shape| shape.digest() == *digest)
+    }
+
+    /// Breaks all connections between the two sides of a partition.
+    fn cut(&mut self, partition: usize) {
+        let partition = &self.settings.partitions[partition];
+        let splits = |ends: &(Place, Place)| partition.splits(ends.0, ends.1);
+        let broken: Vec<_> =
+            self.connections.iter().filter(|(_, ends)| splits(ends)).map(|(conn, ends)| (*conn, *ends)).collect();
+        for (conn, (one, other)) in broken {
+            self.connections.remove(&conn);
+            self.schedule(self.settings.latency, Event::Closed(one, conn));
+            self.schedule(self.settings.latency, Event::Closed(other, conn));
+        }
     }
 
     /// Breaks all connections of a member, whose own end is gone.
@@ -337,7 +428,7 @@ impl World {
         if !self.is_up(from) {
             return;
         }
-        if !self.is_up(to) {
+        if !self.is_up(to) || self.settings.is_cut(from, to, self.now.since_start()) {
             return self.peer_input(from, peer::Input::ConnectFailed(addr));
         }
         let conn = ConnId(self.next_conn);
@@ -447,20 +538,30 @@ impl World {
                     let end = self.transmit(place, conn, block);
                     self.at(end, Event::Sent(place, conn, len));
                 }
-                peer::Output::Store { piece, blocks, hash_blocks, .. } => {
+                peer::Output::Store { digest, piece, blocks, hash_blocks } => {
+                    let artifact = self.artifact(&digest).expect("machines fetch the artifacts there are");
                     let (life, good) = (self.lives[place], blocks.iter().map(|block| block.good).collect());
-                    let stored = Event::Stored { at: place, life, piece, good, hashes: hash_blocks };
+                    let stored = Event::Stored { at: place, life, artifact, piece, good, hashes: hash_blocks };
                     self.schedule(Duration::from_micros(500), stored);
                 }
-                peer::Output::Complete(_) => {
-                    if self.completed[place].is_none() && !self.settings.crashes.contains_key(&place) {
-                        self.left -= 1;
-                    }
-                    self.completed[place] = Some(self.now.since_start());
+                peer::Output::Complete(digest) => {
+                    let artifact = self.artifact(&digest).expect("machines fetch the artifacts there are");
+                    self.complete(place, artifact);
                 }
             }
         }
         self.wake_later(place);
+    }
+
+    /// Counts a machine's first completion of an artifact.
+    fn complete(&mut self, machine: Place, artifact: usize) {
+        let second = if artifact == 1 { self.settings.second } else { None };
+        let from = self.settings.counts_from(machine).max(second.unwrap_or_default());
+        let completed = &mut self.completed[artifact][machine];
+        if completed.is_none() {
+            *completed = Some(self.now.since(Instant::at(from)));
+            self.left -= usize::from(self.settings.must_complete(machine));
+        }
     }
 
     fn tracker_input(&mut self, input: tracker::Input) {
@@ -489,35 +590,46 @@ impl World {
                     self.transmit(place, conn, block);
                 }
                 gate::Output::Load(digest) => self.schedule(Duration::from_millis(5), Event::Loaded(life, digest)),
-                gate::Output::Persist(_, version, record) => {
-                    self.schedule(Duration::from_millis(2), Event::Persisted(life, version, record));
+                gate::Output::Persist(digest, version, record) => {
+                    let artifact = self.artifact(&digest).expect("the gate finds the artifacts there are");
+                    let persisted = Event::Persisted { life, artifact, version, record };
+                    self.schedule(Duration::from_millis(2), persisted);
                 }
             }
         }
         self.wake_later(place);
     }
 
-    fn report(self, events: u64) -> Report {
+    fn report(mut self, events: u64) -> Report {
         let (bound, binding_term) = self.settings.bound();
-        let digest = self.shape.digest();
-        let progress = |peer: &Option<Peer<Token>>| peer.as_ref().and_then(|peer| peer.progress(&digest));
-        let all: Vec<peer::Progress> = self.peers.iter().filter_map(progress).collect();
         let found = |machine: &&usize| self.peers.iter().flatten().any(|peer| peer.is_quarantined(id(**machine)));
+        let wasted = self.peers.iter().flatten().map(|peer| self.wasted_by(peer)).sum::<u64>();
         Report {
             bound,
             binding_term,
-            usage: self.record.usage(),
+            usage: self.records[0].usage(),
             store_bytes: self.store_bytes,
-            wasted: all.iter().map(|progress| progress.wasted).sum(),
+            wasted: self.wasted + wasted,
             quarantined: self.settings.corrupt.iter().filter(found).count(),
             events,
-            stuck: all
-                .into_iter()
-                .filter(|progress| progress.pieces < self.shape.pieces())
-                .map(|progress| format!("{progress:?}"))
-                .collect(),
-            completed: self.completed,
+            stuck: self.stuck(),
+            second: if self.completed.len() > 1 { self.completed.remove(1) } else { Vec::new() },
+            completed: self.completed.remove(0),
         }
+    }
+
+    fn stuck(&self) -> Vec<String> {
+        let mut stuck = Vec::new();
+        for machine in (0..self.settings.machines).filter(|machine| self.settings.must_complete(*machine)) {
+            for (shape, completed) in self.shapes.iter().zip(&self.completed) {
+                if completed[machine].is_none() {
+                    let progress = self.peers[machine].as_ref().and_then(|peer| peer.progress(&shape.digest()));
+                    let standing = progress.map_or("has not started".to_owned(), |progress| format!("{progress:?}"));
+                    stuck.push(format!("machine {machine}: {standing}"));
+                }
+            }
+        }
+        stuck
     }
 }
 

@@ -1,6 +1,6 @@
 //! What is simulated, and what came of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::core::gate::{self, Usage};
@@ -31,6 +31,16 @@ pub struct Settings {
     pub tracker_restarts: Vec<Duration>,
     /// When the gate dies and starts anew from its durable counts.
     pub gate_restarts: Vec<Duration>,
+    /// How many times as fast as the others' the links of a machine are, both ways, by number.
+    pub links: BTreeMap<usize, f64>,
+    /// Machines that start later, by number, and when.
+    pub lates: BTreeMap<usize, Duration>,
+    /// Machines that die, by number, and when. They start again 2 seconds later with the pieces they had.
+    pub restarts: BTreeMap<usize, Duration>,
+    /// Machines that are cut from all other members for a while.
+    pub partitions: Vec<Partition>,
+    /// When all machines start to fetch a second artifact, of the same size.
+    pub second: Option<Duration>,
     /// The run is given up after this time.
     pub horizon: Duration,
     /// How the machines behave.
@@ -58,6 +68,11 @@ impl Settings {
             corrupt: Vec::new(),
             tracker_restarts: Vec::new(),
             gate_restarts: Vec::new(),
+            links: BTreeMap::new(),
+            lates: BTreeMap::new(),
+            restarts: BTreeMap::new(),
+            partitions: Vec::new(),
+            second: None,
             horizon: Duration::from_hours(1),
             peer: peer::Settings::default(),
             gate: gate::Settings::default(),
@@ -67,7 +82,7 @@ impl Settings {
     }
 
     /// The shortest time in which all machines can have the artifact, and what makes it so: a machine's link, the store's, or
-    /// what all uplinks can give together.
+    /// what all uplinks can give together. The machines' links count as equal.
     pub fn bound(&self) -> (Duration, &'static str) {
         let size = self.size as f64;
         let total = self.store as f64 + self.machines as f64 * self.up as f64;
@@ -79,6 +94,40 @@ impl Settings {
         let (seconds, term) = terms.into_iter().max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or_default();
         (Duration::from_secs_f64(seconds), term)
     }
+
+    /// Whether the run waits for a machine: it does not for those that die for good, nor for those that nobody deals with once
+    /// they gave bad bytes.
+    pub fn must_complete(&self, machine: usize) -> bool {
+        !self.crashes.contains_key(&machine) && !self.corrupt.contains(&machine)
+    }
+
+    /// When a machine's time begins to count.
+    pub(super) fn counts_from(&self, machine: usize) -> Duration {
+        self.lates.get(&machine).copied().unwrap_or_default()
+    }
+
+    pub(super) fn is_cut(&self, one: usize, other: usize, at: Duration) -> bool {
+        let cut = |partition: &Partition| (partition.from..partition.to).contains(&at) && partition.splits(one, other);
+        self.partitions.iter().any(cut)
+    }
+}
+
+/// Machines that for a while reach each other only: no other machine, no tracker, no gate.
+#[derive(Debug, Clone)]
+pub struct Partition {
+    /// By number.
+    pub machines: BTreeSet<usize>,
+    /// When their connections to the others break.
+    pub from: Duration,
+    /// When they may connect again.
+    pub to: Duration,
+}
+
+impl Partition {
+    /// Whether two members are on different sides.
+    pub(super) fn splits(&self, one: usize, other: usize) -> bool {
+        self.machines.contains(&one) != self.machines.contains(&other)
+    }
 }
 
 /// What came of a run.
@@ -88,11 +137,13 @@ pub struct Report {
     pub bound: Duration,
     /// What makes it so.
     pub binding_term: &'static str,
-    /// When each machine was complete.
+    /// How long after its start each machine was complete; the start is that of the run, or its own for one that starts late.
     pub completed: Vec<Option<Duration>>,
-    /// What was read of the store, as counted.
+    /// The same for the second artifact, from when that started. Empty when there is none.
+    pub second: Vec<Option<Duration>>,
+    /// What was read of the store, as counted, of the first artifact.
     pub usage: Usage,
-    /// Bytes that the store gave.
+    /// Bytes that the store gave, of all artifacts.
     pub store_bytes: u64,
     /// Bytes that the machines received for nothing.
     pub wasted: u64,
@@ -100,7 +151,7 @@ pub struct Report {
     pub quarantined: usize,
     /// Events handled.
     pub events: u64,
-    /// What machines that did not complete wait for.
+    /// What machines that should have completed and did not wait for.
     pub stuck: Vec<String>,
 }
 
@@ -112,7 +163,12 @@ impl Report {
 
     /// The time in which this share of the completed machines was complete, as a multiple of the bound.
     pub fn ratio(&self, share: f64) -> f64 {
-        let mut times: Vec<Duration> = self.completed.iter().flatten().copied().collect();
+        self.ratio_of(share, self.completed.iter().flatten().copied())
+    }
+
+    /// The same for some times.
+    pub(super) fn ratio_of(&self, share: f64, times: impl Iterator<Item = Duration>) -> f64 {
+        let mut times: Vec<Duration> = times.collect();
         times.sort_unstable();
         let at = ((times.len() as f64 * share).ceil() as usize).clamp(1, times.len().max(1)) - 1;
         times.get(at).map_or(f64::INFINITY, |time| time.as_secs_f64() / self.bound.as_secs_f64())
