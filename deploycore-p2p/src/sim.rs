@@ -4,6 +4,7 @@
 //! block is on both at the same time, as on a switched network. Messages take the latency. No bytes are moved: a block is
 //! its length and whether it is good. The same settings give the same run.
 
+pub mod command;
 mod settings;
 
 use std::cmp::Reverse;
