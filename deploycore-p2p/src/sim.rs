@@ -5,16 +5,19 @@
 //! its length and whether it is good. The same settings give the same run.
 
 pub mod command;
+mod network;
+mod queue;
 mod settings;
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use deploycore::model::Digest;
 use deploycore::port::swarm::{Limits, Priority};
 use fastrand::Rng;
 
+use self::network::{Connections, Pipe};
+use self::queue::Queue;
 pub use self::settings::{Partition, Report, Settings};
 use crate::core::bitfield::Bitfield;
 use crate::core::gate::{self, Gate, Record};
@@ -88,50 +91,13 @@ enum Event {
     },
 }
 
-#[derive(Debug)]
-struct Timed(Instant, u64, Event);
-
-impl PartialEq for Timed {
-    fn eq(&self, other: &Self) -> bool {
-        (self.0, self.1) == (other.0, other.1)
-    }
-}
-impl Eq for Timed {}
-impl PartialOrd for Timed {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Timed {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.0, self.1).cmp(&(other.0, other.1))
-    }
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Pipe {
-    rate: f64,
-    free: Instant,
-}
-
-impl Pipe {
-    fn new(rate: u64) -> Self {
-        Self { rate: rate as f64, free: Instant::ZERO }
-    }
-
-    fn time(&self, len: u32) -> Duration {
-        Duration::from_secs_f64(f64::from(len) / self.rate)
-    }
-}
-
 struct World {
     settings: Settings,
     /// The artifacts; what else stands by artifact has their order.
     shapes: Vec<Shape>,
     rng: Rng,
     now: Instant,
-    queue: BinaryHeap<Reverse<Timed>>,
-    sequence: u64,
+    queue: Queue,
     peers: Vec<Option<Peer<Token>>>,
     tracker: Tracker,
     gate: Gate,
@@ -141,9 +107,7 @@ struct World {
     wakes: Vec<Instant>,
     up: Vec<Pipe>,
     down: Vec<Pipe>,
-    /// The two ends of each open connection.
-    connections: BTreeMap<ConnId, (Place, Place)>,
-    next_conn: u64,
+    connections: Connections,
     completed: Vec<Vec<Option<Duration>>>,
     /// The verified pieces of machines that died and will start again.
     kept: BTreeMap<Place, Vec<Bitfield>>,
@@ -154,6 +118,8 @@ struct World {
     left: usize,
 }
 
+/// How long a piece takes to be verified and written.
+const STORING: Duration = Duration::from_micros(500);
 /// How long a machine that restarts is gone.
 const RESTART: Duration = Duration::from_secs(2);
 
@@ -161,7 +127,7 @@ const RESTART: Duration = Duration::from_secs(2);
 pub fn run(settings: Settings) -> Report {
     let mut world = World::new(settings);
     let mut events = 0;
-    while let Some(Reverse(Timed(at, _, event))) = world.queue.pop() {
+    while let Some((at, event)) = world.queue.pop() {
         if at.since_start() > world.settings.horizon || world.left == 0 {
             break;
         }
@@ -189,18 +155,21 @@ impl World {
         down.extend([Pipe::new(1 << 40); 2]);
         let mut world = Self {
             now: Instant::ZERO,
-            queue: BinaryHeap::new(),
-            sequence: 0,
+            queue: Queue::new(&[settings.latency, STORING]),
             peers: (0..machines).map(|_| None).collect(),
-            tracker: Tracker::new(settings.tracker.clone(), rng.fork(), Instant::ZERO),
+            // It has run for long; one that starts anew has not.
+            tracker: Tracker::new(
+                tracker::Settings { settle: Duration::ZERO, ..settings.tracker.clone() },
+                rng.fork(),
+                Instant::ZERO,
+            ),
             gate: Gate::new(settings.gate.clone(), id(machines + 1), addr(machines + 1), Instant::ZERO),
             records: shapes.iter().map(Record::new).collect(),
             lives: vec![0; machines + 2],
             wakes: vec![Instant::FAR; machines + 2],
             up,
             down,
-            connections: BTreeMap::new(),
-            next_conn: 1,
+            connections: Connections::default(),
             completed: vec![vec![None; machines]; shapes.len()],
             kept: BTreeMap::new(),
             store_bytes: 0,
@@ -212,29 +181,31 @@ impl World {
         };
         world.wake_later(world.tracker_place());
         world.wake_later(world.gate_place());
-        world.schedule(Duration::ZERO, Event::Dialed { from: world.gate_place(), addr: addr(world.tracker_place()) });
+        world
+            .queue
+            .after(Duration::ZERO, Event::Dialed { from: world.gate_place(), addr: addr(world.tracker_place()) });
         for machine in 0..machines {
             let delay = world.settings.arrivals.mul_f64(world.rng.f64());
             let from = world.settings.counts_from(machine);
-            world.schedule(from + delay, Event::Start(machine));
+            world.queue.after(from + delay, Event::Start(machine));
         }
         for (machine, at) in world.settings.crashes.clone() {
-            world.schedule(at, Event::Crash(machine));
+            world.queue.after(at, Event::Crash(machine));
         }
         for (machine, at) in world.settings.restarts.clone() {
-            world.schedule(at, Event::Restart(machine));
+            world.queue.after(at, Event::Restart(machine));
         }
         for partition in 0..world.settings.partitions.len() {
-            world.schedule(world.settings.partitions[partition].from, Event::Cut(partition));
+            world.queue.after(world.settings.partitions[partition].from, Event::Cut(partition));
         }
         if let Some(at) = world.settings.second {
-            world.schedule(at, Event::Second);
+            world.queue.after(at, Event::Second);
         }
         for at in world.settings.tracker_restarts.clone() {
-            world.schedule(at, Event::RestartTracker);
+            world.queue.after(at, Event::RestartTracker);
         }
         for at in world.settings.gate_restarts.clone() {
-            world.schedule(at, Event::RestartGate);
+            world.queue.after(at, Event::RestartGate);
         }
         world
     }
@@ -255,15 +226,6 @@ impl World {
         }
     }
 
-    fn schedule(&mut self, delay: Duration, event: Event) {
-        self.at(self.now + delay, event);
-    }
-
-    fn at(&mut self, at: Instant, event: Event) {
-        self.sequence += 1;
-        self.queue.push(Reverse(Timed(at, self.sequence, event)));
-    }
-
     fn event(&mut self, event: Event) {
         match event {
             Event::Wake(place) => {
@@ -277,7 +239,7 @@ impl World {
             Event::Restart(machine) => {
                 if let Some(kept) = self.stop(machine) {
                     self.kept.insert(machine, kept);
-                    self.schedule(RESTART, Event::Start(machine));
+                    self.queue.after(RESTART, Event::Start(machine));
                 }
             }
             Event::Cut(partition) => self.cut(partition),
@@ -291,27 +253,25 @@ impl World {
                 self.tracker = Tracker::new(self.settings.tracker.clone(), self.rng.fork(), self.now);
                 self.sever(place);
                 let gate = self.gate_place();
-                self.schedule(Duration::from_millis(250), Event::Dialed { from: gate, addr: addr(place) });
+                self.queue.after(Duration::from_millis(250), Event::Dialed { from: gate, addr: addr(place) });
             }
             Event::RestartGate => {
                 let place = self.gate_place();
                 self.lives[place] += 1;
                 self.gate = Gate::new(self.settings.gate.clone(), id(place), addr(place), self.now);
                 self.sever(place);
-                self.schedule(
-                    Duration::from_millis(100),
-                    Event::Dialed { from: place, addr: addr(self.tracker_place()) },
-                );
+                self.queue
+                    .after(Duration::from_millis(100), Event::Dialed { from: place, addr: addr(self.tracker_place()) });
             }
             Event::Dialed { from, addr } => self.dialed(from, addr),
             Event::Opened { at, conn, with, dialed } => {
-                if self.connections.contains_key(&conn) {
+                if self.connections.is_open(conn) {
                     self.opened(at, conn, with, dialed);
                 }
             }
             Event::Closed(at, conn) => self.closed(at, conn),
             Event::Message(at, conn, message) => {
-                if self.connections.contains_key(&conn) {
+                if self.connections.is_open(conn) {
                     self.message(at, conn, message);
                 }
             }
@@ -320,10 +280,10 @@ impl World {
                 let pipe = &mut self.down[at];
                 let end = self.now.max(pipe.free + pipe.time(block.data.len));
                 pipe.free = end;
-                self.at(end, Event::Block(at, conn, block));
+                self.queue.at(end, Event::Block(at, conn, block));
             }
             Event::Block(at, conn, block) => {
-                if self.connections.contains_key(&conn) {
+                if self.connections.is_open(conn) {
                     self.peer_input(at, peer::Input::Block(conn, block));
                 }
             }
@@ -395,28 +355,26 @@ impl World {
     /// Breaks all connections between the two sides of a partition.
     fn cut(&mut self, partition: usize) {
         let partition = &self.settings.partitions[partition];
-        let splits = |ends: &(Place, Place)| partition.splits(ends.0, ends.1);
-        let broken: Vec<_> =
-            self.connections.iter().filter(|(_, ends)| splits(ends)).map(|(conn, ends)| (*conn, *ends)).collect();
+        let splits = |(_, (one, other)): &(ConnId, (Place, Place))| partition.splits(*one, *other);
+        let broken: Vec<_> = self.connections.open().filter(splits).collect();
         for (conn, (one, other)) in broken {
-            self.connections.remove(&conn);
-            self.schedule(self.settings.latency, Event::Closed(one, conn));
-            self.schedule(self.settings.latency, Event::Closed(other, conn));
+            self.connections.close(conn);
+            self.queue.after(self.settings.latency, Event::Closed(one, conn));
+            self.queue.after(self.settings.latency, Event::Closed(other, conn));
         }
     }
 
     /// Breaks all connections of a member, whose own end is gone.
     fn sever(&mut self, place: Place) {
-        let gone = |ends: &(Place, Place)| ends.0 == place || ends.1 == place;
-        let broken: Vec<(ConnId, Place)> = self
-            .connections
-            .iter()
-            .filter(|(_, ends)| gone(ends))
-            .map(|(conn, ends)| (*conn, if ends.0 == place { ends.1 } else { ends.0 }))
-            .collect();
+        let other_end = |(conn, (one, other)): (ConnId, (Place, Place))| match (one == place, other == place) {
+            (true, _) => Some((conn, other)),
+            (_, true) => Some((conn, one)),
+            _ => None,
+        };
+        let broken: Vec<(ConnId, Place)> = self.connections.open().filter_map(other_end).collect();
         for (conn, other) in broken {
-            self.connections.remove(&conn);
-            self.schedule(self.settings.latency, Event::Closed(other, conn));
+            self.connections.close(conn);
+            self.queue.after(self.settings.latency, Event::Closed(other, conn));
         }
     }
 
@@ -432,12 +390,10 @@ impl World {
         if !self.is_up(to) || self.settings.is_cut(from, to, self.now.since_start()) {
             return self.peer_input(from, peer::Input::ConnectFailed(addr));
         }
-        let conn = ConnId(self.next_conn);
-        self.next_conn += 1;
-        self.connections.insert(conn, (from, to));
+        let conn = self.connections.add(from, to);
         let latency = self.settings.latency;
-        self.schedule(Duration::ZERO, Event::Opened { at: to, conn, with: from, dialed: None });
-        self.schedule(latency, Event::Opened { at: from, conn, with: to, dialed: Some(addr) });
+        self.queue.after(Duration::ZERO, Event::Opened { at: to, conn, with: from, dialed: None });
+        self.queue.after(latency, Event::Opened { at: from, conn, with: to, dialed: Some(addr) });
     }
 
     fn opened(&mut self, at: Place, conn: ConnId, with: Place, dialed: Option<Addr>) {
@@ -487,25 +443,20 @@ impl World {
         };
         if next < self.wakes[place] {
             self.wakes[place] = next;
-            self.at(next.max(self.now), Event::Wake(place));
+            self.queue.at(next.max(self.now), Event::Wake(place));
         }
     }
 
-    fn other_end(&self, place: Place, conn: ConnId) -> Option<Place> {
-        let (a, b) = *self.connections.get(&conn)?;
-        Some(if a == place { b } else { a })
-    }
-
     fn send(&mut self, from: Place, conn: ConnId, message: Message) {
-        if let Some(to) = self.other_end(from, conn) {
-            self.schedule(self.settings.latency, Event::Message(to, conn, message));
+        if let Some(to) = self.connections.other_end(conn, from) {
+            self.queue.after(self.settings.latency, Event::Message(to, conn, message));
         }
     }
 
     fn close(&mut self, from: Place, conn: ConnId) {
-        if let Some(to) = self.other_end(from, conn) {
-            self.connections.remove(&conn);
-            self.schedule(self.settings.latency, Event::Closed(to, conn));
+        if let Some(to) = self.connections.other_end(conn, from) {
+            self.connections.close(conn);
+            self.queue.after(self.settings.latency, Event::Closed(to, conn));
         }
     }
 
@@ -514,8 +465,8 @@ impl World {
         let pipe = &mut self.up[from];
         let end = pipe.free.max(self.now) + pipe.time(block.data.len);
         pipe.free = end;
-        if let Some(to) = self.other_end(from, conn) {
-            self.at(end + self.settings.latency, Event::Arrives(to, conn, block));
+        if let Some(to) = self.connections.other_end(conn, from) {
+            self.queue.at(end + self.settings.latency, Event::Arrives(to, conn, block));
         }
         end
     }
@@ -529,7 +480,7 @@ impl World {
         while let Some(output) = self.peers[place].as_mut().and_then(Peer::poll_output) {
             match output {
                 peer::Output::Connect(addr, _) => {
-                    self.schedule(self.settings.latency, Event::Dialed { from: place, addr });
+                    self.queue.after(self.settings.latency, Event::Dialed { from: place, addr });
                 }
                 peer::Output::Close(conn, _) => self.close(place, conn),
                 peer::Output::Send(conn, message) => self.send(place, conn, message),
@@ -537,13 +488,13 @@ impl World {
                     let good = !self.settings.corrupt.contains(&place);
                     let block = Block { digest, piece, block, data: Token { len, good } };
                     let end = self.transmit(place, conn, block);
-                    self.at(end, Event::Sent(place, conn, len));
+                    self.queue.at(end, Event::Sent(place, conn, len));
                 }
                 peer::Output::Store { digest, piece, blocks, hash_blocks } => {
                     let artifact = self.artifact(&digest).expect("machines fetch the artifacts there are");
                     let (life, good) = (self.lives[place], blocks.iter().map(|block| block.good).collect());
                     let stored = Event::Stored { at: place, life, artifact, piece, good, hashes: hash_blocks };
-                    self.schedule(Duration::from_micros(500), stored);
+                    self.queue.after(STORING, stored);
                 }
                 peer::Output::Complete(digest) => {
                     let artifact = self.artifact(&digest).expect("machines fetch the artifacts there are");
@@ -590,11 +541,11 @@ impl World {
                     self.store_bytes += u64::from(len);
                     self.transmit(place, conn, block);
                 }
-                gate::Output::Load(digest) => self.schedule(Duration::from_millis(5), Event::Loaded(life, digest)),
+                gate::Output::Load(digest) => self.queue.after(Duration::from_millis(5), Event::Loaded(life, digest)),
                 gate::Output::Persist(digest, version, record) => {
                     let artifact = self.artifact(&digest).expect("the gate finds the artifacts there are");
                     let persisted = Event::Persisted { life, artifact, version, record };
-                    self.schedule(Duration::from_millis(2), persisted);
+                    self.queue.after(Duration::from_millis(2), persisted);
                 }
             }
         }

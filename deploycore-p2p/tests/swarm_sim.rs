@@ -36,9 +36,9 @@ fn without_costs(mut results: Value) -> Value {
 fn two_regions_are_told_in_full() {
     let folder = tempfile::tempdir().unwrap();
     let plot = folder.path().join("plot.svg");
-    let results = results(folder.path(), &format!("--seed 7 --plot {}", plot.display()));
+    let results = results(folder.path(), &format!("--seed 7 --block 64KiB --plot {}", plot.display()));
     let settings = &results["settings"];
-    for (field, value) in [("machines", 40), ("size", 8 << 20), ("down", 10 << 20), ("seed", 7), ("block", 1 << 20)] {
+    for (field, value) in [("machines", 40), ("size", 8 << 20), ("down", 10 << 20), ("seed", 7), ("block", 64 << 10)] {
         assert_eq!(settings[field], value, "{field}");
     }
     assert_eq!(settings["latency"], 0.000_25);

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use self::artifact::Artifact;
 pub use self::io::{Input, Output, Progress, Totals};
-use self::link::{Link, Remote};
+use self::link::{Link, Links, Remote};
 use self::membership::Dial;
 use self::upload::Slot;
 use super::bitfield::{Bitfield, PackedBits};
@@ -43,6 +43,10 @@ pub struct Settings {
     pub slots: usize,
     /// Bytes asked for and not yet received, in all.
     pub max_outstanding: u64,
+    /// What arrives in this time may be asked for, within that. More would wait in the neighbours' queues, and pieces would be chosen long
+    /// before they come.
+    #[serde(with = "friendly")]
+    pub ahead: Duration,
     /// Bytes asked for and not yet received, of one neighbour.
     pub max_outstanding_per_link: u64,
     /// Bytes of pieces begun and not yet complete, in all artifacts together, apart from leased ones.
@@ -53,9 +57,13 @@ pub struct Settings {
     /// After `Busy` the neighbour is asked again after this time, unless it says `Ready` before.
     #[serde(with = "friendly")]
     pub busy_retry: Duration,
-    /// How long verified pieces wait to be announced together.
+    /// How long verified pieces wait to be announced together, at least...
     #[serde(with = "friendly")]
     pub have_delay: Duration,
+    /// ...and at most: in between, a 64th of the time since the node began to fetch. What that costs is as little of the whole; at the
+    /// start, when pieces must multiply, nothing waits.
+    #[serde(with = "friendly")]
+    pub max_have_delay: Duration,
     /// How often what got lost is looked for.
     #[serde(with = "friendly")]
     pub tick: Duration,
@@ -84,11 +92,13 @@ impl Default for Settings {
             max_links: 96,
             slots: 6,
             max_outstanding: 32 << 20,
+            ahead: Duration::from_millis(330),
             max_outstanding_per_link: 4 << 20,
             max_begun: 64 << 20,
             request_timeout: Duration::from_secs(20),
             busy_retry: Duration::from_secs(1),
             have_delay: Duration::from_millis(5),
+            max_have_delay: Duration::from_millis(250),
             tick: Duration::from_millis(250),
             stuck_after: Duration::from_secs(1),
             quarantine: Duration::from_mins(10),
@@ -109,7 +119,7 @@ pub struct Peer<B = Bytes> {
     addr: Addr,
     trackers: Vec<Addr>,
     rng: Rng,
-    links: Vec<Link>,
+    links: Links,
     artifacts: Vec<Artifact<B>>,
     gates: Vec<Contact>,
     dials: BTreeMap<Addr, Dial>,
@@ -146,7 +156,7 @@ impl<B: Payload> Peer<B> {
             addr,
             trackers,
             rng,
-            links: Vec::new(),
+            links: Links::default(),
             artifacts: Vec::new(),
             gates: Vec::new(),
             dials: BTreeMap::new(),
@@ -267,7 +277,7 @@ impl<B: Payload> Peer<B> {
     }
 
     fn link_at(&self, conn: ConnId) -> Option<usize> {
-        self.links.iter().position(|link| link.conn == conn)
+        self.links.position(conn)
     }
 
     fn send(&mut self, conn: ConnId, message: Message) {
@@ -336,7 +346,7 @@ impl<B: Payload> Peer<B> {
             return;
         };
         self.artifacts.remove(at);
-        for link in &mut self.links {
+        for link in self.links.iter_mut() {
             self.outstanding -= link.forget_asks(digest);
         }
         self.slots.retain(|slot| slot.digest != *digest);
@@ -475,7 +485,7 @@ impl<B: Payload> Peer<B> {
             let pieces = std::mem::take(&mut artifact.fresh);
             let (digest, count) = (artifact.shape.digest(), artifact.have.count());
             for chunk in pieces.chunks(MAX_LIST) {
-                for link in &self.links {
+                for link in self.links.iter() {
                     let Some(remote) = link.remote(&digest).filter(|_| link.role == Role::Node) else { continue };
                     // Nobody asks for what it has.
                     let lacks = |piece: &u32| !remote.has.contains(*piece);
@@ -491,7 +501,7 @@ impl<B: Payload> Peer<B> {
     fn tick(&mut self, now: Instant) {
         debug_assert!(self.is_consistent());
         self.quarantine.retain(|_, until| *until > now);
-        for link in &mut self.links {
+        for link in self.links.iter_mut() {
             link.unasked = link.unasked.saturating_sub(1);
         }
         let rate = std::mem::take(&mut self.received) as f64 / now.since(self.rated_at).as_secs_f64().max(0.01);

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::core::gate::{self, Usage};
+use crate::core::shape::MAX_BLOCK;
 use crate::core::{peer, tracker};
 
 /// What is simulated.
@@ -79,6 +80,16 @@ impl Settings {
             tracker: tracker::Settings::default(),
             seed,
         }
+    }
+
+    /// What travels as one. A block is outstanding in full until its last byte comes: where it is a whole piece, twice as many bytes are
+    /// outstanding from as many sources.
+    pub fn set_max_block(&mut self, max_block: u32) {
+        (self.peer.max_block, self.gate.max_block) = (max_block, max_block);
+        let usual = peer::Settings::default();
+        let times = if max_block > MAX_BLOCK { 2 } else { 1 };
+        self.peer.max_outstanding = usual.max_outstanding * u64::from(times);
+        self.peer.ahead = usual.ahead * times;
     }
 
     /// The shortest time in which all machines can have the artifact, and what makes it so: a machine's link, the store's, or

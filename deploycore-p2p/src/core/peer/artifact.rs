@@ -103,6 +103,8 @@ pub(super) struct Artifact<B> {
     pub(super) suspects: Vec<Suspect>,
     pub(super) ingress: Bucket,
     pub(super) egress: Bucket,
+    /// When the node began to take part.
+    pub(super) since: Instant,
     pub(super) announce_at: Instant,
     /// The gate on this connection was told that this node takes part.
     pub(super) joined_gate: Option<ConnId>,
@@ -137,6 +139,7 @@ impl<B: Payload> Artifact<B> {
             suspects: Vec::new(),
             ingress: Bucket::new(limits.ingress, now),
             egress: Bucket::new(limits.egress, now),
+            since: now,
             announce_at: now,
             joined_gate: None,
             absent_until: Instant::ZERO,

@@ -74,6 +74,6 @@ impl<B: Payload> Peer<B> {
     }
 
     fn is_gate(&self, conn: ConnId) -> bool {
-        self.links.iter().any(|link| link.conn == conn && link.role == Role::Gate)
+        self.links.of(conn).is_some_and(|link| link.role == Role::Gate)
     }
 }

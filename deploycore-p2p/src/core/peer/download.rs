@@ -112,12 +112,11 @@ impl<B: Payload> Peer<B> {
         order
     }
 
-    /// How many bytes may be asked for in all before nothing more is: what arrives in a third of a second, at least a few blocks and
-    /// pieces. More would wait in the neighbours' queues, and pieces would be chosen long before they come.
+    /// How many bytes may be asked for in all before nothing more is: what arrives soon, at least a few blocks and pieces.
     fn window(&self, shape: &Shape) -> u64 {
-        let third = (self.rate_in * 0.33) as u64;
+        let soon = (self.rate_in * self.settings.ahead.as_secs_f64()) as u64;
         let least = (MIN_BLOCKS * u64::from(shape.block_size())).max(MIN_PIECES * shape.piece_size());
-        third.max(least).min(self.settings.max_outstanding)
+        soon.max(least).min(self.settings.max_outstanding)
     }
 
     /// What to ask a neighbour for next: all of a piece that is still to be asked for, as long as there is room for a block. A piece is
@@ -356,14 +355,14 @@ impl<B: Payload> Peer<B> {
         if data.byte_len() != self.artifacts[artifact].shape.block_len(piece, block) as usize {
             return self.close(conn, format!("block {block} of piece {piece} has {} bytes", data.byte_len()), now);
         }
-        self.accept(artifact, at, piece, block, data);
+        self.accept(artifact, at, (piece, block), asked.is_some(), data);
         if let Some(at) = self.link_at(conn) {
             self.fill(at, now);
         }
         self.go_on(now);
     }
 
-    fn accept(&mut self, at_artifact: usize, at: usize, piece: u32, block: u32, data: B) {
+    fn accept(&mut self, at_artifact: usize, at: usize, (piece, block): (u32, u32), asked: bool, data: B) {
         let (conn, from, store) = (self.links[at].conn, self.links[at].peer, self.links[at].role == Role::Gate);
         let artifact = &mut self.artifacts[at_artifact];
         let (digest, len) = (artifact.shape.digest(), data.byte_len() as u64);
@@ -377,6 +376,7 @@ impl<B: Payload> Peer<B> {
             artifact.wasted += len;
             return;
         };
+        let others = matches!(state, BlockState::Asked(copies) if *copies > u8::from(asked));
         *state = BlockState::Got { data, from, store };
         let whole = begun.is_whole();
         if whole {
@@ -388,6 +388,9 @@ impl<B: Payload> Peer<B> {
             });
             let blocks = blocks.collect();
             self.outputs.push_back(Output::Store { digest, piece, blocks, hash_blocks });
+        }
+        if !others {
+            return;
         }
         // Whoever else was asked for it need not send it any more. What a gate read is counted in any case.
         for other in 0..self.links.len() {
@@ -442,7 +445,8 @@ impl<B: Payload> Peer<B> {
             self.downloaded += len;
         }
         artifact.fresh.push(piece);
-        self.flush_at = self.flush_at.min(now + self.settings.have_delay);
+        let delay = (now.since(artifact.since) / 64).max(self.settings.have_delay).min(self.settings.max_have_delay);
+        self.flush_at = self.flush_at.min(now + delay);
         // The gate learns of its piece at once: the lease ends, the next one comes.
         if let Some(conn) = artifact.joined_gate
             && (promised || sources.iter().any(|(_, store, _)| *store))
@@ -516,11 +520,12 @@ impl<B: Payload> Peer<B> {
             self.links.iter().filter(|link| link.role == Role::Node && link.rate > 0.0).map(|link| link.rate).collect();
         rates.sort_by(f64::total_cmp);
         let median = rates.get(rates.len() / 2).copied().unwrap_or(0.0);
+        let usual = self.median_wait().map(|wait| wait * 4);
         let mut late = Vec::new();
         for link in self.links.iter().filter(|link| link.role != Role::Tracker) {
             let patience = self.settings.request_timeout.max(link.expected().unwrap_or_default() * 4);
             let slow = link.role == Role::Node && rates.len() >= 4 && link.rate > 0.0 && link.rate * SLOW < median;
-            let usual = self.median_wait().unwrap_or(patience) * 4;
+            let usual = usual.unwrap_or(patience * 4);
             for ask in &link.asks {
                 let age = now.since(ask.at);
                 if age > patience || (slow && age > usual.max(Duration::from_millis(500))) {

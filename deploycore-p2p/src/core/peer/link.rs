@@ -1,5 +1,6 @@
 //! A connection to another member, and what is known of its pieces.
 
+use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use deploycore::model::Digest;
@@ -33,6 +34,52 @@ pub(super) struct Ask {
     pub(super) at: Instant,
     /// Nothing else was under way when it was made: its time is the path's latency.
     alone: bool,
+}
+
+/// The connections of a node, in no order.
+#[derive(Debug, Default)]
+pub(super) struct Links {
+    links: Vec<Link>,
+    /// The connection of each: what is looked up most lies close together.
+    conns: Vec<ConnId>,
+}
+
+impl Links {
+    pub(super) fn push(&mut self, link: Link) {
+        self.conns.push(link.conn);
+        self.links.push(link);
+    }
+
+    pub(super) fn swap_remove(&mut self, at: usize) -> Link {
+        self.conns.swap_remove(at);
+        self.links.swap_remove(at)
+    }
+
+    /// Where a connection stands, until one is removed.
+    pub(super) fn position(&self, conn: ConnId) -> Option<usize> {
+        self.conns.iter().position(|other| *other == conn)
+    }
+
+    pub(super) fn of(&self, conn: ConnId) -> Option<&Link> {
+        self.position(conn).map(|at| &self.links[at])
+    }
+
+    pub(super) fn of_mut(&mut self, conn: ConnId) -> Option<&mut Link> {
+        self.position(conn).map(|at| &mut self.links[at])
+    }
+}
+
+impl Deref for Links {
+    type Target = [Link];
+    fn deref(&self) -> &[Link] {
+        &self.links
+    }
+}
+
+impl DerefMut for Links {
+    fn deref_mut(&mut self) -> &mut [Link] {
+        &mut self.links
+    }
 }
 
 #[derive(Debug)]

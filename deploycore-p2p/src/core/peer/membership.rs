@@ -248,7 +248,7 @@ impl<B: Payload> Peer<B> {
         for at in 0..self.artifacts.len() {
             let decides = rendezvous(&self.artifacts[at].shape.digest(), &self.gates).map(|gate| gate.peer);
             let Some(conn) = self.artifacts[at].joined_gate else { continue };
-            let joined = self.links.iter().find(|link| link.conn == conn).map(|link| link.peer);
+            let joined = self.links.of(conn).map(|link| link.peer);
             if decides.is_some() && decides != joined {
                 let digest = self.artifacts[at].shape.digest();
                 if let Some(link) = self.link_at(conn) {
@@ -352,7 +352,7 @@ impl<B: Payload> Peer<B> {
         for conn in idle {
             self.close(conn, "idle", now);
         }
-        for link in &mut self.links {
+        for link in self.links.iter_mut() {
             if now.since(link.pinged) >= PING {
                 link.pinged = now;
                 self.outputs.push_back(Output::Send(link.conn, Message::Ping));

@@ -90,13 +90,11 @@ impl<B: Payload> Peer<B> {
     }
 
     fn urgency(&self, conn: ConnId, digest: &Digest) -> Priority {
-        let link = self.links.iter().find(|link| link.conn == conn);
-        link.and_then(|link| link.remote(digest)).map_or(Priority::Normal, |remote| remote.priority)
+        self.links.of(conn).and_then(|link| link.remote(digest)).map_or(Priority::Normal, |remote| remote.priority)
     }
 
     fn completeness(&self, conn: ConnId, digest: &Digest) -> f64 {
-        let link = self.links.iter().find(|link| link.conn == conn);
-        let remote = link.and_then(|link| link.remote(digest));
+        let remote = self.links.of(conn).and_then(|link| link.remote(digest));
         remote.map_or(1.0, |remote| f64::from(remote.count) / f64::from(remote.has.len().max(1)))
     }
 
@@ -160,7 +158,7 @@ impl<B: Payload> Peer<B> {
             slot.kept_until = Instant::ZERO;
             let (conn, digest) = (slot.conn, slot.digest);
             let Some(shape) = self.artifact(&digest).map(|artifact| artifact.shape) else { break };
-            if let Some(link) = self.links.iter_mut().find(|link| link.conn == conn) {
+            if let Some(link) = self.links.of_mut(conn) {
                 link.unsent += 1;
             }
             let (offset, len) = (shape.offset(piece, block), shape.block_len(piece, block));
@@ -172,7 +170,7 @@ impl<B: Payload> Peer<B> {
 
     fn may_send(&mut self, at: usize, now: Instant) -> bool {
         let (conn, digest) = (self.slots[at].conn, self.slots[at].digest);
-        if self.links.iter().find(|link| link.conn == conn).is_none_or(|link| link.unsent >= MAX_UNSENT) {
+        if self.links.of(conn).is_none_or(|link| link.unsent >= MAX_UNSENT) {
             return false;
         }
         let Some(artifact) = self.artifacts.iter_mut().find(|artifact| artifact.shape.digest() == digest) else {

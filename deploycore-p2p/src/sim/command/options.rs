@@ -7,7 +7,6 @@ use clap::Parser;
 use serde::Serialize;
 
 use super::units::{self, Time};
-use crate::core::shape::MAX_BLOCK;
 use crate::sim::Settings;
 
 /// Puts one artifact on the machines of simulated regions, in virtual time: the production state machines on a network of queues.
@@ -45,9 +44,9 @@ pub(super) struct Options {
     /// Machines start within this time
     #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = units::time)]
     pub(super) arrivals: Time,
-    /// What one request asks for
-    #[arg(long, value_name = "SIZE", default_value = "1MiB", value_parser = block)]
-    pub(super) block: u32,
+    /// What travels as one: a real swarm sends 1MiB, which takes several times as long to simulate [default: a piece]
+    #[arg(long, value_name = "SIZE", value_parser = block)]
+    pub(super) block: Option<u32>,
     /// A region is given up after this time [default: 20 times the bound of the slowest machine, and a minute]
     #[arg(long, value_name = "TIME", value_parser = units::time)]
     pub(super) horizon: Option<Time>,
@@ -178,8 +177,7 @@ impl Options {
         settings.store = self.store;
         settings.latency = self.latency.0;
         settings.arrivals = self.arrivals.0;
-        settings.peer.max_block = self.block;
-        settings.gate.max_block = self.block;
+        settings.set_max_block(self.block.unwrap_or(u32::MAX));
         settings
     }
 
@@ -202,10 +200,8 @@ pub(super) fn count(share: f64, machines: usize) -> usize {
 
 fn block(text: &str) -> Result<u32, String> {
     let bytes = units::size(text)?;
-    u32::try_from(bytes)
-        .ok()
-        .filter(|bytes| (1 << 10..=MAX_BLOCK).contains(bytes))
-        .ok_or_else(|| format!("{text:?} is no block; give 1KiB to {}MiB", MAX_BLOCK >> 20))
+    let bytes = u32::try_from(bytes).ok().filter(|bytes| *bytes >= 1 << 10);
+    bytes.ok_or_else(|| format!("{text:?} is no block; give 1KiB to 1GiB, a piece at most"))
 }
 
 fn slow(text: &str) -> Result<Links, String> {
@@ -274,7 +270,7 @@ mod tests {
             (&["--regions", "11"][..], "--machines"),
             (&["--regions", "0"], "--regions"),
             (&["--threads", "0"], "--threads"),
-            (&["--block", "2MiB"], "--block"),
+            (&["--block", "5GiB"], "--block"),
             (&["--partition", "10%:5s:5s"], "--partition"),
             (&["--corrupt", "11"], "--corrupt"),
             (&["--crash", "60%", "--late", "50%"], "--crash"),
