@@ -63,6 +63,8 @@ enum Event {
     },
     /// For the member, unless its connection is gone by then.
     Message(Place, ConnId, Message),
+    /// A machine looks at the announcements that came.
+    Look(Place),
     Opened {
         at: Place,
         conn: ConnId,
@@ -91,6 +93,15 @@ enum Event {
     },
 }
 
+/// What a machine did not look at yet.
+#[derive(Debug, Default)]
+struct Inbox {
+    /// Announcements of pieces, and when they come.
+    announcements: Vec<(Instant, ConnId, Message)>,
+    /// It will look.
+    is_awaited: bool,
+}
+
 struct World {
     settings: Settings,
     /// The artifacts; what else stands by artifact has their order.
@@ -108,6 +119,7 @@ struct World {
     up: Vec<Pipe>,
     down: Vec<Pipe>,
     connections: Connections,
+    inboxes: Vec<Inbox>,
     completed: Vec<Vec<Option<Duration>>>,
     /// The verified pieces of machines that died and will start again.
     kept: BTreeMap<Place, Vec<Bitfield>>,
@@ -120,6 +132,9 @@ struct World {
 
 /// How long a piece takes to be verified and written.
 const STORING: Duration = Duration::from_micros(500);
+/// A machine looks at announcements of pieces when something else comes, and after this time at the latest, or a 64th of the time that
+/// has passed: they are most of the events, and looked at together they cost a small part.
+const LOOKING: Duration = Duration::from_millis(50);
 /// How long a machine that restarts is gone.
 const RESTART: Duration = Duration::from_secs(2);
 
@@ -170,6 +185,7 @@ impl World {
             up,
             down,
             connections: Connections::default(),
+            inboxes: (0..machines).map(|_| Inbox::default()).collect(),
             completed: vec![vec![None; machines]; shapes.len()],
             kept: BTreeMap::new(),
             store_bytes: 0,
@@ -274,6 +290,12 @@ impl World {
                 if self.connections.is_open(conn) {
                     self.message(at, conn, message);
                 }
+            }
+            Event::Look(at) => {
+                self.inboxes[at].is_awaited = false;
+                self.look(at);
+                self.wake_later(at);
+                self.await_look(at);
             }
             Event::Sent(at, conn, len) => self.peer_input(at, peer::Input::Sent(conn, len)),
             Event::Arrives(at, conn, block) => {
@@ -449,8 +471,37 @@ impl World {
 
     fn send(&mut self, from: Place, conn: ConnId, message: Message) {
         if let Some(to) = self.connections.other_end(conn, from) {
-            self.queue.after(self.settings.latency, Event::Message(to, conn, message));
+            let latency = self.settings.latency;
+            match message {
+                Message::Have { .. } if to < self.settings.machines => {
+                    self.inboxes[to].announcements.push((self.now + latency, conn, message));
+                    self.await_look(to);
+                }
+                _ => self.queue.after(latency, Event::Message(to, conn, message)),
+            }
         }
+    }
+
+    fn await_look(&mut self, at: Place) {
+        let inbox = &mut self.inboxes[at];
+        if !inbox.announcements.is_empty() && !inbox.is_awaited {
+            inbox.is_awaited = true;
+            let delay = self.settings.latency + LOOKING.min(self.now.since_start() / 64);
+            self.queue.after(delay, Event::Look(at));
+        }
+    }
+
+    /// Lets a machine take the announcements that came until now.
+    fn look(&mut self, at: Place) {
+        let mut announcements = std::mem::take(&mut self.inboxes[at].announcements);
+        let came = announcements.partition_point(|(when, ..)| *when <= self.now);
+        for (_, conn, message) in announcements.drain(..came) {
+            if self.connections.is_open(conn) {
+                self.handle_at(at, peer::Input::Message(conn, message));
+            }
+        }
+        // None came meanwhile: a machine says nothing to itself.
+        self.inboxes[at].announcements = announcements;
     }
 
     fn close(&mut self, from: Place, conn: ConnId) {
@@ -475,6 +526,14 @@ impl World {
         if place >= self.settings.machines {
             return;
         }
+        if !self.inboxes[place].announcements.is_empty() {
+            self.look(place);
+        }
+        self.handle_at(place, input);
+        self.wake_later(place);
+    }
+
+    fn handle_at(&mut self, place: Place, input: peer::Input<Token>) {
         let Some(peer) = &mut self.peers[place] else { return };
         peer.handle(input, self.now);
         while let Some(output) = self.peers[place].as_mut().and_then(Peer::poll_output) {
@@ -502,7 +561,6 @@ impl World {
                 }
             }
         }
-        self.wake_later(place);
     }
 
     /// Counts a machine's first completion of an artifact.

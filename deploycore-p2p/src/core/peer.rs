@@ -90,7 +90,7 @@ impl Default for Settings {
         Self {
             degree: 32,
             max_links: 96,
-            slots: 6,
+            slots: 8,
             max_outstanding: 32 << 20,
             ahead: Duration::from_millis(330),
             max_outstanding_per_link: 4 << 20,

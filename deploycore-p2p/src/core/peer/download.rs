@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use deploycore::model::Digest;
 use deploycore::port::swarm::Priority;
+use smallvec::SmallVec;
 
 use super::artifact::{Artifact, Begun, BlockState};
 use super::{Output, Peer};
@@ -92,9 +93,9 @@ impl<B: Payload> Peer<B> {
     }
 
     /// Artifacts in the order in which they may ask: a rollback before all others, then by share.
-    fn by_share(&self) -> Vec<usize> {
+    fn by_share(&self) -> SmallVec<[usize; 4]> {
         let wanted = |at: &usize| !self.artifacts[*at].have.is_full();
-        let mut order: Vec<usize> = (0..self.artifacts.len()).filter(wanted).collect();
+        let mut order: SmallVec<[usize; 4]> = (0..self.artifacts.len()).filter(wanted).collect();
         if order.len() > 1 {
             let asked = |digest: &Digest| -> u64 {
                 let asks = self.links.iter().flat_map(|link| &link.asks);

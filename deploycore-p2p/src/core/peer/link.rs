@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use deploycore::model::Digest;
 use deploycore::port::swarm::Priority;
+use smallvec::SmallVec;
 
 use crate::core::bitfield::Bitfield;
 use crate::core::message::{Addr, ConnId, PeerId, Role};
@@ -89,7 +90,8 @@ pub(super) struct Link {
     pub(super) incarnation: u64,
     pub(super) role: Role,
     pub(super) dialed: Option<Addr>,
-    pub(super) remotes: Vec<Remote>,
+    /// Nearly always one: it lies within.
+    pub(super) remotes: SmallVec<[Remote; 1]>,
     pub(super) asks: Vec<Ask>,
     asked_bytes: u64,
     /// Blocks handed to the shell and not yet to the network.
@@ -130,7 +132,7 @@ impl Link {
             incarnation,
             role,
             dialed,
-            remotes: Vec::new(),
+            remotes: SmallVec::new(),
             asks: Vec::new(),
             asked_bytes: 0,
             unsent: 0,
