@@ -188,6 +188,15 @@ impl<B: Payload> Artifact<B> {
         taken == self.taken
     }
 
+    /// How many requests the begun pieces wait for. A block that stayed asked for would never be asked for again.
+    pub(super) fn asked(&self) -> usize {
+        let asked = |block: &BlockState<B>| match block {
+            BlockState::Asked(times) => usize::from(*times),
+            _ => 0,
+        };
+        self.begun.iter().flat_map(|begun| &begun.blocks).map(asked).sum()
+    }
+
     pub(super) fn begun_at(&self, piece: u32) -> Option<usize> {
         self.begun.iter().position(|begun| begun.piece == piece)
     }
