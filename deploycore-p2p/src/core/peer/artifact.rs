@@ -205,12 +205,16 @@ impl<B: Payload> Artifact<B> {
         self.begun.iter_mut().find(|begun| begun.piece == piece)
     }
 
-    /// Lets a begun piece go if nothing of it came and nobody is asked for it: it may then be begun elsewhere.
+    /// Lets a begun piece go if nothing of it came and nobody is asked for it: it may then be begun elsewhere. A suspect piece has to come
+    /// from one source alone, so that what came of it is of no use when nobody brings the rest.
     pub(super) fn release_if_bare(&mut self, piece: u32) {
-        if let Some(at) = self.begun_at(piece)
-            && self.begun[at].is_bare()
-        {
-            self.drop_begun(at);
+        let Some(at) = self.begun_at(piece) else {
+            return;
+        };
+        let suspect = self.suspects.iter().any(|suspect| suspect.piece == piece);
+        if self.begun[at].is_bare() || (suspect && self.begun[at].is_idle()) {
+            let begun = self.drop_begun(at);
+            self.wasted += begun.got() as u64 * u64::from(self.shape.block_size());
         }
     }
 
