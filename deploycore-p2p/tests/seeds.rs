@@ -285,7 +285,7 @@ fn scripts() -> Vec<(&'static str, &'static str, Vec<Step>)> {
     let well = |which| Answer { well: true, which };
     let badly = |which| Answer { well: false, which };
     let pass = |millis| Pass(Duration::from_millis(millis));
-    let block = |who, piece| Step::Block { who, which: 0, piece, block: 0, len: 1 };
+    let block = |who, piece, block| Step::Block { who, which: 0, piece, block, len: 1 };
     let holders = |piece| Message::Holders { digest: one, pieces: vec![(piece, 0)], stale_millis: 10, settled: true };
     let stuck = |piece| Message::Stuck { digest: one, pieces: vec![piece], refused: vec![PeerId(3)] };
     let introduce = Message::Introduce { digest: one, peers: vec![contact(1), contact(2)], millis: 1_000 };
@@ -358,6 +358,18 @@ fn scripts() -> Vec<(&'static str, &'static str, Vec<Step>)> {
                 Say(0, Message::Cancel { digest: one, piece: 3, block: 0 }),
                 Say(0, Message::Leave { digest: one }),
                 pass(1_000),
+            ],
+        ),
+        (
+            "gate",
+            "asked-for-before-it-is-counted",
+            vec![
+                Connect(0, Node, false),
+                Say(0, join(0, [], Priority::Normal)),
+                well(0),
+                Say(0, request(0, 0, 0, 4)),
+                well(0),
+                Say(0, request(0, 0, 0, 4)),
             ],
         ),
         (
@@ -468,10 +480,36 @@ fn scripts() -> Vec<(&'static str, &'static str, Vec<Step>)> {
                 well(1),
                 badly(2),
                 badly(0),
-                block(1, 3),
-                block(1, 3),
+                block(1, 3, 0),
+                block(1, 3, 0),
                 pass(21_000),
                 Say(1, Message::Have { digest: one, pieces: vec![0, 1], count: 20 }),
+                pass(1_000),
+            ],
+        ),
+        // What the first source of a suspect piece still brings is of no use, and has to be asked for again.
+        (
+            "node",
+            "a-suspect-piece-is-leased-while-it-comes",
+            vec![
+                Begin(0, 0),
+                well(0),
+                Connect(7, Tracker, true),
+                Say(7, Message::Gates { gates: vec![contact(3)] }),
+                well(0),
+                Connect(3, Gate, true),
+                Connect(1, Node, false),
+                Say(1, join(0, [0], Priority::Normal)),
+                block(1, 0, 0),
+                Connect(2, Node, false),
+                Say(2, join(0, [0], Priority::Normal)),
+                Disconnect(1),
+                block(2, 0, 1),
+                block(2, 0, 2),
+                block(2, 0, 3),
+                badly(2),
+                Say(3, Message::Lease { digest: one, pieces: vec![0], millis: 30_000 }),
+                block(2, 0, 0),
                 pass(1_000),
             ],
         ),
