@@ -1,128 +1,26 @@
 //! `swarm-node` as processes on loopback.
 
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::time::{Duration, Instant};
+#[path = "swarm_node/bed.rs"]
+mod bed;
+#[path = "swarm_node/kills.rs"]
+mod kills;
+#[path = "swarm_node/memory.rs"]
+mod memory;
 
-use serde_json::Value;
+use std::path::Path;
 
-const PATIENCE: Duration = Duration::from_mins(1);
+use bed::{Running, Swarm, count, from_peers, swarm_node, wait_for};
+
 const SIZE: usize = 24 << 20;
-
-fn swarm_node(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_swarm-node"));
-    command.args(arguments).stdin(Stdio::null()).env("RUST_LOG", "info");
-    command
-}
-
-/// A process that does not outlive its test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Running {
-    fn end(&mut self) -> ExitStatus {
-        let start = Instant::now();
-        loop {
-            if let Some(status) = self.0.try_wait().unwrap() {
-                return status;
-            }
-            assert!(start.elapsed() < PATIENCE, "it does not end");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-
-    fn tell_to_end(&self) {
-        let pid = rustix::process::Pid::from_child(&self.0);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    }
-}
-
-fn wait_for(what: &str, mut there: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !there() {
-        assert!(start.elapsed() < PATIENCE, "no {what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
-/// A tracker and a gate with a file, in a folder.
-struct Swarm {
-    folder: tempfile::TempDir,
-    tracker: String,
-    bytes: Vec<u8>,
-    _services: [Running; 2],
-}
-
-impl Swarm {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let mut bytes = vec![0; SIZE];
-        fastrand::Rng::with_seed(7).fill(&mut bytes);
-        std::fs::write(folder.path().join("file"), &bytes).unwrap();
-
-        let mut tracker = swarm_node(&["tracker", "--listen", "127.0.0.1:0", "--insecure"]);
-        let mut tracker = tracker.stderr(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(tracker.stderr.take().unwrap()).lines();
-        let addr = lines.find_map(|line| Some(line.unwrap().strip_prefix("tracker on ")?.to_owned())).unwrap();
-        std::thread::spawn(move || lines.for_each(drop));
-        let tracker = Running(tracker);
-
-        let (file, manifest) = (folder.path().join("file"), folder.path().join("file.manifest"));
-        let mut gate = swarm_node(&["gate", "--tracker", &addr, "--listen", "127.0.0.1:0", "--insecure"]);
-        let gate = Running(gate.arg(file).arg("--manifest").arg(&manifest).spawn().unwrap());
-        wait_for("manifest", || manifest.exists());
-        Self { folder, tracker: addr, bytes, _services: [tracker, gate] }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn fetch(&self, name: &str, more: &[&str]) -> Running {
-        let mut fetch = swarm_node(&["fetch", "--tracker", &self.tracker, "--listen", "127.0.0.1:0", "--insecure"]);
-        fetch.args(["--name", name]).args(more);
-        fetch.arg("--manifest").arg(self.path("file.manifest")).arg("--out").arg(self.path(name));
-        fetch.arg("--stats").arg(self.path(&format!("{name}.json")));
-        Running(fetch.spawn().unwrap())
-    }
-
-    fn stats(&self, name: &str) -> Value {
-        serde_json::from_slice(&std::fs::read(self.path(&format!("{name}.json"))).unwrap()).unwrap()
-    }
-
-    fn verify(&self, name: &str) -> Output {
-        let mut verify = swarm_node(&["verify", "--manifest"]);
-        verify.arg(self.path("file.manifest")).arg(self.path(name)).output().unwrap()
-    }
-
-    fn assert_holds(&self, path: &Path) {
-        assert!(std::fs::read(path).unwrap() == self.bytes, "{} differs", path.display());
-    }
-}
-
-fn count(stats: &Value, key: &str) -> u64 {
-    stats[key].as_u64().unwrap_or_else(|| panic!("{key} in {stats}"))
-}
-
-fn from_peers(stats: &Value) -> u64 {
-    stats["from_peers"].as_object().unwrap().values().map(|bytes| bytes.as_u64().unwrap()).sum()
-}
 
 #[test]
 fn several_nodes_take_the_file_from_each_other_and_from_the_gate_once() {
-    let swarm = Swarm::new();
+    let swarm = Swarm::new(SIZE);
     let names = ["a", "b", "c"];
     // At this rate, all of them are there while pieces are still missing.
     let mut nodes = names.map(|name| swarm.fetch(name, &["--linger", "60", "--limit-down", "16MiB"]));
     for name in names {
-        wait_for("stats", || swarm.path(&format!("{name}.json")).exists());
+        swarm.stats_in_time(name);
         // The file is in place before the stats are.
         swarm.assert_holds(&swarm.path(name));
         assert!(!swarm.path(&format!("{name}.part")).exists());
@@ -143,7 +41,7 @@ fn several_nodes_take_the_file_from_each_other_and_from_the_gate_once() {
     assert!((SIZE as u64..=SIZE as u64 * 6 / 5).contains(&read), "{read} bytes were read");
 
     for node in &mut nodes {
-        assert!(node.0.try_wait().unwrap().is_none(), "it lingers");
+        assert!(node.is_running(), "it lingers");
         node.tell_to_end();
         assert_eq!(node.end().code(), Some(0));
     }
@@ -152,7 +50,7 @@ fn several_nodes_take_the_file_from_each_other_and_from_the_gate_once() {
 
 #[test]
 fn what_is_on_disk_is_not_fetched_again_and_what_differs_is_replaced() {
-    let swarm = Swarm::new();
+    let swarm = Swarm::new(SIZE);
     let mut first = swarm.fetch("node", &["--limit-down", "4MiB"]);
     let part = swarm.path("node.part");
     let some = || std::fs::read(&part).is_ok_and(|bytes| bytes.iter().filter(|byte| **byte != 0).count() > 4 << 20);
@@ -204,23 +102,20 @@ fn members_show_certificates_to_each_other() {
     std::fs::write(&file, vec![3; 3 << 20]).unwrap();
 
     let mut tracker = swarm_node(&["tracker", "--listen", "127.0.0.1:0"]);
-    let mut tracker = tracker.args(signed("tracker")).stderr(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(tracker.stderr.take().unwrap()).lines();
-    let addr = lines.find_map(|line| Some(line.unwrap().strip_prefix("tracker on ")?.to_owned())).unwrap();
-    std::thread::spawn(move || lines.for_each(drop));
-    let _tracker = Running(tracker);
+    let mut tracker = Running::spawn(tracker.args(signed("tracker")));
+    let addr = tracker.address("tracker");
     let manifest = path("manifest");
     let mut gate = swarm_node(&["gate", "--tracker", &addr, "--listen", "127.0.0.1:0", "--manifest", &manifest, &file]);
-    let _gate = Running(gate.args(signed("gate")).spawn().unwrap());
+    let _gate = Running::spawn(gate.args(signed("gate")));
     wait_for("manifest", || Path::new(&manifest).exists());
 
     let (out, stranger) = (path("out"), path("stranger"));
     let fetch = ["fetch", "--tracker", &addr, "--listen", "127.0.0.1:0", "--manifest", &manifest];
-    let mut insecure = Running(swarm_node(&fetch).args(["--out", &stranger, "--insecure"]).spawn().unwrap());
-    let mut member = Running(swarm_node(&fetch).args(["--out", &out]).args(signed("m1")).spawn().unwrap());
+    let mut insecure = Running::spawn(swarm_node(&fetch).args(["--out", &stranger, "--insecure"]));
+    let mut member = Running::spawn(swarm_node(&fetch).args(["--out", &out]).args(signed("m1")));
     assert_eq!(member.end().code(), Some(0));
     assert!(std::fs::read(&out).unwrap() == vec![3; 3 << 20]);
-    assert!(insecure.0.try_wait().unwrap().is_none() && !Path::new(&stranger).exists(), "a stranger gets nothing");
+    assert!(insecure.is_running() && !Path::new(&stranger).exists(), "a stranger gets nothing");
 }
 
 #[test]

@@ -525,6 +525,11 @@ impl<B: Payload> Peer<B> {
             }
             availability == artifact.availability
         };
-        asked == self.outstanding && self.artifacts.iter().all(|artifact| artifact.is_consistent() && counted(artifact))
+        let agrees = |artifact: &Artifact<B>| {
+            let digest = artifact.shape.digest();
+            let asks = self.links.iter().flat_map(|link| &link.asks).filter(|ask| ask.digest == digest).count();
+            artifact.is_consistent() && artifact.asked() == asks && counted(artifact)
+        };
+        asked == self.outstanding && self.artifacts.iter().all(agrees)
     }
 }

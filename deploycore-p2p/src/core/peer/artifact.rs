@@ -188,6 +188,15 @@ impl<B: Payload> Artifact<B> {
         taken == self.taken
     }
 
+    /// How many requests the begun pieces wait for. A block that stayed asked for would never be asked for again.
+    pub(super) fn asked(&self) -> usize {
+        let asked = |block: &BlockState<B>| match block {
+            BlockState::Asked(times) => usize::from(*times),
+            _ => 0,
+        };
+        self.begun.iter().flat_map(|begun| &begun.blocks).map(asked).sum()
+    }
+
     pub(super) fn begun_at(&self, piece: u32) -> Option<usize> {
         self.begun.iter().position(|begun| begun.piece == piece)
     }
@@ -196,12 +205,16 @@ impl<B: Payload> Artifact<B> {
         self.begun.iter_mut().find(|begun| begun.piece == piece)
     }
 
-    /// Lets a begun piece go if nothing of it came and nobody is asked for it: it may then be begun elsewhere.
+    /// Lets a begun piece go if nothing of it came and nobody is asked for it: it may then be begun elsewhere. A suspect piece has to come
+    /// from one source alone, so that what came of it is of no use when nobody brings the rest.
     pub(super) fn release_if_bare(&mut self, piece: u32) {
-        if let Some(at) = self.begun_at(piece)
-            && self.begun[at].is_bare()
-        {
-            self.drop_begun(at);
+        let Some(at) = self.begun_at(piece) else {
+            return;
+        };
+        let suspect = self.suspects.iter().any(|suspect| suspect.piece == piece);
+        if self.begun[at].is_bare() || (suspect && self.begun[at].is_idle()) {
+            let begun = self.drop_begun(at);
+            self.wasted += begun.got() as u64 * u64::from(self.shape.block_size());
         }
     }
 

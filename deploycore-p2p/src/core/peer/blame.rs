@@ -42,7 +42,7 @@ impl<B: Payload> Peer<B> {
 
     /// Refuses a member that sent bad bytes, for a time. A gate is not refused: there is no other door, and the store behind it
     /// may be repaired.
-    fn convict(&mut self, peer: PeerId, store: bool, piece: u32, now: Instant) {
+    pub(super) fn convict(&mut self, peer: PeerId, store: bool, piece: u32, now: Instant) {
         if store {
             return;
         }

@@ -339,6 +339,14 @@ impl<B: Payload> Peer<B> {
             return;
         };
         let Block { digest, piece, block, data } = block;
+        let known = self.artifact_at(&digest);
+        let right = known.map(|artifact| self.artifacts[artifact].shape.block_len(piece, block) as usize);
+        if right.is_some_and(|len| len != data.byte_len()) {
+            // Its request is still noted, so that closing gives it back.
+            let (peer, store) = (self.links[at].peer, self.links[at].role == Role::Gate);
+            self.close(conn, format!("block {block} of piece {piece} has {} bytes", data.byte_len()), now);
+            return self.convict(peer, store, piece, now);
+        }
         let asked = self.links[at].take_ask(&digest, piece, block);
         if let Some(ask) = asked {
             self.outstanding -= u64::from(ask.len);
@@ -350,12 +358,9 @@ impl<B: Payload> Peer<B> {
                 return self.close(conn, "too many blocks that were not asked for", now);
             }
         }
-        let Some(artifact) = self.artifact_at(&digest) else {
+        let Some(artifact) = known else {
             return self.go_on(now);
         };
-        if data.byte_len() != self.artifacts[artifact].shape.block_len(piece, block) as usize {
-            return self.close(conn, format!("block {block} of piece {piece} has {} bytes", data.byte_len()), now);
-        }
         self.accept(artifact, at, (piece, block), asked.is_some(), data);
         if let Some(at) = self.link_at(conn) {
             self.fill(at, now);
@@ -370,6 +375,13 @@ impl<B: Payload> Peer<B> {
         let single = artifact.suspects.iter().any(|suspect| suspect.piece == piece);
         let Some(begun) = artifact.begun_mut(piece).filter(|begun| !single || begun.source == Some(conn)) else {
             artifact.wasted += len;
+            // Another is to bring all of a suspect piece; what came of it from here is asked for again.
+            if let Some(begun) = artifact.begun_mut(piece).filter(|_| asked) {
+                begun.unask(block);
+                if begun.source.is_none() {
+                    artifact.release_if_bare(piece);
+                }
+            }
             return;
         };
         let Some(state) = begun.blocks.get_mut(block as usize).filter(|state| !matches!(state, BlockState::Got { .. }))
