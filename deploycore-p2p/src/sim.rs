@@ -10,6 +10,7 @@ mod queue;
 mod settings;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use deploycore::model::Digest;
@@ -109,6 +110,7 @@ struct World {
     rng: Rng,
     now: Instant,
     queue: Queue,
+    peer_settings: Arc<peer::Settings>,
     peers: Vec<Option<Peer<Token>>>,
     tracker: Tracker,
     gate: Gate,
@@ -171,6 +173,7 @@ impl World {
         let mut world = Self {
             now: Instant::ZERO,
             queue: Queue::new(&[settings.latency, STORING]),
+            peer_settings: Arc::new(settings.peer.clone()),
             peers: (0..machines).map(|_| None).collect(),
             // It has run for long; one that starts anew has not.
             tracker: Tracker::new(
@@ -340,7 +343,7 @@ impl World {
         }
         let tracker = addr(self.tracker_place());
         let rng = self.rng.fork();
-        let peer = Peer::new(self.settings.peer.clone(), id(machine), addr(machine), vec![tracker], rng, self.now);
+        let peer = Peer::new(Arc::clone(&self.peer_settings), id(machine), addr(machine), vec![tracker], rng, self.now);
         self.peers[machine] = Some(peer);
         self.lives[machine] += 1;
         let mut kept = self.kept.remove(&machine).unwrap_or_default().into_iter();

@@ -13,6 +13,7 @@ mod membership;
 mod upload;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -113,7 +114,7 @@ impl Default for Settings {
 /// The node's state machine. `B` is what stands for a block's bytes.
 #[derive(Debug)]
 pub struct Peer<B = Bytes> {
-    settings: Settings,
+    settings: Arc<Settings>,
     id: PeerId,
     incarnation: u64,
     addr: Addr,
@@ -148,7 +149,15 @@ pub struct Peer<B = Bytes> {
 
 impl<B: Payload> Peer<B> {
     /// A node that takes part in nothing yet. `addr` is where others reach it.
-    pub fn new(settings: Settings, id: PeerId, addr: Addr, trackers: Vec<Addr>, mut rng: Rng, now: Instant) -> Self {
+    pub fn new(
+        settings: impl Into<Arc<Settings>>,
+        id: PeerId,
+        addr: Addr,
+        trackers: Vec<Addr>,
+        mut rng: Rng,
+        now: Instant,
+    ) -> Self {
+        let settings = settings.into();
         let tick_at = now + settings.tick.mul_f64(rng.f64());
         let mut peer = Self {
             id,
@@ -473,7 +482,8 @@ impl<B: Payload> Peer<B> {
                 *count = count.saturating_add(1);
             }
         }
-        if remote.ask_after <= now {
+        // A node that is held back asks all neighbours again when its bound gives way.
+        if remote.ask_after <= now && !self.held_back {
             self.fill(at, now);
         }
     }
