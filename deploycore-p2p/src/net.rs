@@ -3,12 +3,14 @@
 //! Each service is one task that owns its machine and never waits for the network or the disk: connections, reads, writes and
 //! hashing are tasks of their own, which report through one bounded channel.
 
+mod buffers;
 mod connection;
 mod counts;
 mod files;
 mod gate;
 mod memory;
 mod node;
+mod outgoing;
 #[cfg(feature = "tls")]
 mod tls;
 mod tracker;

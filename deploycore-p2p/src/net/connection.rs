@@ -7,33 +7,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
 use deploycore::model::Digest;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, BufWriter};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use super::Timeouts;
+use super::buffers::Buffer;
+use super::outgoing::{Item, Outgoing, OutgoingBlock};
 use super::transport::{Connection, Listener, Transport};
 use crate::core::message::{Addr, ConnId, Hello, Message};
-use crate::core::wire::{self, Frame, HEADER};
-
-/// Where the bytes of a block come from when its turn to be written has come.
-#[async_trait]
-pub(super) trait BlockSource: Send + Sync + Debug {
-    async fn read_block(&self, offset: u64, len: u32) -> Result<Bytes, Broken>;
-}
-
-/// A read that failed.
-#[derive(Debug)]
-pub(super) struct Broken {
-    pub(super) error: io::Error,
-    /// Whether it is certain that nothing was read.
-    pub(super) unread: bool,
-}
+use crate::core::wire::{self, Frame, HEADER, Kind};
 
 /// What happens on connections.
 #[derive(Debug)]
@@ -67,12 +53,6 @@ pub(super) enum Event {
 pub(super) struct Writer {
     items: mpsc::Sender<Item>,
     end: CancellationToken,
-}
-
-#[derive(Debug)]
-enum Item {
-    Control(Bytes),
-    Block { digest: Digest, lease: u64, piece: u32, block: u32, offset: u64, len: u32, source: Arc<dyn BlockSource> },
 }
 
 /// Messages that wait to be written on one connection. Whoever lets more pile up is cut off.
@@ -154,19 +134,8 @@ impl Hub {
         self.push(conn, Item::Control(wire::encode_control(message)));
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the fields of one output")]
-    pub(super) fn send_block(
-        &mut self,
-        conn: ConnId,
-        digest: Digest,
-        lease: u64,
-        piece: u32,
-        block: u32,
-        offset: u64,
-        len: u32,
-        source: Arc<dyn BlockSource>,
-    ) {
-        self.push(conn, Item::Block { digest, lease, piece, block, offset, len, source });
+    pub(super) fn send_block(&mut self, conn: ConnId, block: OutgoingBlock) {
+        self.push(conn, Item::Block(block));
     }
 
     fn push(&mut self, conn: ConnId, item: Item) {
@@ -261,7 +230,7 @@ async fn greet<P>(shared: Shared, connection: Connection, dialed: Option<Addr>, 
     if shared.events.send(Event::Connected { conn, hello, dialed, host, writer }).await.is_err() {
         return;
     }
-    let writing = write_loop(conn, write, queue, shared.events.clone(), shared.timeouts.idle);
+    let writing = Outgoing::new(conn, write, shared.events.clone(), shared.timeouts.idle).run(queue);
     let (writing_end, ended) = (end.clone(), end.clone());
     shared.tasks.spawn(async move {
         let _guard = ended.drop_guard();
@@ -304,70 +273,35 @@ enum ReadError {
     Idle,
 }
 
-/// Reads one frame. The body is read straight into the buffer that is then shared; nothing is allocated before the header is
-/// found to be within bounds.
+/// Reads one frame. The body is read straight into the buffer that is then shared; there is none before the header is found to be
+/// within bounds.
 async fn read_frame<R: AsyncRead + Unpin>(read: &mut BufReader<R>, idle: Duration) -> Result<Frame, ReadError> {
     let mut header = [0; HEADER];
     timeout(idle, read.read_exact(&mut header)).await.map_err(|_| ReadError::Idle)??;
     let (kind, len) = wire::parse_header(header)?;
-    let mut body = BytesMut::with_capacity(len);
-    let mut rest = read.take(len as u64);
-    while body.len() < len {
-        let n = timeout(idle, rest.read_buf(&mut body)).await.map_err(|_| ReadError::Idle)??;
-        if n == 0 {
+    // Only blocks are worth a buffer that is kept.
+    if kind == Kind::Block {
+        let mut body = Buffer::new(len);
+        read_body(read, &mut body, idle).await?;
+        Ok(wire::parse_body(kind, body.freeze())?)
+    } else {
+        let mut body = vec![0; len];
+        read_body(read, &mut body, idle).await?;
+        Ok(wire::parse_body(kind, body.into())?)
+    }
+}
+
+async fn read_body<R: AsyncRead + Unpin>(
+    read: &mut BufReader<R>,
+    mut body: &mut [u8],
+    idle: Duration,
+) -> Result<(), ReadError> {
+    while !body.is_empty() {
+        let count = timeout(idle, read.read(body)).await.map_err(|_| ReadError::Idle)??;
+        if count == 0 {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
         }
+        body = &mut body[count..];
     }
-    Ok(wire::parse_body(kind, body.freeze())?)
-}
-
-async fn write_loop<W: AsyncWrite + Unpin>(
-    conn: ConnId,
-    write: W,
-    mut queue: mpsc::Receiver<Item>,
-    events: mpsc::Sender<Event>,
-    idle: Duration,
-) -> io::Result<()> {
-    let mut write = BufWriter::with_capacity(16 << 10, write);
-    loop {
-        let item = if let Ok(item) = queue.try_recv() {
-            item
-        } else {
-            timed(idle, write.flush()).await?;
-            // The other side closes a connection on which nothing comes, also one to a gate or tracker that has nothing to say.
-            match timeout(idle / 3, queue.recv()).await {
-                Ok(Some(item)) => item,
-                Ok(None) => return Ok(()),
-                Err(_) => Item::Control(wire::encode_control(&Message::Ping)),
-            }
-        };
-        match item {
-            Item::Control(bytes) => timed(idle, write.write_all(&bytes)).await?,
-            Item::Block { digest, lease, piece, block, offset, len, source } => {
-                match source.read_block(offset, len).await {
-                    Ok(data) if data.len() == len as usize => {
-                        let header = wire::encode_block_header(&digest, piece, block, data.len());
-                        timed(idle, write.write_all(&header)).await?;
-                        // In parts, so that a slow receiver is told from a dead one.
-                        for part in data.chunks(64 << 10) {
-                            timed(idle, write.write_all(part)).await?;
-                        }
-                        let _ = events.send(Event::Sent(conn, len)).await;
-                    }
-                    other => {
-                        let (error, unread) = match other {
-                            Ok(_) => ("short read".to_owned(), false),
-                            Err(Broken { error, unread }) => (error.to_string(), unread),
-                        };
-                        tracing::error!(digest = %digest.short(), piece, block, error, "a block could not be read");
-                        let _ = events.send(Event::ReadFailed { conn, digest, lease, piece, block, unread }).await;
-                    }
-                }
-            }
-        }
-    }
-}
-
-async fn timed(idle: Duration, work: impl Future<Output = io::Result<()>>) -> io::Result<()> {
-    timeout(idle, work).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    Ok(())
 }

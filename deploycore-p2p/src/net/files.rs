@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use deploycore::model::Manifest;
 use tokio::sync::Semaphore;
 
-use super::connection::{BlockSource, Broken};
+use super::buffers::Buffer;
+use super::outgoing::{BlockSource, Broken};
 use crate::core::bitfield::Bitfield;
 use crate::core::shape::Shape;
 
@@ -224,12 +225,7 @@ impl PieceFile for DiskFile {
 
     async fn read(&self, offset: u64, len: u32) -> io::Result<Bytes> {
         let file = Arc::clone(&self.file);
-        blocking(&self.threads, move || {
-            let mut bytes = BytesMut::zeroed(len as usize);
-            file.read_exact_at(&mut bytes, offset)?;
-            Ok(bytes.freeze())
-        })
-        .await
+        blocking(&self.threads, move || Buffer::filled(len as usize, |bytes| file.read_exact_at(bytes, offset))).await
     }
 
     async fn checkpoint(&self, have: &Bitfield) -> io::Result<()> {

@@ -18,8 +18,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant as Clock, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::connection::{BlockSource, Broken, Event, Hub};
+use super::connection::{Event, Hub};
 use super::counts::{Counts, DiskCounts};
+use super::outgoing::{BlockSource, Broken, OutgoingBlock};
 use super::transport::{Listener, Transport};
 use super::{Security, Timeouts};
 use crate::core::gate::{self, Record, Usage};
@@ -263,7 +264,8 @@ impl Running<'_> {
                 }
                 gate::Output::Serve { conn, digest, lease, piece, block, offset, len } => {
                     let source = Arc::new(StoreSource { store: Arc::clone(&self.gate.store), digest });
-                    self.hub.send_block(conn, digest, lease, piece, block, offset, len, source);
+                    let block = OutgoingBlock { digest, lease, piece, block, offset, len, source };
+                    self.hub.send_block(conn, block);
                 }
                 gate::Output::Load(digest) => {
                     let (store, counts) = (Arc::clone(&self.gate.store), Arc::clone(&self.gate.counts));

@@ -25,6 +25,7 @@ use crate::core::time::Instant;
 use crate::core::wire::Frame;
 use crate::net::connection::{Event, Hub};
 use crate::net::files::{Open, PieceFile, Stored};
+use crate::net::outgoing::OutgoingBlock;
 use crate::net::transport::Listener;
 
 /// Names of peers that are remembered before some are forgotten.
@@ -500,7 +501,11 @@ impl<'a> Running<'a> {
                 peer::Output::Send(conn, message) => self.hub.send(conn, &message),
                 peer::Output::SendBlock { conn, digest, piece, block, offset, len } => {
                     match self.entries.get(&digest).and_then(|entry| entry.file.clone()) {
-                        Some(file) => self.hub.send_block(conn, digest, 0, piece, block, offset, len, Arc::new(file)),
+                        Some(file) => {
+                            let source = Arc::new(file);
+                            let block = OutgoingBlock { digest, lease: 0, piece, block, offset, len, source };
+                            self.hub.send_block(conn, block);
+                        }
                         None => self.input(peer::Input::ReadFailed { conn, digest, piece, block }),
                     }
                 }
