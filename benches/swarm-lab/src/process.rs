@@ -6,6 +6,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use serde::Serialize;
 
 use crate::command::wait;
@@ -48,11 +49,16 @@ impl Process {
         Ok(Self { child, name: name.to_owned(), log, cost: Cost::default(), ended: None })
     }
 
-    /// Notes what it has cost so far; how it ended, if it did.
+    /// How it ended, if it did.
     pub(crate) fn look(&mut self) -> Result<Option<ExitStatus>> {
         if self.ended.is_none() {
-            self.note();
-            self.ended = self.child.try_wait()?;
+            // It is left to be waited for until what it cost is noted.
+            let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+            let pid = Pid::from_child(&self.child);
+            if rustix::process::waitid(WaitId::Pid(pid), options)?.is_some() {
+                self.note();
+                self.ended = self.child.try_wait()?;
+            }
         }
         Ok(self.ended)
     }
@@ -80,16 +86,18 @@ impl Process {
     /// Ends it; gives what it has cost in all.
     pub(crate) fn end(mut self) -> Result<Cost> {
         if self.look()?.is_none() {
-            // The only way to send another signal than SIGKILL without unsafe code or one more dependency.
-            let pid = self.child.id().to_string();
-            crate::command::finish(Command::new("kill").args(["-TERM", &pid]), PATIENCE)?;
+            self.note();
+            rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM)?;
             wait(&mut self.child, PATIENCE)?;
         }
         Ok(self.cost)
     }
 
-    /// A process that has ended and was not waited for still tells its time, but no memory.
-    fn note(&mut self) {
+    /// Notes what it has cost so far. A process that has ended and was not waited for still tells its time, but no memory.
+    pub(crate) fn note(&mut self) {
+        if self.ended.is_some() {
+            return;
+        }
         let read =
             |name: &str| std::fs::read_to_string(format!("/proc/{}/{name}", self.child.id())).unwrap_or_default();
         if let Some(ticks) = ticks_of(&read("stat")) {

@@ -101,6 +101,9 @@ pub(crate) async fn run(tool: Tool, cli: &Cli, folder: &Path, payload: &Payload)
             for process in &mut store {
                 process.must_run()?;
             }
+            for fetcher in &mut fetchers {
+                fetcher.process.note();
+            }
         }
         tokio::time::sleep(LOOK).await;
     }
