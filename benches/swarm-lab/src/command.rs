@@ -30,7 +30,7 @@ pub(crate) fn finish(command: &mut Command, limit: Duration) -> Result<String> {
     if !status.success() {
         bail!("{status}: {}", String::from_utf8_lossy(&stderr).trim());
     }
-    Ok(String::from_utf8(stdout)?)
+    Ok(String::from_utf8_lossy(&stdout).into_owned())
 }
 
 /// Waits for a process, but not for ever.
