@@ -231,6 +231,36 @@ fn what_is_begun_of_all_artifacts_together_is_bounded() {
     assert!(bytes <= most, "{bytes}");
 }
 
+/// Otherwise all that may be asked for in all would come to stand with those that are slow.
+#[test]
+fn what_one_brings_lets_another_be_asked_that_was_not_yet() {
+    let mut world = World::new(&[]);
+    world.start();
+    let (digest, size) = (shape().digest(), shape().size());
+    for neighbour in 0..8 {
+        let conn = world.connect(100 + neighbour, Role::Node, None);
+        let have = PackedBits::from(&Bitfield::full(PIECES));
+        world.says(conn, Message::Join { digest, size, have, priority: Priority::Normal });
+    }
+    let requests = |outputs: Vec<Output>| -> Vec<(ConnId, u32, u32)> {
+        let requests = outputs.into_iter().filter_map(|output| match output {
+            Output::Send(conn, Message::Request { piece, block, .. }) => Some((conn, piece, block)),
+            _ => None,
+        });
+        requests.collect()
+    };
+    let first = requests(world.take());
+    let mut asked: BTreeSet<ConnId> = first.iter().map(|(conn, ..)| *conn).collect();
+    assert_eq!((first.len(), asked.len()), (8, 4), "the bound is two pieces of each of four");
+    for (conn, piece, block) in first.into_iter().take(4) {
+        let data = Bytes::from(vec![0; PIECE as usize]);
+        world.input(Input::Block(conn, Block { digest, piece, block, data }));
+        let next = requests(world.take());
+        assert_eq!(next.len(), 1, "{next:?}");
+        assert!(asked.insert(next[0].0), "{next:?} was asked before");
+    }
+}
+
 /// The size of a block does not stand in configurations: all members cut alike.
 #[test]
 fn settings_that_name_nothing_are_the_defaults() {

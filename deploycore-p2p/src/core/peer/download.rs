@@ -9,6 +9,7 @@ use deploycore::port::swarm::Priority;
 use smallvec::SmallVec;
 
 use super::artifact::{Artifact, Begun, BlockState};
+use super::link::Link;
 use super::{Output, Peer};
 use crate::core::message::{Block, ConnId, Message, Payload, PeerId, Role};
 use crate::core::picker::{self, Order};
@@ -67,15 +68,16 @@ impl<B: Payload> Peer<B> {
         }
     }
 
-    /// Asks every neighbour in turn, from a random one on, until a bound of the node is reached.
+    /// Asks every neighbour in turn until a bound of the node is reached: first those that were asked for the least, from a random one on.
     pub(super) fn fill_all(&mut self, now: Instant) {
         self.held_back = false;
         if self.artifacts.iter().all(|artifact| artifact.have.is_full()) {
             return;
         }
         let (len, start) = (self.links.len(), self.rng.usize(..self.links.len().max(1)));
-        for step in 0..len {
-            let at = (start + step) % len;
+        let mut order: Vec<usize> = (0..len).map(|step| (start + step) % len).collect();
+        order.sort_by_key(|at| self.links[*at].asked_bytes());
+        for at in order {
             if self.links[at].role != Role::Tracker {
                 self.fill(at, now);
             }
@@ -305,7 +307,7 @@ impl<B: Payload> Peer<B> {
 
     /// How long the neighbours usually take: the median.
     fn median_wait(&self) -> Option<Duration> {
-        let mut waits: Vec<Duration> = self.links.iter().filter_map(super::link::Link::expected).collect();
+        let mut waits: Vec<Duration> = self.links.iter().filter_map(Link::expected).collect();
         waits.sort_unstable();
         waits.get(waits.len() / 2).copied()
     }
@@ -362,7 +364,10 @@ impl<B: Payload> Peer<B> {
             return self.go_on(now);
         };
         self.accept(artifact, at, (piece, block), asked.is_some(), data);
-        if let Some(at) = self.link_at(conn) {
+        // What stands open in all is bounded. If whoever brings something were asked again at once, all of it would come to stand with
+        // those that are busy, while others, that were never asked, are idle.
+        let may_ask = |link: &Link| !self.held_back || link.role == Role::Gate;
+        if let Some(at) = self.link_at(conn).filter(|at| may_ask(&self.links[*at])) {
             self.fill(at, now);
         }
         self.go_on(now);
