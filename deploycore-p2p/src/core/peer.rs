@@ -91,7 +91,7 @@ impl Default for Settings {
         Self {
             degree: 32,
             max_links: 96,
-            slots: 8,
+            slots: 6,
             max_outstanding: 32 << 20,
             ahead: Duration::from_millis(330),
             max_outstanding_per_link: 4 << 20,
@@ -482,8 +482,7 @@ impl<B: Payload> Peer<B> {
                 *count = count.saturating_add(1);
             }
         }
-        // A node that is held back asks all neighbours again when its bound gives way.
-        if remote.ask_after <= now && !self.held_back {
+        if remote.ask_after <= now {
             self.fill(at, now);
         }
     }
