@@ -61,7 +61,7 @@ pub struct Settings {
     /// How long verified pieces wait to be announced together, at least...
     #[serde(with = "friendly")]
     pub have_delay: Duration,
-    /// ...and at most: in between, a 64th of the time since the node began to fetch. What that costs is as little of the whole; at the
+    /// ...and at most: in between, a 256th of the time since the node began to fetch. What that costs is as little of the whole; at the
     /// start, when pieces must multiply, nothing waits.
     #[serde(with = "friendly")]
     pub max_have_delay: Duration,

@@ -463,7 +463,7 @@ impl<B: Payload> Peer<B> {
             self.downloaded += len;
         }
         artifact.fresh.push(piece);
-        let delay = (now.since(artifact.since) / 64).max(self.settings.have_delay).min(self.settings.max_have_delay);
+        let delay = (now.since(artifact.since) / 256).max(self.settings.have_delay).min(self.settings.max_have_delay);
         self.flush_at = self.flush_at.min(now + delay);
         // The gate learns of its piece at once: the lease ends, the next one comes.
         if let Some(conn) = artifact.joined_gate

@@ -308,18 +308,11 @@ impl<B: Payload> Peer<B> {
         let artifact = &self.artifacts[at];
         let (digest, size) = (artifact.shape.digest(), artifact.shape.size());
         let complete = artifact.have.is_full();
-        let need = if self.needs_holders(artifact) { artifact.starved(MAX_NEED) } else { Vec::new() };
+        let need = if artifact.drained { artifact.starved(MAX_NEED) } else { Vec::new() };
         let half = usize::from(self.settings.degree / 2).max(1);
         let wanted = if complete { 0 } else { half.saturating_sub(self.neighbours(&digest)) as u16 };
         let have = PackedBits::from(&artifact.have);
         self.send(conn, Message::Announce { digest, size, addr: self.addr.clone(), have, need, wanted });
-    }
-
-    /// Whether holders of pieces that no neighbour has are looked for: when nothing else is left to ask for, or little. Before, such
-    /// pieces come by themselves, and each new neighbour costs both sides announcements to the end.
-    fn needs_holders(&self, artifact: &Artifact<B>) -> bool {
-        let missing = artifact.shape.pieces() - artifact.have.count();
-        artifact.drained && (missing <= artifact.shape.pieces() / 8 || !self.is_asking(&artifact.shape.digest()))
     }
 
     fn is_asking(&self, digest: &Digest) -> bool {
