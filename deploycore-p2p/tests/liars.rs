@@ -241,9 +241,7 @@ async fn one_bit_that_is_wrong() {
     assert!(outcome.asked <= UNDER_WAY, "{} requests", outcome.asked);
 }
 
-// Ends when requests to a silent member no longer run out, one after the other, before others are asked.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a known defect: beside a member that answers nothing a fetch takes over a minute in one run of three"]
 async fn no_answer() {
     let outcome = beside(Lie::Silence).await;
     assert_eq!((outcome.refused, outcome.bad_pieces), (0, 0));

@@ -231,6 +231,15 @@ fn what_is_begun_of_all_artifacts_together_is_bounded() {
     assert!(bytes <= most, "{bytes}");
 }
 
+/// Whom it asked for which block.
+fn requests(outputs: Vec<Output>) -> Vec<(ConnId, u32, u32)> {
+    let requests = outputs.into_iter().filter_map(|output| match output {
+        Output::Send(conn, Message::Request { piece, block, .. }) => Some((conn, piece, block)),
+        _ => None,
+    });
+    requests.collect()
+}
+
 /// Otherwise all that may be asked for in all would come to stand with those that are slow.
 #[test]
 fn what_one_brings_lets_another_be_asked_that_was_not_yet() {
@@ -242,13 +251,6 @@ fn what_one_brings_lets_another_be_asked_that_was_not_yet() {
         let have = PackedBits::from(&Bitfield::full(PIECES));
         world.says(conn, Message::Join { digest, size, have, priority: Priority::Normal });
     }
-    let requests = |outputs: Vec<Output>| -> Vec<(ConnId, u32, u32)> {
-        let requests = outputs.into_iter().filter_map(|output| match output {
-            Output::Send(conn, Message::Request { piece, block, .. }) => Some((conn, piece, block)),
-            _ => None,
-        });
-        requests.collect()
-    };
     let first = requests(world.take());
     let mut asked: BTreeSet<ConnId> = first.iter().map(|(conn, ..)| *conn).collect();
     assert_eq!((first.len(), asked.len()), (8, 4), "the bound is two pieces of each of four");
@@ -258,6 +260,46 @@ fn what_one_brings_lets_another_be_asked_that_was_not_yet() {
         let next = requests(world.take());
         assert_eq!(next.len(), 1, "{next:?}");
         assert!(asked.insert(next[0].0), "{next:?} was asked before");
+    }
+}
+
+/// A neighbour is asked for two pieces, and then the gate leases them. Gives the neighbour, the gate and the pieces.
+fn asked_and_leased(world: &mut World) -> (ConnId, ConnId, Vec<u32>) {
+    world.start();
+    let gate = world.gate();
+    let neighbour = world.connect(100, Role::Node, None);
+    let (digest, size, have) = (shape().digest(), shape().size(), PackedBits::from(&Bitfield::full(PIECES)));
+    world.says(neighbour, Message::Join { digest, size, have, priority: Priority::Normal });
+    let pieces: Vec<u32> = requests(world.take()).into_iter().map(|(_, piece, _)| piece).collect();
+    assert_eq!(pieces.len(), 2);
+    world.says(gate, Message::Lease { digest, pieces: pieces.clone(), millis: 60_000 });
+    assert_eq!(requests(world.take()), [], "they are under way");
+    (neighbour, gate, pieces)
+}
+
+#[test]
+fn a_leased_piece_is_read_when_the_neighbour_that_was_asked_is_silent() {
+    let mut world = World::new(&["t:1"]);
+    let (_, gate, pieces) = asked_and_leased(&mut world);
+    for _ in 0..100 {
+        world.pass(Duration::from_millis(250));
+    }
+    let read: Vec<u32> =
+        requests(world.take()).into_iter().filter(|(conn, ..)| *conn == gate).map(|(_, piece, _)| piece).collect();
+    assert_eq!(BTreeSet::from_iter(read), BTreeSet::from_iter(pieces));
+}
+
+#[test]
+fn the_gate_is_told_when_a_neighbour_brings_a_leased_piece() {
+    let mut world = World::new(&["t:1"]);
+    let (neighbour, gate, pieces) = asked_and_leased(&mut world);
+    let digest = shape().digest();
+    for piece in pieces {
+        let data = Bytes::from(vec![0; PIECE as usize]);
+        world.input(Input::Block(neighbour, Block { digest, piece, block: 0, data }));
+        world.input(Input::Stored { digest, piece, verified: true, blocks: vec![] });
+        let told = |output: &Output| matches!(output, Output::Send(conn, Message::Have { pieces, .. }) if *conn == gate && *pieces == [piece]);
+        assert!(world.take().iter().any(told), "piece {piece}");
     }
 }
 

@@ -188,7 +188,9 @@ impl<B: Payload> Peer<B> {
         if let Some(found) = own.find_map(|begun| Some((begun.piece, begun.free_blocks()?))) {
             return Some(found);
         }
-        let next = artifact.leases.iter().position(|(_, gate)| *gate == conn)?;
+        // A piece that a neighbour is asked for stays leased: it may bring it, and then the gate is told; if not, it is read here.
+        let to_ask = |piece: u32| artifact.begun_at(piece).is_none_or(|at| artifact.begun[at].free_blocks().is_some());
+        let next = artifact.leases.iter().position(|(piece, gate)| *gate == conn && to_ask(*piece))?;
         let (piece, _) = artifact.leases.remove(next)?;
         match artifact.begun_mut(piece) {
             // What came of it before stays; the rest is read under the new lease.
