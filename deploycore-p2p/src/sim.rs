@@ -8,6 +8,7 @@ pub mod command;
 mod network;
 mod queue;
 mod settings;
+mod traffic;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use fastrand::Rng;
 use self::network::{Connections, Pipe};
 use self::queue::Queue;
 pub use self::settings::{Partition, Report, Settings};
+use self::traffic::Inbox;
 use crate::core::bitfield::Bitfield;
 use crate::core::gate::{self, Gate, Record};
 use crate::core::message::{Addr, Block, ConnId, Message, Payload, PeerId, Role};
@@ -94,15 +96,6 @@ enum Event {
     },
 }
 
-/// What a machine did not look at yet.
-#[derive(Debug, Default)]
-struct Inbox {
-    /// Announcements of pieces, and when they come.
-    announcements: Vec<(Instant, ConnId, Message)>,
-    /// It will look.
-    is_awaited: bool,
-}
-
 struct World {
     settings: Settings,
     /// The artifacts; what else stands by artifact has their order.
@@ -134,9 +127,6 @@ struct World {
 
 /// How long a piece takes to be verified and written.
 const STORING: Duration = Duration::from_micros(500);
-/// A machine looks at announcements of pieces when something else comes, and after this time at the latest, or a 64th of the time that
-/// has passed: they are most of the events, and looked at together they cost a small part.
-const LOOKING: Duration = Duration::from_millis(50);
 /// How long a machine that restarts is gone.
 const RESTART: Duration = Duration::from_secs(2);
 
@@ -377,79 +367,8 @@ impl World {
         self.shapes.iter().position(|shape| shape.digest() == *digest)
     }
 
-    /// Breaks all connections between the two sides of a partition.
-    fn cut(&mut self, partition: usize) {
-        let partition = &self.settings.partitions[partition];
-        let splits = |(_, (one, other)): &(ConnId, (Place, Place))| partition.splits(*one, *other);
-        let broken: Vec<_> = self.connections.open().filter(splits).collect();
-        for (conn, (one, other)) in broken {
-            self.connections.close(conn);
-            self.queue.after(self.settings.latency, Event::Closed(one, conn));
-            self.queue.after(self.settings.latency, Event::Closed(other, conn));
-        }
-    }
-
-    /// Breaks all connections of a member, whose own end is gone.
-    fn sever(&mut self, place: Place) {
-        let other_end = |(conn, (one, other)): (ConnId, (Place, Place))| match (one == place, other == place) {
-            (true, _) => Some((conn, other)),
-            (_, true) => Some((conn, one)),
-            _ => None,
-        };
-        let broken: Vec<(ConnId, Place)> = self.connections.open().filter_map(other_end).collect();
-        for (conn, other) in broken {
-            self.connections.close(conn);
-            self.queue.after(self.settings.latency, Event::Closed(other, conn));
-        }
-    }
-
     fn is_up(&self, place: Place) -> bool {
         self.peers.get(place).is_none_or(Option::is_some)
-    }
-
-    fn dialed(&mut self, from: Place, addr: Addr) {
-        let to: Place = addr.0.parse().expect("simulated addresses are places");
-        if !self.is_up(from) {
-            return;
-        }
-        if !self.is_up(to) || self.settings.is_cut(from, to, self.now.since_start()) {
-            return self.peer_input(from, peer::Input::ConnectFailed(addr));
-        }
-        let conn = self.connections.add(from, to);
-        let latency = self.settings.latency;
-        self.queue.after(Duration::ZERO, Event::Opened { at: to, conn, with: from, dialed: None });
-        self.queue.after(latency, Event::Opened { at: from, conn, with: to, dialed: Some(addr) });
-    }
-
-    fn opened(&mut self, at: Place, conn: ConnId, with: Place, dialed: Option<Addr>) {
-        let (peer, role) = (id(with), self.role(with));
-        match self.role(at) {
-            Role::Node => {
-                let incarnation = u64::from(self.lives[with]);
-                self.peer_input(at, peer::Input::Connected { conn, peer, incarnation, role, dialed });
-            }
-            Role::Tracker => self.tracker_input(tracker::Input::Connected { conn, peer, role, host: String::new() }),
-            Role::Gate => {
-                let dialed = dialed.is_some();
-                self.gate_input(gate::Input::Connected { conn, peer, role, dialed });
-            }
-        }
-    }
-
-    fn closed(&mut self, at: Place, conn: ConnId) {
-        match self.role(at) {
-            Role::Node => self.peer_input(at, peer::Input::Disconnected(conn)),
-            Role::Tracker => self.tracker_input(tracker::Input::Disconnected(conn)),
-            Role::Gate => self.gate_input(gate::Input::Disconnected(conn)),
-        }
-    }
-
-    fn message(&mut self, at: Place, conn: ConnId, message: Message) {
-        match self.role(at) {
-            Role::Node => self.peer_input(at, peer::Input::Message(conn, message)),
-            Role::Tracker => self.tracker_input(tracker::Input::Message(conn, message)),
-            Role::Gate => self.gate_input(gate::Input::Message(conn, message)),
-        }
     }
 
     fn wake(&mut self, place: Place) {
@@ -470,59 +389,6 @@ impl World {
             self.wakes[place] = next;
             self.queue.at(next.max(self.now), Event::Wake(place));
         }
-    }
-
-    fn send(&mut self, from: Place, conn: ConnId, message: Message) {
-        if let Some(to) = self.connections.other_end(conn, from) {
-            let latency = self.settings.latency;
-            match message {
-                Message::Have { .. } if to < self.settings.machines => {
-                    self.inboxes[to].announcements.push((self.now + latency, conn, message));
-                    self.await_look(to);
-                }
-                _ => self.queue.after(latency, Event::Message(to, conn, message)),
-            }
-        }
-    }
-
-    fn await_look(&mut self, at: Place) {
-        let inbox = &mut self.inboxes[at];
-        if !inbox.announcements.is_empty() && !inbox.is_awaited {
-            inbox.is_awaited = true;
-            let delay = self.settings.latency + LOOKING.min(self.now.since_start() / 64);
-            self.queue.after(delay, Event::Look(at));
-        }
-    }
-
-    /// Lets a machine take the announcements that came until now.
-    fn look(&mut self, at: Place) {
-        let mut announcements = std::mem::take(&mut self.inboxes[at].announcements);
-        let came = announcements.partition_point(|(when, ..)| *when <= self.now);
-        for (_, conn, message) in announcements.drain(..came) {
-            if self.connections.is_open(conn) {
-                self.handle_at(at, peer::Input::Message(conn, message));
-            }
-        }
-        // None came meanwhile: a machine says nothing to itself.
-        self.inboxes[at].announcements = announcements;
-    }
-
-    fn close(&mut self, from: Place, conn: ConnId) {
-        if let Some(to) = self.connections.other_end(conn, from) {
-            self.connections.close(conn);
-            self.queue.after(self.settings.latency, Event::Closed(to, conn));
-        }
-    }
-
-    /// Puts a block on the sender's uplink; gives when its last byte has left.
-    fn transmit(&mut self, from: Place, conn: ConnId, block: Block<Token>) -> Instant {
-        let pipe = &mut self.up[from];
-        let end = pipe.free.max(self.now) + pipe.time(block.data.len);
-        pipe.free = end;
-        if let Some(to) = self.connections.other_end(conn, from) {
-            self.queue.at(end + self.settings.latency, Event::Arrives(to, conn, block));
-        }
-        end
     }
 
     fn peer_input(&mut self, place: Place, input: peer::Input<Token>) {

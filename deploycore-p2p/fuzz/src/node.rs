@@ -17,7 +17,6 @@ pub fn run(input: &[u8]) {
         node: Peer::new(settings.clone(), PeerId(100), "m:1".into(), trackers, rng, Instant::ZERO),
         settings,
         places: Places::default(),
-
         now: Instant::ZERO,
         todo: Vec::new(),
         dials: Vec::new(),
@@ -40,7 +39,6 @@ struct World {
     node: Peer,
     settings: Settings,
     places: Places,
-
     now: Instant,
     /// What waits to be done.
     todo: Vec<Output>,
