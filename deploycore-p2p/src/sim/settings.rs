@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use deploycore::model::piece_size_for;
+
 use crate::core::gate::{self, Usage};
 use crate::core::shape::MAX_BLOCK;
 use crate::core::{peer, tracker};
@@ -82,12 +84,13 @@ impl Settings {
         }
     }
 
-    /// What travels as one. A block is outstanding in full until its last byte comes: where it is a whole piece, twice as many bytes are
-    /// outstanding from as many sources.
+    /// What travels as one. A block is outstanding in full until its last byte comes: where it is a whole piece that would else be several
+    /// blocks, twice as many bytes are outstanding from as many sources.
     pub fn set_max_block(&mut self, max_block: u32) {
         (self.peer.max_block, self.gate.max_block) = (max_block, max_block);
         let usual = peer::Settings::default();
-        let times = if max_block > MAX_BLOCK { 2 } else { 1 };
+        let larger = u64::from(max_block).min(piece_size_for(self.size)) > u64::from(MAX_BLOCK);
+        let times = if larger { 2 } else { 1 };
         self.peer.max_outstanding = usual.max_outstanding * u64::from(times);
         self.peer.ahead = usual.ahead * times;
     }

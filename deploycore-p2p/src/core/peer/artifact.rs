@@ -213,9 +213,14 @@ impl<B: Payload> Artifact<B> {
         };
         let suspect = self.suspects.iter().any(|suspect| suspect.piece == piece);
         if self.begun[at].is_bare() || (suspect && self.begun[at].is_idle()) {
-            let begun = self.drop_begun(at);
-            self.wasted += begun.got() as u64 * u64::from(self.shape.block_size());
+            self.waste_begun(at);
         }
+    }
+
+    /// Forgets a begun piece; what came of it came in vain.
+    pub(super) fn waste_begun(&mut self, at: usize) {
+        let begun = self.drop_begun(at);
+        self.wasted += begun.got() as u64 * u64::from(self.shape.block_size());
     }
 
     /// Forgets a begun piece with what came of it.

@@ -580,13 +580,10 @@ impl<B: Payload> Artifact<B> {
     fn forget_begun(&mut self) -> bool {
         let idle = |(_, begun): &(usize, &Begun<B>)| begun.is_idle();
         let least = self.begun.iter().enumerate().filter(idle).min_by_key(|(_, begun)| begun.got());
-        match least.map(|(at, _)| at) {
-            Some(at) => {
-                let begun = self.drop_begun(at);
-                self.wasted += (begun.got() as u64) * u64::from(self.shape.block_size());
-                true
-            }
-            None => false,
+        let least = least.map(|(at, _)| at);
+        if let Some(at) = least {
+            self.waste_begun(at);
         }
+        least.is_some()
     }
 }
