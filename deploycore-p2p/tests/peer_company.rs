@@ -49,8 +49,14 @@ impl World {
     }
 
     fn start(&mut self) {
+        self.start_with(0);
+    }
+
+    /// Starts with this many pieces.
+    fn start_with(&mut self, pieces: u32) {
         let (priority, limits) = (Priority::Normal, Limits::default());
-        let have = Bitfield::new(PIECES);
+        let mut have = Bitfield::new(PIECES);
+        (0..pieces).for_each(|piece| _ = have.insert(piece));
         self.input(Input::Start { shape: shape(), have, priority, limits });
     }
 
@@ -304,6 +310,63 @@ fn the_gate_is_told_when_a_neighbour_brings_a_leased_piece() {
 }
 
 /// The size of a block does not stand in configurations: all members cut alike.
+/// A neighbour that fetches and has these pieces.
+fn neighbour(world: &mut World, peer: u64, pieces: &[u32]) -> ConnId {
+    let conn = world.connect(peer, Role::Node, None);
+    let mut have = Bitfield::new(PIECES);
+    pieces.iter().for_each(|piece| _ = have.insert(*piece));
+    let (digest, size) = (shape().digest(), shape().size());
+    world.says(conn, Message::Join { digest, size, have: PackedBits::from(&have), priority: Priority::Normal });
+    conn
+}
+
+/// Neighbours that were told `Ready` often have found what they want elsewhere. While their slots stood before others that asked, nothing
+/// was sent, everyone was busy, and a swarm of a thousand took 1.43 times the bound.
+#[test]
+fn a_slot_that_is_kept_for_one_who_may_not_come_stands_before_nobody() {
+    let mut world = World::new(&[]);
+    world.start_with(PIECES);
+    let slots = Settings::default().slots;
+    let conns: Vec<ConnId> = (0..2 * slots as u64).map(|peer| neighbour(&mut world, 10 + peer, &[])).collect();
+    world.take();
+    let request = Message::Request { digest: shape().digest(), piece: 3, block: 0, count: 1 };
+    let ask = |world: &mut World, conn: ConnId| {
+        world.says(conn, request.clone());
+        world.take().iter().any(|output| matches!(output, Output::SendBlock { conn: to, .. } if *to == conn))
+    };
+    let (first, second) = conns.split_at(slots);
+    assert!(first.iter().all(|conn| ask(&mut world, *conn)));
+    assert!(!second.iter().any(|conn| ask(&mut world, *conn)), "all slots are taken");
+    for conn in first {
+        world.input(Input::Sent(*conn, PIECE as u32));
+    }
+    let ready = world.take().iter().filter(|output| matches!(output, Output::Send(_, Message::Ready { .. }))).count();
+    assert_eq!(ready, slots, "each slot is offered");
+    assert!(first.iter().all(|conn| ask(&mut world, *conn)), "those who were told to come did not");
+    assert!(second.iter().all(|conn| ask(&mut world, *conn)), "and when they do, there is room");
+}
+
+/// Most pieces are with no neighbour at first, and come to them by themselves. When all the nodes of a large swarm looked for their
+/// holders then, each ended with three times the neighbours.
+#[test]
+fn holders_are_looked_for_once_a_quarter_is_here() {
+    for (pieces, looks) in [(0, false), (4, false), (5, true)] {
+        let mut world = World::new(&["t:1"]);
+        world.start_with(pieces);
+        let gate = world.gate();
+        neighbour(&mut world, 10, &[10]);
+        world.says(gate, Message::Drained { digest: shape().digest() });
+        world.take();
+        world.pass(Duration::from_secs(3));
+        let need = |output: &Output| match output {
+            Output::Send(_, Message::Announce { need, .. }) => Some(need.len()),
+            _ => None,
+        };
+        let need = world.take().iter().find_map(need).expect("it announces itself");
+        assert_eq!(need > 0, looks, "{need} pieces, with {pieces} here");
+    }
+}
+
 #[test]
 fn settings_that_name_nothing_are_the_defaults() {
     let nothing = || MapDeserializer::<_, serde::de::value::Error>::new(std::iter::empty::<(&str, u32)>());

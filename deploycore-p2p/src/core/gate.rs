@@ -176,6 +176,8 @@ pub struct Gate {
     id: PeerId,
     addr: Addr,
     clients: BTreeMap<ConnId, Client>,
+    /// Those of them that are trackers.
+    trackers: Vec<ConnId>,
     /// All gates of the region, as a tracker told last.
     gates: Vec<Contact>,
     artifacts: BTreeMap<Digest, Entry>,
@@ -196,6 +198,7 @@ impl Gate {
             id,
             addr,
             clients: BTreeMap::new(),
+            trackers: Vec::new(),
             gates: Vec::new(),
             artifacts: BTreeMap::new(),
             loads: 0,
@@ -209,6 +212,7 @@ impl Gate {
             Input::Connected { conn, peer: _, role, dialed } => self.connected(conn, role, dialed),
             Input::Disconnected(conn) => {
                 self.clients.remove(&conn);
+                self.trackers.retain(|tracker| *tracker != conn);
                 for artifact in self.serving() {
                     artifact.left(conn, now);
                 }
@@ -233,10 +237,9 @@ impl Gate {
             self.tick(now);
             self.tick_at = now + self.settings.tick;
         }
-        let trackers: Vec<ConnId> = self.trackers();
         for entry in self.artifacts.values_mut() {
             if let Entry::Serving(artifact) = entry {
-                artifact.work(&self.settings, &trackers, now, &mut self.outputs);
+                artifact.work(&self.settings, &self.trackers, now, &mut self.outputs);
             }
         }
     }
@@ -257,10 +260,6 @@ impl Gate {
             Some(Entry::Serving(artifact)) => Some(artifact.usage()),
             _ => None,
         }
-    }
-
-    fn trackers(&self) -> Vec<ConnId> {
-        self.clients.iter().filter(|(_, client)| client.role == Role::Tracker).map(|(conn, _)| *conn).collect()
     }
 
     fn serving(&mut self) -> impl Iterator<Item = &mut Artifact> {
@@ -286,6 +285,7 @@ impl Gate {
         }
         self.clients.insert(conn, Client { role });
         if role == Role::Tracker {
+            self.trackers.push(conn);
             self.outputs.push_back(Output::Send(conn, Message::GateHere { addr: self.addr.clone() }));
         }
     }

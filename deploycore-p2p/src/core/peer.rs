@@ -26,7 +26,7 @@ use self::artifact::Artifact;
 pub use self::io::{Input, Output, Progress, Totals};
 use self::link::{Link, Links, Remote};
 use self::membership::Dial;
-use self::upload::Slot;
+use self::upload::{Slot, Waiting};
 use super::bitfield::{Bitfield, PackedBits};
 use super::message::{Addr, ConnId, Contact, MAX_LIST, Message, Payload, PeerId, Refusal, Role};
 use super::shape::{MAX_BLOCK, Shape};
@@ -61,7 +61,7 @@ pub struct Settings {
     /// How long verified pieces wait to be announced together, at least...
     #[serde(with = "friendly")]
     pub have_delay: Duration,
-    /// ...and at most: in between, a 256th of the time since the node began to fetch. What that costs is as little of the whole; at the
+    /// ...and at most: in between, a 64th of the time since the node began to fetch. What that costs is as little of the whole; at the
     /// start, when pieces must multiply, nothing waits.
     #[serde(with = "friendly")]
     pub max_have_delay: Duration,
@@ -91,7 +91,7 @@ impl Default for Settings {
         Self {
             degree: 32,
             max_links: 96,
-            slots: 6,
+            slots: 8,
             max_outstanding: 32 << 20,
             ahead: Duration::from_millis(330),
             max_outstanding_per_link: 4 << 20,
@@ -99,7 +99,7 @@ impl Default for Settings {
             request_timeout: Duration::from_secs(20),
             busy_retry: Duration::from_secs(1),
             have_delay: Duration::from_millis(5),
-            max_have_delay: Duration::from_millis(250),
+            max_have_delay: Duration::from_millis(500),
             tick: Duration::from_millis(250),
             stuck_after: Duration::from_secs(1),
             quarantine: Duration::from_mins(10),
@@ -126,8 +126,8 @@ pub struct Peer<B = Bytes> {
     dials: BTreeMap<Addr, Dial>,
     quarantine: BTreeMap<PeerId, Instant>,
     slots: Vec<Slot>,
-    /// Neighbours that were told `Busy`, and for which artifact.
-    waiting: Vec<(ConnId, Digest)>,
+    /// Neighbours that were told `Busy`.
+    waiting: Vec<Waiting>,
     /// Bytes asked for and not yet received.
     outstanding: u64,
     /// Bytes received since the last tick, and bytes a second lately.
@@ -355,11 +355,12 @@ impl<B: Payload> Peer<B> {
             return;
         };
         self.artifacts.remove(at);
-        for link in self.links.iter_mut() {
-            self.outstanding -= link.forget_asks(digest);
+        for at in 0..self.links.len() {
+            let asks = self.links.take_asks(at, |ask| ask.digest == *digest);
+            self.outstanding -= asks.iter().map(|ask| u64::from(ask.len)).sum::<u64>();
         }
         self.slots.retain(|slot| slot.digest != *digest);
-        self.waiting.retain(|(_, waiting)| waiting != digest);
+        self.waiting.retain(|waiting| waiting.digest != *digest);
         let parting: Vec<(ConnId, Role)> = self.links.iter().map(|link| (link.conn, link.role)).collect();
         for (conn, role) in parting {
             let digest = *digest;
@@ -432,6 +433,7 @@ impl<B: Payload> Peer<B> {
         };
         let digest = shape.digest();
         let newcomer = self.links[at].remote(&digest).is_none();
+        self.note_waiting(conn, &digest, has.count(), Some(priority));
         let own = self.artifacts.iter_mut().find(|artifact| artifact.shape.digest() == digest);
         if own.as_ref().is_some_and(|artifact| artifact.shape != shape) {
             return self.close(conn, format!("another size for artifact {}", digest.short()), now);
@@ -464,7 +466,7 @@ impl<B: Payload> Peer<B> {
         }
         self.settle(at, digest);
         self.slots.retain(|slot| slot.conn != conn || slot.digest != *digest);
-        self.waiting.retain(|entry| *entry != (conn, *digest));
+        self.waiting.retain(|waiting| !waiting.is(conn, digest));
         self.serve(now);
         self.fill_all(now);
     }
@@ -482,7 +484,9 @@ impl<B: Payload> Peer<B> {
                 *count = count.saturating_add(1);
             }
         }
-        if remote.ask_after <= now {
+        let (asks, count, conn) = (remote.ask_after <= now && !self.held_back, remote.count, self.links[at].conn);
+        self.note_waiting(conn, digest, count, None);
+        if asks {
             self.fill(at, now);
         }
     }
@@ -525,7 +529,7 @@ impl<B: Payload> Peer<B> {
 
     /// What is kept twice says the same twice.
     fn is_consistent(&self) -> bool {
-        let asked: u64 = self.links.iter().map(Link::asked_bytes).sum();
+        let asked: u64 = self.links.asked_bytes().iter().sum();
         let counted = |artifact: &Artifact<B>| {
             let mut availability = vec![0_u16; artifact.availability.len()];
             let remotes = self.links.iter().filter_map(|link| link.remote(&artifact.shape.digest()));

@@ -1,26 +1,32 @@
 //! What happens next: events in the order of their time, those of one instant in the order in which they were put.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use super::Event;
 use crate::core::time::Instant;
 
 /// Nearly all events happen one of a few fixed times after they are put, which keeps them in order without more ado: one queue for each
-/// such delay, and a heap for the others.
+/// such delay. The others lie in slots of time, unordered, and go through a heap that is small when their slot has come.
 #[derive(Debug)]
 pub(super) struct Queue {
     now: Instant,
     sequence: u64,
     fixed: Vec<(Duration, VecDeque<(Key, Event)>)>,
     heap: BinaryHeap<Reverse<(Key, u32)>>,
+    later: BTreeMap<u64, Vec<Reverse<(Key, u32)>>>,
     /// What the heap's entries mean, and which places are free: the heap moves its entries about, so they are small.
     events: Vec<Option<Event>>,
     free: Vec<u32>,
 }
 
 type Key = (Instant, u64);
+
+/// The slot that an instant lies in.
+fn slot(at: Instant) -> u64 {
+    at.since_start().as_micros() as u64 / 128
+}
 
 impl Queue {
     /// An empty queue that expects these delays.
@@ -30,6 +36,7 @@ impl Queue {
             sequence: 0,
             fixed: delays.iter().map(|delay| (*delay, VecDeque::new())).collect(),
             heap: BinaryHeap::new(),
+            later: BTreeMap::new(),
             events: Vec::new(),
             free: Vec::new(),
         }
@@ -54,7 +61,10 @@ impl Queue {
             self.events.len() as u32 - 1
         });
         self.events[place as usize] = Some(event);
-        self.heap.push(Reverse((key, place)));
+        match slot(key.0) {
+            later if later > slot(self.now) => self.later.entry(later).or_default().push(Reverse((key, place))),
+            _ => self.heap.push(Reverse((key, place))),
+        }
     }
 
     fn key(&mut self, at: Instant) -> Key {
@@ -62,11 +72,24 @@ impl Queue {
         (at, self.sequence)
     }
 
-    /// Takes the next event.
-    pub(super) fn pop(&mut self) -> Option<(Instant, Event)> {
+    /// The next event that lies in no slot to come, and which fixed delay it has.
+    fn front(&self) -> Option<(Key, Option<usize>)> {
         let fronts = self.fixed.iter().enumerate().filter_map(|(at, (_, queue))| Some((queue.front()?.0, Some(at))));
         let top = self.heap.peek().map(|Reverse((key, _))| (*key, None));
-        let ((now, _), from) = fronts.chain(top).min()?;
+        fronts.chain(top).min()
+    }
+
+    /// Takes the next event.
+    pub(super) fn pop(&mut self) -> Option<(Instant, Event)> {
+        let mut next = self.front();
+        while let Some(later) = self.later.first_entry() {
+            if next.is_some_and(|((at, _), _)| slot(at) < *later.key()) {
+                break;
+            }
+            self.heap.extend(later.remove());
+            next = self.front();
+        }
+        let ((now, _), from) = next?;
         self.now = now;
         if let Some(at) = from {
             let (_, event) = self.fixed[at].1.pop_front()?;

@@ -80,6 +80,8 @@ pub(super) struct Artifact {
     /// Lost and orphaned pieces in the order in which they became so.
     again: VecDeque<u32>,
     readers: VecDeque<Reader>,
+    /// Some reader without a lease may not know yet that nothing is left to lease.
+    untold: bool,
     leases: Vec<Lease>,
     /// Leases that ended while reads may still have been under way, the newest last: such a read may fail yet.
     ended: VecDeque<Lease>,
@@ -141,6 +143,7 @@ impl Artifact {
             record,
             again: VecDeque::new(),
             readers: VecDeque::new(),
+            untold: false,
             leases: Vec::new(),
             ended: VecDeque::new(),
             next_lease: first_lease,
@@ -193,6 +196,7 @@ impl Artifact {
             reader.have = have;
         } else if self.readers.len() < settings.max_readers {
             self.readers.push_back(Reader { conn, have, leases: 0, told_drained: false });
+            self.untold = true;
         } else {
             outputs.push_back(Output::Send(conn, Message::Drained { digest: self.shape.digest() }));
         }
@@ -236,6 +240,7 @@ impl Artifact {
         }
         let leased = self.leases.iter().position(|lease| lease.piece == piece && lease.conn == conn);
         reader.leases -= u32::from(leased.is_some());
+        self.untold |= leased.is_some();
         self.touched[piece as usize] = now;
         self.rotten.remove(&piece);
         self.held(piece);
@@ -312,6 +317,7 @@ impl Artifact {
         let lease = self.leases.swap_remove(at);
         if let Some(reader) = self.readers.iter_mut().find(|reader| reader.conn == lease.conn) {
             reader.leases -= 1;
+            self.untold = true;
         }
         self.touched[lease.piece as usize] = now;
         self.refund(&lease);
@@ -437,8 +443,11 @@ impl Artifact {
             outputs.push_back(Output::Persist(self.shape.digest(), self.version, self.record.clone()));
         }
         // While a lease is under way it may fail, and its piece come to a reader that waits. A rotten piece comes when it comes.
-        let none_again = self.again.iter().all(|piece| self.is_rotten(*piece, now));
-        if self.next_fresh().is_none() && none_again {
+        let is_left = |gate: &mut Self| {
+            gate.next_fresh().is_some() || !gate.again.iter().all(|piece| gate.is_rotten(*piece, now))
+        };
+        if self.untold && !is_left(self) {
+            self.untold = false;
             for reader in self.readers.iter_mut().filter(|reader| reader.leases == 0 && !reader.told_drained) {
                 reader.told_drained = true;
                 outputs.push_back(Output::Send(reader.conn, Message::Drained { digest: self.shape.digest() }));

@@ -9,7 +9,7 @@ use deploycore::port::swarm::Priority;
 use smallvec::SmallVec;
 
 use super::artifact::{Artifact, Begun, BlockState};
-use super::link::Link;
+use super::link::{Ask, Link};
 use super::{Output, Peer};
 use crate::core::message::{Block, ConnId, Message, Payload, PeerId, Role};
 use crate::core::picker::{self, Order};
@@ -50,7 +50,7 @@ impl<B: Payload> Peer<B> {
         while let Some(Wanted { artifact, piece, blocks }) = self.next_wanted(at, now) {
             let shape = self.artifacts[artifact].shape;
             let (digest, block, count) = (shape.digest(), blocks.start, blocks.len() as u32);
-            let (link, mut begun) = (&mut self.links[at], self.artifacts[artifact].begun_mut(piece));
+            let mut begun = self.artifacts[artifact].begun_mut(piece);
             for block in blocks {
                 if let Some(begun) = &mut begun {
                     let state = &mut begun.blocks[block as usize];
@@ -60,10 +60,10 @@ impl<B: Payload> Peer<B> {
                     };
                 }
                 let len = shape.block_len(piece, block);
-                link.ask(digest, piece, block, len, now);
+                self.links.ask(at, digest, piece, block, len, now);
                 self.outstanding += u64::from(len);
             }
-            let conn = link.conn;
+            let conn = self.links[at].conn;
             self.send(conn, Message::Request { digest, piece, block, count });
         }
     }
@@ -74,10 +74,13 @@ impl<B: Payload> Peer<B> {
         if self.artifacts.iter().all(|artifact| artifact.have.is_full()) {
             return;
         }
-        let (len, start) = (self.links.len(), self.rng.usize(..self.links.len().max(1)));
-        let mut order: Vec<usize> = (0..len).map(|step| (start + step) % len).collect();
-        order.sort_by_key(|at| self.links[*at].asked_bytes());
-        for at in order {
+        let asked = self.links.asked_bytes();
+        let (len, start) = (asked.len(), self.rng.usize(..asked.len().max(1)));
+        let mut order: SmallVec<[(u64, usize); 64]> =
+            (0..len).map(|step| (asked[(start + step) % len], step)).collect();
+        order.sort_unstable();
+        for (_, step) in order {
+            let at = (start + step) % len;
             if self.links[at].role != Role::Tracker {
                 self.fill(at, now);
             }
@@ -135,7 +138,7 @@ impl<B: Payload> Peer<B> {
                 Role::Tracker => false,
             };
             let window = link.window(shape.block_size(), self.settings.max_outstanding_per_link);
-            let fits = link.asked_bytes() + u64::from(shape.block_size()) <= window;
+            let fits = self.links.asked_bytes()[at] + u64::from(shape.block_size()) <= window;
             if !serves || !fits {
                 continue;
             }
@@ -249,9 +252,7 @@ impl<B: Payload> Peer<B> {
     fn may_begin(&self, at: usize) -> bool {
         let own = &self.artifacts[at];
         let counts = |artifact: &Artifact<B>| own.priority != Priority::Rollback || artifact.priority == own.priority;
-        let gates: Vec<ConnId> =
-            self.links.iter().filter(|link| link.role == Role::Gate).map(|link| link.conn).collect();
-        let leased = |begun: &Begun<B>| begun.source.is_some_and(|source| gates.contains(&source));
+        let leased = |begun: &Begun<B>| begun.source.is_some_and(|source| self.links.is_gate(source));
         let count = |artifact: &Artifact<B>| artifact.begun.iter().filter(|begun| !leased(begun)).count() as u64;
         let begun: u64 = self
             .artifacts
@@ -309,7 +310,7 @@ impl<B: Payload> Peer<B> {
 
     /// How long the neighbours usually take: the median.
     fn median_wait(&self) -> Option<Duration> {
-        let mut waits: Vec<Duration> = self.links.iter().filter_map(Link::expected).collect();
+        let mut waits: Vec<Duration> = (0..self.links.len()).filter_map(|at| self.links.expected(at)).collect();
         waits.sort_unstable();
         waits.get(waits.len() / 2).copied()
     }
@@ -351,7 +352,7 @@ impl<B: Payload> Peer<B> {
             self.close(conn, format!("block {block} of piece {piece} has {} bytes", data.byte_len()), now);
             return self.convict(peer, store, piece, now);
         }
-        let asked = self.links[at].take_ask(&digest, piece, block);
+        let asked = self.links.take_ask(at, &digest, piece, block);
         if let Some(ask) = asked {
             self.outstanding -= u64::from(ask.len);
             self.received += u64::from(ask.len);
@@ -414,7 +415,7 @@ impl<B: Payload> Peer<B> {
         }
         // Whoever else was asked for it need not send it any more. What a gate read is counted in any case.
         for other in 0..self.links.len() {
-            if let Some(ask) = self.links[other].take_ask(&digest, piece, block) {
+            if let Some(ask) = self.links.take_ask(other, &digest, piece, block) {
                 self.outstanding -= u64::from(ask.len);
                 if self.links[other].role == Role::Node {
                     let conn = self.links[other].conn;
@@ -465,7 +466,7 @@ impl<B: Payload> Peer<B> {
             self.downloaded += len;
         }
         artifact.fresh.push(piece);
-        let delay = (now.since(artifact.since) / 256).max(self.settings.have_delay).min(self.settings.max_have_delay);
+        let delay = (now.since(artifact.since) / 64).max(self.settings.have_delay).min(self.settings.max_have_delay);
         self.flush_at = self.flush_at.min(now + delay);
         // The gate learns of its piece at once: the lease ends, the next one comes.
         if let Some(conn) = artifact.joined_gate
@@ -484,7 +485,9 @@ impl<B: Payload> Peer<B> {
     /// Requests that will not be answered by blocks.
     pub(super) fn unanswered(&mut self, at: usize, digest: &Digest, piece: u32, block: u32, count: u32, now: Instant) {
         let conn = self.links[at].conn;
-        let asks = self.links[at].take_asks(digest, piece, block, count);
+        let blocks = block..block.saturating_add(count);
+        let same = |ask: &Ask| ask.piece == piece && blocks.contains(&ask.block) && ask.digest == *digest;
+        let asks = self.links.take_asks(at, same);
         if asks.is_empty() {
             return;
         }
@@ -520,14 +523,13 @@ impl<B: Payload> Peer<B> {
     /// All requests to a neighbour for an artifact are void.
     pub(super) fn settle(&mut self, at: usize, digest: &Digest) {
         let conn = self.links[at].conn;
-        let asks: Vec<(u32, u32)> =
-            self.links[at].asks.iter().filter(|ask| ask.digest == *digest).map(|ask| (ask.piece, ask.block)).collect();
-        self.outstanding -= self.links[at].forget_asks(digest);
+        let asks = self.links.take_asks(at, |ask| ask.digest == *digest);
+        self.outstanding -= asks.iter().map(|ask| u64::from(ask.len)).sum::<u64>();
         if let Some(artifact) = self.artifact_at(digest).map(|at| &mut self.artifacts[at]) {
             artifact.retries += asks.len() as u32;
-            for (piece, block) in asks {
-                if let Some(begun) = artifact.begun_mut(piece) {
-                    begun.unask(block);
+            for ask in &asks {
+                if let Some(begun) = artifact.begun_mut(ask.piece) {
+                    begun.unask(ask.block);
                 }
             }
             artifact.source_gone(conn);
@@ -542,8 +544,8 @@ impl<B: Payload> Peer<B> {
         let median = rates.get(rates.len() / 2).copied().unwrap_or(0.0);
         let usual = self.median_wait().map(|wait| wait * 4);
         let mut late = Vec::new();
-        for link in self.links.iter().filter(|link| link.role != Role::Tracker) {
-            let patience = self.settings.request_timeout.max(link.expected().unwrap_or_default() * 4);
+        for (at, link) in self.links.iter().enumerate().filter(|(_, link)| link.role != Role::Tracker) {
+            let patience = self.settings.request_timeout.max(self.links.expected(at).unwrap_or_default() * 4);
             let slow = link.role == Role::Node && rates.len() >= 4 && link.rate > 0.0 && link.rate * SLOW < median;
             let usual = usual.unwrap_or(patience * 4);
             for ask in &link.asks {

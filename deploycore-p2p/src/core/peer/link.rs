@@ -41,19 +41,70 @@ pub(super) struct Ask {
 #[derive(Debug, Default)]
 pub(super) struct Links {
     links: Vec<Link>,
-    /// The connection of each: what is looked up most lies close together.
+    /// The connection of each, and how many bytes it is asked for: what is looked up most lies close together.
     conns: Vec<ConnId>,
+    asked: Vec<u64>,
+    gates: SmallVec<[ConnId; 2]>,
 }
 
 impl Links {
     pub(super) fn push(&mut self, link: Link) {
         self.conns.push(link.conn);
+        self.asked.push(0);
+        if link.role == Role::Gate {
+            self.gates.push(link.conn);
+        }
         self.links.push(link);
     }
 
     pub(super) fn swap_remove(&mut self, at: usize) -> Link {
-        self.conns.swap_remove(at);
+        let conn = self.conns.swap_remove(at);
+        self.asked.swap_remove(at);
+        self.gates.retain(|gate| *gate != conn);
         self.links.swap_remove(at)
+    }
+
+    /// Whether a connection leads to a gate.
+    pub(super) fn is_gate(&self, conn: ConnId) -> bool {
+        self.gates.contains(&conn)
+    }
+
+    /// How many bytes each neighbour is asked for.
+    pub(super) fn asked_bytes(&self) -> &[u64] {
+        &self.asked
+    }
+
+    /// Notes a request to a neighbour.
+    pub(super) fn ask(&mut self, at: usize, digest: Digest, piece: u32, block: u32, len: u32, now: Instant) {
+        let asks = &mut self.links[at].asks;
+        let alone = asks.is_empty();
+        asks.push(Ask { digest, piece, block, len, at: now, alone });
+        self.asked[at] += u64::from(len);
+    }
+
+    /// Forgets one request; gives it if it was under way.
+    pub(super) fn take_ask(&mut self, at: usize, digest: &Digest, piece: u32, block: u32) -> Option<Ask> {
+        let same = |ask: &Ask| ask.piece == piece && ask.block == block && ask.digest == *digest;
+        let asks = &mut self.links[at].asks;
+        let ask = asks.remove(asks.iter().position(same)?);
+        self.asked[at] -= u64::from(ask.len);
+        Some(ask)
+    }
+
+    /// Forgets the requests that a condition holds for; gives them.
+    pub(super) fn take_asks(&mut self, at: usize, gone: impl Fn(&Ask) -> bool) -> SmallVec<[Ask; 2]> {
+        let taken: SmallVec<[Ask; 2]> = self.links[at].asks.extract_if(.., |ask| gone(ask)).collect();
+        self.asked[at] -= taken.iter().map(|ask| u64::from(ask.len)).sum::<u64>();
+        taken
+    }
+
+    /// How long a request to a neighbour usually takes, queueing included.
+    pub(super) fn expected(&self, at: usize) -> Option<Duration> {
+        let link = &self.links[at];
+        (link.rate > 0.0).then(|| {
+            let queue = Duration::from_secs_f64((self.asked[at] as f64 / link.rate).min(3600.0));
+            queue + link.latency.unwrap_or_default()
+        })
     }
 
     /// Where a connection stands, until one is removed.
@@ -93,7 +144,6 @@ pub(super) struct Link {
     /// Nearly always one: it lies within.
     pub(super) remotes: SmallVec<[Remote; 1]>,
     pub(super) asks: Vec<Ask>,
-    asked_bytes: u64,
     /// Blocks handed to the shell and not yet to the network.
     pub(super) unsent: u32,
     /// When this side sent its last ping.
@@ -134,7 +184,6 @@ impl Link {
             dialed,
             remotes: SmallVec::new(),
             asks: Vec::new(),
-            asked_bytes: 0,
             unsent: 0,
             pinged: now,
             useful: now,
@@ -185,44 +234,8 @@ impl Link {
         path.max(2 * u64::from(block)).min(max.max(u64::from(block)))
     }
 
-    pub(super) fn asked_bytes(&self) -> u64 {
-        self.asked_bytes
-    }
-
-    pub(super) fn ask(&mut self, digest: Digest, piece: u32, block: u32, len: u32, now: Instant) {
-        let alone = self.asks.is_empty();
-        self.asks.push(Ask { digest, piece, block, len, at: now, alone });
-        self.asked_bytes += u64::from(len);
-    }
-
     pub(super) fn asks_for(&self, digest: &Digest, piece: u32, block: u32) -> Option<&Ask> {
         self.asks.iter().find(|ask| ask.piece == piece && ask.block == block && ask.digest == *digest)
-    }
-
-    /// Forgets one request; gives it if it was under way.
-    pub(super) fn take_ask(&mut self, digest: &Digest, piece: u32, block: u32) -> Option<Ask> {
-        let same = |ask: &Ask| ask.piece == piece && ask.block == block && ask.digest == *digest;
-        let at = self.asks.iter().position(same)?;
-        let ask = self.asks.remove(at);
-        self.asked_bytes -= u64::from(ask.len);
-        Some(ask)
-    }
-
-    /// Forgets the requests for some blocks of a piece; gives those that were under way.
-    pub(super) fn take_asks(&mut self, digest: &Digest, piece: u32, block: u32, count: u32) -> Vec<Ask> {
-        let blocks = block..block.saturating_add(count);
-        let same = |ask: &mut Ask| ask.piece == piece && blocks.contains(&ask.block) && ask.digest == *digest;
-        let taken: Vec<Ask> = self.asks.extract_if(.., same).collect();
-        self.asked_bytes -= taken.iter().map(|ask| u64::from(ask.len)).sum::<u64>();
-        taken
-    }
-
-    /// Forgets all requests of an artifact; gives their bytes.
-    pub(super) fn forget_asks(&mut self, digest: &Digest) -> u64 {
-        let before = self.asked_bytes;
-        self.asks.retain(|ask| ask.digest != *digest);
-        self.asked_bytes = self.asks.iter().map(|ask| u64::from(ask.len)).sum();
-        before - self.asked_bytes
     }
 
     /// A block that was asked for came: learns the path's rate and latency.
@@ -237,13 +250,5 @@ impl Link {
         }
         self.last_block = now;
         self.useful = now;
-    }
-
-    /// How long a request usually takes, queueing included.
-    pub(super) fn expected(&self) -> Option<Duration> {
-        (self.rate > 0.0).then(|| {
-            let queue = Duration::from_secs_f64((self.asked_bytes as f64 / self.rate).min(3600.0));
-            queue + self.latency.unwrap_or_default()
-        })
     }
 }

@@ -35,7 +35,28 @@ pub(super) struct Slot {
     kept_until: Instant,
 }
 
+/// A neighbour that was told `Busy`, and what decides when it is its turn: kept here, for it is compared with the others at each block.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) conn: ConnId,
+    pub(super) digest: Digest,
+    priority: Priority,
+    /// How many of the artifact's pieces it has, in parts of 2^32.
+    share: u64,
+}
+
+impl Waiting {
+    pub(super) fn is(&self, conn: ConnId, digest: &Digest) -> bool {
+        self.conn == conn && self.digest == *digest
+    }
+}
+
 impl Slot {
+    /// Its neighbour was told `Ready` and did not ask for anything yet.
+    fn is_kept(&self) -> bool {
+        self.queue.is_empty() && self.sending == 0
+    }
+
     fn is_spent(&self, now: Instant) -> bool {
         self.queue.is_empty() && self.sending == 0 && self.kept_until <= now
     }
@@ -56,8 +77,9 @@ impl<B: Payload> Peer<B> {
             return self.send(conn, Message::Reject { digest, piece, block, count, refusal });
         }
         if !self.admit(conn, &digest, piece, now) {
-            if !self.waiting.contains(&(conn, digest)) {
-                self.waiting.push((conn, digest));
+            if !self.waiting.iter().any(|waiting| waiting.is(conn, &digest)) {
+                let (priority, share) = (self.urgency(conn, &digest), self.share(conn, &digest));
+                self.waiting.push(Waiting { conn, digest, priority, share });
             }
             return self.send(conn, Message::Busy { digest, piece, block, count });
         }
@@ -81,9 +103,11 @@ impl<B: Payload> Peer<B> {
         }
         self.slots.retain(|slot| !slot.is_spent(now));
         let bound = if rollback { self.settings.slots * 2 } else { self.settings.slots };
-        let free = self.slots.len() < bound;
+        // A slot that is kept for another, who may not come, stands before nobody.
+        let kept = self.slots.iter().filter(|slot| slot.is_kept()).count();
+        let free = self.slots.len() - kept < bound && self.slots.len() < 2 * bound;
         if free {
-            self.waiting.retain(|entry| *entry != (conn, *digest));
+            self.waiting.retain(|waiting| !waiting.is(conn, digest));
             self.slots.push(Slot::new(conn, *digest, now));
         }
         free
@@ -93,15 +117,24 @@ impl<B: Payload> Peer<B> {
         self.links.of(conn).and_then(|link| link.remote(digest)).map_or(Priority::Normal, |remote| remote.priority)
     }
 
-    fn completeness(&self, conn: ConnId, digest: &Digest) -> f64 {
+    /// How many of an artifact's pieces a neighbour has, in parts of 2^32.
+    fn share(&self, conn: ConnId, digest: &Digest) -> u64 {
         let remote = self.links.of(conn).and_then(|link| link.remote(digest));
-        remote.map_or(1.0, |remote| f64::from(remote.count) / f64::from(remote.has.len().max(1)))
+        remote.map_or(1 << 32, |remote| share(remote.count, remote.has.len()))
     }
 
     /// Whether a neighbour waits that has no more than this one.
     fn someone_has_less(&self, conn: ConnId, digest: &Digest) -> bool {
-        let own = self.completeness(conn, digest);
-        self.waiting.iter().any(|(other, digest)| self.completeness(*other, digest) <= own)
+        let own = self.share(conn, digest);
+        self.waiting.iter().any(|waiting| waiting.share <= own)
+    }
+
+    /// A neighbour has another number of pieces now, or another priority.
+    pub(super) fn note_waiting(&mut self, conn: ConnId, digest: &Digest, count: u32, priority: Option<Priority>) {
+        let Some(waiting) = self.waiting.iter_mut().find(|waiting| waiting.is(conn, digest)) else { return };
+        let Some(artifact) = self.artifacts.iter().find(|artifact| artifact.shape.digest() == *digest) else { return };
+        waiting.share = share(count, artifact.shape.pieces());
+        waiting.priority = priority.unwrap_or(waiting.priority);
     }
 
     pub(super) fn cancelled(&mut self, conn: ConnId, digest: &Digest, piece: u32, block: u32, now: Instant) {
@@ -191,13 +224,10 @@ impl<B: Payload> Peer<B> {
     /// Tells those who wait that there is a slot: the most urgent first, then those that have the least.
     fn offer_slots(&mut self, now: Instant) {
         while self.slots.len() < self.settings.slots && !self.waiting.is_empty() {
-            self.rng.shuffle(&mut self.waiting);
-            let rank = |(conn, digest): &(ConnId, Digest)| {
-                let completeness = (self.completeness(*conn, digest) * 1e6) as u64;
-                (std::cmp::Reverse(self.urgency(*conn, digest)), completeness)
-            };
-            let Some(best) = (0..self.waiting.len()).min_by_key(|at| rank(&self.waiting[*at])) else { break };
-            let (conn, digest) = self.waiting.swap_remove(best);
+            let (len, start) = (self.waiting.len(), self.rng.usize(..self.waiting.len()));
+            let rank = |at: &usize| (std::cmp::Reverse(self.waiting[*at].priority), self.waiting[*at].share);
+            let Some(best) = (0..len).map(|step| (start + step) % len).min_by_key(rank) else { break };
+            let Waiting { conn, digest, .. } = self.waiting.swap_remove(best);
             let mut slot = Slot::new(conn, digest, now);
             slot.kept_until = now + KEPT;
             self.slots.push(slot);
@@ -209,6 +239,11 @@ impl<B: Payload> Peer<B> {
     pub(super) fn expire_slots(&mut self, now: Instant) {
         self.slots.retain(|slot| !slot.is_spent(now));
     }
+}
+
+/// A part of a whole, in parts of 2^32.
+fn share(part: u32, whole: u32) -> u64 {
+    (u64::from(part) << 32) / u64::from(whole.max(1))
 }
 
 impl Slot {
