@@ -141,11 +141,15 @@ pub struct Peer<B = Bytes> {
     downloaded: u64,
     uploaded: u64,
     tick_at: Instant,
+    tend_at: Instant,
     flush_at: Instant,
     /// When a rate limit allows more.
     tokens_at: Instant,
     outputs: VecDeque<Output<B>>,
 }
+
+/// How often all connections are looked at: for those that serve no purpose, and those that are silent.
+const TEND: Duration = Duration::from_secs(1);
 
 impl<B: Payload> Peer<B> {
     /// A node that takes part in nothing yet. `addr` is where others reach it.
@@ -182,6 +186,7 @@ impl<B: Payload> Peer<B> {
             downloaded: 0,
             uploaded: 0,
             tick_at,
+            tend_at: now,
             flush_at: Instant::FAR,
             tokens_at: Instant::FAR,
             outputs: VecDeque::new(),
@@ -513,16 +518,16 @@ impl<B: Payload> Peer<B> {
 
     fn tick(&mut self, now: Instant) {
         debug_assert!(self.is_consistent());
-        self.quarantine.retain(|_, until| *until > now);
-        for link in self.links.iter_mut() {
-            link.unasked = link.unasked.saturating_sub(1);
-        }
         let rate = std::mem::take(&mut self.received) as f64 / now.since(self.rated_at).as_secs_f64().max(0.01);
         self.rate_in = if self.rate_in < rate { rate } else { self.rate_in * 0.75 + rate * 0.25 };
         self.rated_at = now;
         self.give_up_slow_requests(now);
         self.expire_slots(now);
         self.keep_company(now);
+        if now >= self.tend_at {
+            self.tend_links(now);
+            self.tend_at = now + TEND;
+        }
         self.fill_all(now);
         self.serve(now);
     }

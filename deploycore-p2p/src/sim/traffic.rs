@@ -9,7 +9,7 @@ use crate::core::{gate, peer, tracker};
 
 /// A machine looks at announcements of pieces when something else comes, and after this time at the latest, or a 64th of the time that
 /// has passed: they are most of the events, and looked at together they cost a small part.
-const LOOKING: Duration = Duration::from_millis(50);
+const LOOKING: Duration = Duration::from_millis(125);
 
 /// What a machine did not look at yet.
 #[derive(Debug, Default)]

@@ -34,6 +34,8 @@ const MIN_PIECES: u64 = 4;
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// A source this many times slower than the median is relieved of its pieces.
 const SLOW: f64 = 3.0;
+/// A request is not late before.
+const LATE: Duration = Duration::from_millis(500);
 /// Blocks that nobody asked for, after which the connection is closed.
 const MAX_UNASKED: u32 = 256;
 
@@ -538,19 +540,25 @@ impl<B: Payload> Peer<B> {
 
     /// Takes work back from sources that are silent, or much slower than the others while faster ones have room.
     pub(super) fn give_up_slow_requests(&mut self, now: Instant) {
+        let asked = (0..).zip(self.links.asked_bytes()).filter(|(_, bytes)| **bytes > 0).map(|(at, _)| at);
+        let mut asks = asked.flat_map(|at: usize| &self.links[at].asks);
+        if !asks.any(|ask| now.since(ask.at) > LATE.min(self.settings.request_timeout)) {
+            return;
+        }
         let mut rates: Vec<f64> =
             self.links.iter().filter(|link| link.role == Role::Node && link.rate > 0.0).map(|link| link.rate).collect();
         rates.sort_by(f64::total_cmp);
         let median = rates.get(rates.len() / 2).copied().unwrap_or(0.0);
         let usual = self.median_wait().map(|wait| wait * 4);
         let mut late = Vec::new();
-        for (at, link) in self.links.iter().enumerate().filter(|(_, link)| link.role != Role::Tracker) {
+        let asked = self.links.asked_bytes();
+        for (at, link) in self.links.iter().enumerate().filter(|(at, _)| asked[*at] > 0) {
             let patience = self.settings.request_timeout.max(self.links.expected(at).unwrap_or_default() * 4);
             let slow = link.role == Role::Node && rates.len() >= 4 && link.rate > 0.0 && link.rate * SLOW < median;
             let usual = usual.unwrap_or(patience * 4);
             for ask in &link.asks {
                 let age = now.since(ask.at);
-                if age > patience || (slow && age > usual.max(Duration::from_millis(500))) {
+                if age > patience || (slow && age > usual.max(LATE)) {
                     late.push((link.conn, *ask));
                 }
             }

@@ -53,6 +53,8 @@ const LONELY: Duration = Duration::from_millis(500);
 const ABSENT_RETRY: Duration = Duration::from_millis(500);
 /// A connection says something at least this often.
 const PING: Duration = Duration::from_secs(10);
+/// Blocks that came unasked and are forgiven each second.
+const FORGIVEN: u32 = 4;
 /// Pieces named in one call for help.
 const MAX_NEED: usize = 256;
 /// Members in quarantine or out of reach that are named with it.
@@ -182,7 +184,7 @@ impl<B: Payload> Peer<B> {
     }
 
     fn dial(&mut self, addr: &Addr, role: Role, peer: Option<PeerId>, now: Instant) {
-        let known = self.links.iter().any(|link| link.dialed.as_ref() == Some(addr) && link.role == role);
+        let known = self.links.iter().any(|link| link.role == role && link.dialed.as_ref() == Some(addr));
         if known || (self.dials.len() >= MAX_DIALS && !self.dials.contains_key(addr)) {
             return;
         }
@@ -344,7 +346,7 @@ impl<B: Payload> Peer<B> {
         self.fill_all(now);
     }
 
-    /// What a slow timer looks after: announces, dials, calls for help, idle connections.
+    /// What a slow timer looks after: announces, dials, calls for help.
     pub(super) fn keep_company(&mut self, now: Instant) {
         for at in 0..self.artifacts.len() {
             if self.artifacts[at].announce_at <= now {
@@ -360,12 +362,19 @@ impl<B: Payload> Peer<B> {
             matches!(dial.state, DialState::Waits(until) if until + memory <= now)
         };
         self.dials.retain(|_, dial| dial.role != Role::Node || !expired(dial));
+    }
+
+    /// What a slower one does: who was refused may come again, what came unasked is forgiven, connections that serve no purpose are closed,
+    /// and the others say something.
+    pub(super) fn tend_links(&mut self, now: Instant) {
+        self.quarantine.retain(|_, until| *until > now);
         let idle: Vec<ConnId> =
             self.links.iter().filter(|link| self.is_idle(link, now)).map(|link| link.conn).collect();
         for conn in idle {
             self.close(conn, "idle", now);
         }
         for link in self.links.iter_mut() {
+            link.unasked = link.unasked.saturating_sub(FORGIVEN);
             if now.since(link.pinged) >= PING {
                 link.pinged = now;
                 self.outputs.push_back(Output::Send(link.conn, Message::Ping));
