@@ -69,7 +69,7 @@ fn message() -> impl Strategy<Value = Message> {
         peers.into_iter().map(contact).collect::<Vec<_>>()
     });
     let refusal = prop_oneof![Just(Refusal::MissingPiece), Just(Refusal::NotLeased), Just(Refusal::BadBytes)];
-    (packed(), digest, pieces(), block, list, contacts, refusal, any::<u32>(), 0..23_u8).prop_map(
+    (packed(), digest, pieces(), block, list, contacts, refusal, any::<u32>(), 0..24_u8).prop_map(
         |((of, size, have), digest, piece, block, pieces, contacts, refusal, number, which)| match which {
             0 | 1 => Message::Join { digest: of, size, have, priority: Priority::Rollback },
             2 => Message::Join { digest: of, size, have, priority: Priority::Normal },
@@ -93,6 +93,7 @@ fn message() -> impl Strategy<Value = Message> {
             19 => Message::Introduce { digest, peers: contacts, millis: number },
             20 => Message::Gates { gates: contacts },
             21 => Message::Census { digest, pieces, except: vec![PeerId(1)] },
+            22 => Message::Await { digest },
             _ => {
                 let pieces = pieces.into_iter().map(|piece| (piece, number % 2)).collect();
                 Message::Holders { digest, pieces, stale_millis: number % 5_000, settled: number % 3 > 0 }

@@ -337,6 +337,9 @@ fn a_slot_that_is_kept_for_one_who_may_not_come_stands_before_nobody() {
     let (first, second) = conns.split_at(slots);
     assert!(first.iter().all(|conn| ask(&mut world, *conn)));
     assert!(!second.iter().any(|conn| ask(&mut world, *conn)), "all slots are taken");
+    for conn in second {
+        world.says(*conn, Message::Await { digest: shape().digest() });
+    }
     for conn in first {
         world.input(Input::Sent(*conn, PIECE as u32));
     }
@@ -344,6 +347,35 @@ fn a_slot_that_is_kept_for_one_who_may_not_come_stands_before_nobody() {
     assert_eq!(ready, slots, "each slot is offered");
     assert!(first.iter().all(|conn| ask(&mut world, *conn)), "those who were told to come did not");
     assert!(second.iter().all(|conn| ask(&mut world, *conn)), "and when they do, there is room");
+}
+
+/// `Ready` is for those who have nobody else to ask: most of those who are told `Busy` do, and pass.
+#[test]
+fn a_node_waits_for_a_busy_neighbour_when_it_has_nobody_else_to_ask() {
+    let mut world = World::new(&[]);
+    world.start();
+    let (one, other) = (neighbour(&mut world, 10, &[3]), neighbour(&mut world, 11, &[3]));
+    let digest = shape().digest();
+    let asked = |outputs: Vec<Output>| requests(outputs).first().map(|(conn, piece, _)| (*conn, *piece));
+    assert_eq!(asked(world.take()), Some((one, 3)));
+    let busy = Message::Busy { digest, piece: 3, block: 0, count: 1 };
+    world.says(one, busy.clone());
+    let outputs = world.take();
+    let waits = |outputs: &[Output]| -> Vec<ConnId> {
+        let waits = outputs.iter().filter_map(|output| match output {
+            Output::Send(conn, Message::Await { .. }) => Some(*conn),
+            _ => None,
+        });
+        waits.collect()
+    };
+    assert_eq!(waits(&outputs), [], "there is another to ask");
+    assert_eq!(asked(outputs), Some((other, 3)));
+    world.says(other, busy);
+    assert_eq!(waits(&world.take()), [one, other]);
+    world.says(one, Message::Have { digest, pieces: vec![4], count: 2 });
+    assert_eq!(waits(&world.take()), [], "it waits already");
+    world.says(one, Message::Ready { digest });
+    assert_eq!(asked(world.take()).map(|(conn, _)| conn), Some(one));
 }
 
 /// Most pieces are with no neighbour at first, and come to them by themselves. When all the nodes of a large swarm looked for their

@@ -182,7 +182,7 @@ proptest! {
 }
 
 /// How many kinds of message there are.
-const KINDS: usize = 21;
+const KINDS: usize = 22;
 
 /// The number of a message's kind. A new kind wants a number, [`KINDS`] one more, and seeds.
 fn kind(message: &Message) -> usize {
@@ -208,6 +208,7 @@ fn kind(message: &Message) -> usize {
         Message::Introduce { .. } => 18,
         Message::Gates { .. } => 19,
         Message::Ping => 20,
+        Message::Await { .. } => 21,
     }
 }
 
@@ -272,6 +273,7 @@ fn frames() -> Vec<(&'static str, Frame)> {
         ("introduce", Message::Introduce { digest, peers: vec![contact(1), contact(2)], millis: 1_000 }),
         ("gates", Message::Gates { gates: vec![contact(100)] }),
         ("ping", Message::Ping),
+        ("await", Message::Await { digest }),
     ];
     frames.extend(messages.map(|(name, message)| (name, Frame::Control(message))));
     frames
@@ -459,6 +461,7 @@ fn scripts() -> Vec<(&'static str, &'static str, Vec<Step>)> {
                 badly(0),
                 Say(2, Message::Cancel { digest: one, piece: 0, block: 0 }),
                 Say(2, Message::Pass { digest: one }),
+                Say(2, Message::Await { digest: one }),
                 Say(2, Message::Leave { digest: one }),
                 pass(1_000),
                 Leave(0),

@@ -2,11 +2,16 @@
 
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use smallvec::{SmallVec, smallvec};
+
+/// Words of a set that lie within it: those of an artifact of 10 GiB. A node looks at one bit of each neighbour's set for each piece that
+/// it announces or hears of, and mostly waits for memory.
+const INLINE: usize = 20;
 
 /// A set of pieces of one artifact. Bits past the length are always clear.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Bitfield {
-    words: Vec<u64>,
+    words: SmallVec<[u64; INLINE]>,
     len: u32,
     ones: u32,
 }
@@ -14,12 +19,12 @@ pub struct Bitfield {
 impl Bitfield {
     /// The empty set over `len` pieces.
     pub fn new(len: u32) -> Self {
-        Self { words: vec![0; len.div_ceil(64) as usize], len, ones: 0 }
+        Self { words: smallvec![0; len.div_ceil(64) as usize], len, ones: 0 }
     }
 
     /// All `len` pieces.
     pub fn full(len: u32) -> Self {
-        let mut words = vec![u64::MAX; len.div_ceil(64) as usize];
+        let mut words: SmallVec<[u64; INLINE]> = smallvec![u64::MAX; len.div_ceil(64) as usize];
         if let (Some(last), true) = (words.last_mut(), !len.is_multiple_of(64)) {
             *last = (1 << (len % 64)) - 1;
         }
@@ -108,7 +113,7 @@ impl Bitfield {
             return None;
         }
         let word = |chunk: &[u8]| chunk.iter().rev().fold(0_u64, |word, byte| word << 8 | u64::from(*byte));
-        let words: Vec<u64> = bytes.chunks(8).map(word).collect();
+        let words: SmallVec<[u64; INLINE]> = bytes.chunks(8).map(word).collect();
         let stray = words.last().is_some_and(|last| !len.is_multiple_of(64) && last >> (len % 64) != 0);
         let ones = words.iter().map(|word| word.count_ones()).sum();
         (!stray).then_some(Self { words, len, ones })

@@ -147,7 +147,7 @@ pub enum Message {
         /// Which block of it.
         block: u32,
     },
-    /// All slots are taken: the request is dropped, and `Ready` comes when there is a slot.
+    /// All slots are taken: the request is dropped. Whoever has nobody else to ask says `Await`.
     Busy {
         /// Of what.
         digest: Digest,
@@ -270,6 +270,11 @@ pub enum Message {
     },
     /// Keeps an idle connection open.
     Ping,
+    /// Node to node, after `Busy`: there is nobody else to ask. Say `Ready` when there is a slot.
+    Await {
+        /// For what.
+        digest: Digest,
+    },
 }
 
 impl Message {

@@ -61,8 +61,8 @@ pub struct Settings {
     /// How long verified pieces wait to be announced together, at least...
     #[serde(with = "friendly")]
     pub have_delay: Duration,
-    /// ...and at most: in between, a 64th of the time since the node began to fetch. What that costs is as little of the whole; at the
-    /// start, when pieces must multiply, nothing waits.
+    /// ...and at most: in between, a 64th of the time since the node began to fetch, or of the time that it will still take, whichever is
+    /// less. At the start pieces must multiply, and at the end somebody waits for each; in between it costs nothing.
     #[serde(with = "friendly")]
     pub max_have_delay: Duration,
     /// How often what got lost is looked for.
@@ -91,7 +91,7 @@ impl Default for Settings {
         Self {
             degree: 32,
             max_links: 96,
-            slots: 8,
+            slots: 6,
             max_outstanding: 32 << 20,
             ahead: Duration::from_millis(330),
             max_outstanding_per_link: 4 << 20,
@@ -126,7 +126,7 @@ pub struct Peer<B = Bytes> {
     dials: BTreeMap<Addr, Dial>,
     quarantine: BTreeMap<PeerId, Instant>,
     slots: Vec<Slot>,
-    /// Neighbours that were told `Busy`.
+    /// Neighbours that were told `Busy` and have nobody else to ask.
     waiting: Vec<Waiting>,
     /// Bytes asked for and not yet received.
     outstanding: u64,
@@ -402,12 +402,13 @@ impl<B: Payload> Peer<B> {
                 self.request(at, digest, piece, block, count, now);
             }
             (Role::Node, Message::Cancel { digest, piece, block }) => self.cancelled(conn, &digest, piece, block, now),
+            (Role::Node, Message::Await { digest }) => self.awaited(at, digest, now),
             (Role::Node, Message::Pass { digest }) => self.passed(conn, &digest, now),
             (Role::Node, Message::Ready { digest }) => self.ready(at, &digest, now),
             (Role::Node, Message::Busy { digest, piece, block, count }) => {
                 let until = now + self.settings.busy_retry;
                 if let Some(remote) = self.links[at].remote_mut(&digest) {
-                    remote.ask_after = until;
+                    (remote.ask_after, remote.awaited) = (until, false);
                 }
                 self.unanswered(at, &digest, piece, block, count, now);
             }
@@ -444,7 +445,8 @@ impl<B: Payload> Peer<B> {
             return self.close(conn, format!("another size for artifact {}", digest.short()), now);
         }
         let before = self.links[at].remote(&digest).map(|remote| remote.has.clone());
-        let remote = Remote { shape, count: has.count(), has: has.clone(), priority, ask_after: Instant::ZERO };
+        let remote =
+            Remote { shape, count: has.count(), has: has.clone(), priority, ask_after: Instant::ZERO, awaited: false };
         if !self.links[at].join(remote) {
             return self.close(conn, "more artifacts than a connection carries", now);
         }
@@ -489,10 +491,12 @@ impl<B: Payload> Peer<B> {
                 *count = count.saturating_add(1);
             }
         }
-        let (asks, count, conn) = (remote.ask_after <= now && !self.held_back, remote.count, self.links[at].conn);
+        let (is_busy, count, conn) = (remote.ask_after > now, remote.count, self.links[at].conn);
         self.note_waiting(conn, digest, count, None);
-        if asks {
-            self.fill(at, now);
+        match (self.held_back, is_busy) {
+            (true, _) => {}
+            (false, true) => self.await_slot(at, now),
+            (false, false) => self.fill(at, now),
         }
     }
 

@@ -17,7 +17,7 @@ use super::message::{Block, Hello, Message};
 use super::shape::MAX_BLOCK;
 
 /// The version of the protocol. Members of two versions do not talk.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// Bytes of the length and the kind.
 pub const HEADER: usize = 5;
 /// The longest control frame's body: the set of the pieces of the largest artifact fits 16 times.
@@ -205,7 +205,7 @@ mod tests {
             PackedBits::from(&bits)
         });
         (digest, list, contacts, refusal, bits, any::<(u64, u32, u32, u16, u8)>()).prop_map(
-            |(digest, pieces, gates, refusal, have, (size, piece, block, wanted, which))| match which % 14 {
+            |(digest, pieces, gates, refusal, have, (size, piece, block, wanted, which))| match which % 15 {
                 0 => Message::Join { digest, size, have, priority: Priority::Rollback },
                 1 => Message::Have { digest, pieces, count: block },
                 2 => Message::Request { digest, piece, block, count: block / 2 },
@@ -222,6 +222,7 @@ mod tests {
                     let pieces = pieces.into_iter().map(|piece| (piece, block)).collect();
                     Message::Holders { digest, pieces, stale_millis: piece, settled: size % 2 == 0 }
                 }
+                13 => Message::Await { digest },
                 _ => Message::Ping,
             },
         )

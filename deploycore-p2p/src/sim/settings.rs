@@ -85,7 +85,7 @@ impl Settings {
     }
 
     /// What travels as one. A block is outstanding in full until its last byte comes: where it is a whole piece that would else be several
-    /// blocks, twice as many bytes are outstanding from as many sources.
+    /// blocks, twice as many bytes are outstanding from as many sources, and a machine serves a third more of them at once.
     pub fn set_max_block(&mut self, max_block: u32) {
         (self.peer.max_block, self.gate.max_block) = (max_block, max_block);
         let usual = peer::Settings::default();
@@ -93,6 +93,7 @@ impl Settings {
         let times = if larger { 2 } else { 1 };
         self.peer.max_outstanding = usual.max_outstanding * u64::from(times);
         self.peer.ahead = usual.ahead * times;
+        self.peer.slots = if larger { usual.slots + usual.slots / 3 } else { usual.slots };
     }
 
     /// The shortest time in which all machines can have the artifact, and what makes it so: a machine's link, the store's, or

@@ -87,7 +87,23 @@ impl<B: Payload> Peer<B> {
                 self.fill(at, now);
             }
             if self.held_back {
-                break;
+                return;
+            }
+        }
+        for at in 0..self.links.len() {
+            self.await_slot(at, now);
+        }
+    }
+
+    /// There is room to ask for more, and nobody to ask: a neighbour that is busy is asked to say when it is not.
+    pub(super) fn await_slot(&mut self, at: usize, now: Instant) {
+        let link = &mut self.links[at];
+        for remote in link.remotes.iter_mut().filter(|remote| remote.ask_after > now && !remote.awaited) {
+            let digest = remote.shape.digest();
+            let own = self.artifacts.iter().find(|artifact| artifact.shape.digest() == digest);
+            if own.is_some_and(|artifact| remote.has.exceeds(&artifact.taken)) {
+                remote.awaited = true;
+                self.outputs.push_back(Output::Send(link.conn, Message::Await { digest }));
             }
         }
     }
@@ -468,7 +484,9 @@ impl<B: Payload> Peer<B> {
             self.downloaded += len;
         }
         artifact.fresh.push(piece);
-        let delay = (now.since(artifact.since) / 64).max(self.settings.have_delay).min(self.settings.max_have_delay);
+        let (done, left) = (artifact.have.count(), artifact.have.len() - artifact.have.count());
+        let near = now.since(artifact.since).mul_f64(f64::from(left.min(done)) / f64::from(done));
+        let delay = (near / 64).max(self.settings.have_delay).min(self.settings.max_have_delay);
         self.flush_at = self.flush_at.min(now + delay);
         // The gate learns of its piece at once: the lease ends, the next one comes.
         if let Some(conn) = artifact.joined_gate

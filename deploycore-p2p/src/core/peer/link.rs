@@ -21,8 +21,10 @@ pub(super) struct Remote {
     /// How many pieces it has: more than are known one by one, because it does not name those that are here too.
     pub(super) count: u32,
     pub(super) priority: Priority,
-    /// Busy until then, or until it says `Ready`.
+    /// Busy until then, or until it says `Ready`...
     pub(super) ask_after: Instant,
+    /// ...which it was asked to do.
+    pub(super) awaited: bool,
 }
 
 /// A request under way.
@@ -40,7 +42,7 @@ pub(super) struct Ask {
 /// The connections of a node, in no order.
 #[derive(Debug, Default)]
 pub(super) struct Links {
-    links: Vec<Link>,
+    all: Vec<Link>,
     /// The connection of each, and how many bytes it is asked for: what is looked up most lies close together.
     conns: Vec<ConnId>,
     asked: Vec<u64>,
@@ -54,14 +56,14 @@ impl Links {
         if link.role == Role::Gate {
             self.gates.push(link.conn);
         }
-        self.links.push(link);
+        self.all.push(link);
     }
 
     pub(super) fn swap_remove(&mut self, at: usize) -> Link {
         let conn = self.conns.swap_remove(at);
         self.asked.swap_remove(at);
         self.gates.retain(|gate| *gate != conn);
-        self.links.swap_remove(at)
+        self.all.swap_remove(at)
     }
 
     /// Whether a connection leads to a gate.
@@ -76,7 +78,7 @@ impl Links {
 
     /// Notes a request to a neighbour.
     pub(super) fn ask(&mut self, at: usize, digest: Digest, piece: u32, block: u32, len: u32, now: Instant) {
-        let asks = &mut self.links[at].asks;
+        let asks = &mut self.all[at].asks;
         let alone = asks.is_empty();
         asks.push(Ask { digest, piece, block, len, at: now, alone });
         self.asked[at] += u64::from(len);
@@ -85,7 +87,7 @@ impl Links {
     /// Forgets one request; gives it if it was under way.
     pub(super) fn take_ask(&mut self, at: usize, digest: &Digest, piece: u32, block: u32) -> Option<Ask> {
         let same = |ask: &Ask| ask.piece == piece && ask.block == block && ask.digest == *digest;
-        let asks = &mut self.links[at].asks;
+        let asks = &mut self.all[at].asks;
         let ask = asks.remove(asks.iter().position(same)?);
         self.asked[at] -= u64::from(ask.len);
         Some(ask)
@@ -93,14 +95,14 @@ impl Links {
 
     /// Forgets the requests that a condition holds for; gives them.
     pub(super) fn take_asks(&mut self, at: usize, gone: impl Fn(&Ask) -> bool) -> SmallVec<[Ask; 2]> {
-        let taken: SmallVec<[Ask; 2]> = self.links[at].asks.extract_if(.., |ask| gone(ask)).collect();
+        let taken: SmallVec<[Ask; 2]> = self.all[at].asks.extract_if(.., |ask| gone(ask)).collect();
         self.asked[at] -= taken.iter().map(|ask| u64::from(ask.len)).sum::<u64>();
         taken
     }
 
     /// How long a request to a neighbour usually takes, queueing included.
     pub(super) fn expected(&self, at: usize) -> Option<Duration> {
-        let link = &self.links[at];
+        let link = &self.all[at];
         (link.rate > 0.0).then(|| {
             let queue = Duration::from_secs_f64((self.asked[at] as f64 / link.rate).min(3600.0));
             queue + link.latency.unwrap_or_default()
@@ -113,24 +115,24 @@ impl Links {
     }
 
     pub(super) fn of(&self, conn: ConnId) -> Option<&Link> {
-        self.position(conn).map(|at| &self.links[at])
+        self.position(conn).map(|at| &self.all[at])
     }
 
     pub(super) fn of_mut(&mut self, conn: ConnId) -> Option<&mut Link> {
-        self.position(conn).map(|at| &mut self.links[at])
+        self.position(conn).map(|at| &mut self.all[at])
     }
 }
 
 impl Deref for Links {
     type Target = [Link];
     fn deref(&self) -> &[Link] {
-        &self.links
+        &self.all
     }
 }
 
 impl DerefMut for Links {
     fn deref_mut(&mut self) -> &mut [Link] {
-        &mut self.links
+        &mut self.all
     }
 }
 

@@ -1,8 +1,8 @@
 //! Serving: a few neighbours at a time, those with the least first.
 //!
 //! A neighbour that is served holds a slot until it asks for nothing more, or until it begins another piece while someone with
-//! no more than it waits. Whoever finds no slot is told `Busy` and, when it is its turn, `Ready`; the slot is then kept for it
-//! for a moment. Requests of a rollback never wait.
+//! no more than it waits. Whoever finds no slot is told `Busy` and asks another; if there is none it waits, and is told `Ready` when it is
+//! its turn. The slot is then kept for it for a moment. Requests of a rollback never wait.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -35,7 +35,7 @@ pub(super) struct Slot {
     kept_until: Instant,
 }
 
-/// A neighbour that was told `Busy`, and what decides when it is its turn: kept here, for it is compared with the others at each block.
+/// A neighbour that has nobody else to ask, and what decides when it is its turn: kept here, for it is compared with the others at each block.
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub(super) conn: ConnId,
@@ -77,10 +77,6 @@ impl<B: Payload> Peer<B> {
             return self.send(conn, Message::Reject { digest, piece, block, count, refusal });
         }
         if !self.admit(conn, &digest, piece, now) {
-            if !self.waiting.iter().any(|waiting| waiting.is(conn, &digest)) {
-                let (priority, share) = (self.urgency(conn, &digest), self.share(conn, &digest));
-                self.waiting.push(Waiting { conn, digest, priority, share });
-            }
             return self.send(conn, Message::Busy { digest, piece, block, count });
         }
         if let Some(slot) = self.slots.iter_mut().find(|slot| slot.conn == conn && slot.digest == digest) {
@@ -91,6 +87,17 @@ impl<B: Payload> Peer<B> {
             slot.queue.extend((block..end).map(|block| (piece, block)));
         }
         self.serve(now);
+    }
+
+    /// A neighbour that was told `Busy` has nobody else to ask.
+    pub(super) fn awaited(&mut self, at: usize, digest: Digest, now: Instant) {
+        let conn = self.links[at].conn;
+        let serves = self.artifact(&digest).is_some() && self.links[at].remote(&digest).is_some();
+        if serves && !self.waiting.iter().any(|waiting| waiting.is(conn, &digest)) {
+            let (priority, share) = (self.urgency(conn, &digest), self.share(conn, &digest));
+            self.waiting.push(Waiting { conn, digest, priority, share });
+            self.serve(now);
+        }
     }
 
     /// Whether the request may enter a slot; makes one if there is room.
@@ -155,7 +162,7 @@ impl<B: Payload> Peer<B> {
     pub(super) fn ready(&mut self, at: usize, digest: &Digest, now: Instant) {
         let conn = self.links[at].conn;
         if let Some(remote) = self.links[at].remote_mut(digest) {
-            remote.ask_after = Instant::ZERO;
+            (remote.ask_after, remote.awaited) = (Instant::ZERO, false);
         }
         self.fill(at, now);
         if !self.links[at].asks.iter().any(|ask| ask.digest == *digest) {
