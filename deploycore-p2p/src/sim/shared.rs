@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::Serialize;
+
 use super::Report;
 
 /// For so many seconds after the second artifact's start it is told what was received of each.
@@ -25,7 +27,7 @@ impl Shared {
 }
 
 /// One second of all machines that were fetching the second artifact until its end.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Second {
     /// How many machines these are.
     pub machines: usize,

@@ -26,7 +26,7 @@ pub(super) struct Row {
     second_ratio_max: Option<f64>,
     /// How the artifacts shared each of the first seconds after the second one's start.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    second_shares: Vec<Share>,
+    second_shares: Vec<Second>,
     store_copies: f64,
     pub(super) incomplete: usize,
     wasted_bytes: u64,
@@ -34,14 +34,6 @@ pub(super) struct Row {
     events: u64,
     cpu_seconds: f64,
     wall_seconds: f64,
-}
-
-/// The second artifact's part of what the machines received in a second, of those that were fetching it until the second's end.
-#[derive(Debug, Clone, Copy, Serialize)]
-struct Share {
-    machines: usize,
-    share: f64,
-    least: f64,
 }
 
 /// What came of a region.
@@ -74,7 +66,7 @@ pub(super) fn simulate(options: &Options, region: usize) -> Outcome {
         ratio_max: report.ratio_max(),
         healthy_ratio_max: report.ratio_of(1.0, times),
         second_ratio_max: settings.second.map(|_| report.ratio_of(1.0, report.second.iter().flatten().copied())),
-        second_shares: shares(&report),
+        second_shares: report.seconds(),
         store_copies: report.store_bytes as f64 / settings.size as f64,
         incomplete: incomplete(&settings, &report),
         wasted_bytes: report.wasted,
@@ -84,10 +76,6 @@ pub(super) fn simulate(options: &Options, region: usize) -> Outcome {
         wall_seconds,
     };
     Outcome { row, completions: completions(&settings, &report), stuck: report.stuck }
-}
-
-fn shares(report: &Report) -> Vec<Share> {
-    report.seconds().into_iter().map(|Second { machines, share, least }| Share { machines, share, least }).collect()
 }
 
 fn incomplete(settings: &Settings, report: &Report) -> usize {
@@ -161,7 +149,8 @@ const SHARE_COLUMNS: [&str; 5] = ["region", "second", "machines", "share", "leas
 /// Prints a table, a line a region, and below it how two artifacts shared the bandwidth, a line a region and second.
 pub(super) fn print<'a>(mut out: impl Write, rows: impl Iterator<Item = &'a Row> + Clone) -> io::Result<()> {
     print_table(&mut out, COLUMNS, rows.clone().map(Row::cells))?;
-    let shares = |row: &'a Row| row.second_shares.iter().enumerate().map(|(at, share)| share.cells(row.region, at));
+    let shares =
+        |row: &'a Row| row.second_shares.iter().enumerate().map(|(at, second)| share_cells(row.region, at, second));
     if rows.clone().any(|row| !row.second_shares.is_empty()) {
         writeln!(out)?;
         print_table(&mut out, SHARE_COLUMNS, rows.flat_map(shares))?;
@@ -169,11 +158,10 @@ pub(super) fn print<'a>(mut out: impl Write, rows: impl Iterator<Item = &'a Row>
     out.flush()
 }
 
-impl Share {
-    fn cells(self, region: usize, second: usize) -> [String; SHARE_COLUMNS.len()] {
-        let percent = |share: f64| format!("{:.1} %", share * 100.0);
-        [region.to_string(), second.to_string(), self.machines.to_string(), percent(self.share), percent(self.least)]
-    }
+fn share_cells(region: usize, at: usize, second: &Second) -> [String; SHARE_COLUMNS.len()] {
+    let percent = |share: f64| format!("{:.1} %", share * 100.0);
+    let Second { machines, share, least } = *second;
+    [region.to_string(), at.to_string(), machines.to_string(), percent(share), percent(least)]
 }
 
 fn print_table<const N: usize>(
