@@ -281,6 +281,9 @@ impl World {
             Event::Opened { at, conn, with, dialed } => {
                 if self.connections.is_open(conn) {
                     self.opened(at, conn, with, dialed);
+                } else if let Some(addr) = dialed {
+                    // It ended before it had begun.
+                    self.peer_input(at, peer::Input::ConnectFailed(addr));
                 }
             }
             Event::Closed(at, conn) => self.closed(at, conn),
