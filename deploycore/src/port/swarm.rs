@@ -93,8 +93,8 @@ impl Priority {
 
 /// Limits of a machine's part in the swarm, or of one artifact's: of the fetch, and of the serving that comes with it. Both hold at once.
 ///
-/// Over any time, a limit lets through as much as it says, and a twentieth of a second's worth and one block (1 MiB) more at
-/// the most. 0 lets nothing through; without a limit, as much as there is.
+/// Over any time, as much is asked for, or sent, as a limit says, and a twentieth of a second's worth and one block (1 MiB) more at
+/// the most; what others are slow to bring may come bunched. 0 lets nothing through; without a limit, as much as there is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {

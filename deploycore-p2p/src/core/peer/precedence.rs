@@ -87,7 +87,8 @@ impl Precedence {
         (self.urgent, self.moved, self.looked_at) = (0, 0, now);
         self.best = moved.max(self.best * FADING);
         self.begun &= moving || now < self.held_until;
-        if !self.begun || urgent >= self.best * USED {
+        let used = urgent > 0.0 && urgent >= self.best * USED;
+        if !self.begun || used {
             self.used_at = now;
         } else if now.since(self.used_at) >= PATIENCE {
             (self.begun, self.open_until) = (false, now + PATIENCE);
@@ -127,6 +128,19 @@ mod tests {
         let slow = open(5);
         assert_eq!(slow.first(), Some(&2_500), "{slow:?}");
         assert!((12..=20).contains(&slow.len()), "about half of the time: {slow:?}");
+    }
+
+    /// Nothing else has moved yet, to compare it with.
+    #[test]
+    fn others_do_not_wait_for_one_that_never_moves() {
+        let mut precedence = Precedence::new(at(0));
+        let mut holds = |millis| {
+            precedence.begin(at(millis));
+            precedence.look(true, at(millis));
+            precedence.holds(true, at(millis)).is_some()
+        };
+        let held: Vec<u64> = (250..4_250).step_by(250).filter(|millis| holds(*millis)).collect();
+        assert_eq!(held, (250..2_250).step_by(250).collect::<Vec<_>>());
     }
 
     #[test]
