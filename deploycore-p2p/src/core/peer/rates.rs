@@ -73,7 +73,9 @@ impl<B: Payload> Peer<B> {
 
     /// Gives back what was taken for nothing.
     pub(super) fn give_back_rate(&mut self, artifact: usize, way: Way, bytes: u64) {
-        let artifact = &mut self.artifacts[artifact].rates;
-        self.rates.of(way).into_iter().chain(artifact.of(way)).for_each(|bucket| bucket.give_back(bytes));
+        if self.is_limited(&self.artifacts[artifact], way) {
+            let artifact = &mut self.artifacts[artifact].rates;
+            self.rates.of(way).into_iter().chain(artifact.of(way)).for_each(|bucket| bucket.give_back(bytes));
+        }
     }
 }
