@@ -8,6 +8,7 @@ pub mod command;
 mod network;
 mod queue;
 mod settings;
+mod shared;
 mod traffic;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ use fastrand::Rng;
 use self::network::{Connections, Pipe};
 use self::queue::Queue;
 pub use self::settings::{Partition, Report, Settings};
+pub use self::shared::{SHARED_SECONDS, Second, Shared};
 use self::traffic::Inbox;
 use crate::core::bitfield::Bitfield;
 use crate::core::gate::{self, Gate, Record};
@@ -116,6 +118,8 @@ struct World {
     connections: Connections,
     inboxes: Vec<Inbox>,
     completed: Vec<Vec<Option<Duration>>>,
+    /// What each machine received by second since the second artifact's start.
+    shared: Vec<Vec<Shared>>,
     /// The verified pieces of machines that died and will start again.
     kept: BTreeMap<Place, Vec<Bitfield>>,
     store_bytes: u64,
@@ -180,6 +184,7 @@ impl World {
             connections: Connections::default(),
             inboxes: (0..machines).map(|_| Inbox::default()).collect(),
             completed: vec![vec![None; machines]; shapes.len()],
+            shared: settings.second.map_or_else(Vec::new, |_| vec![vec![Shared::default(); SHARED_SECONDS]; machines]),
             kept: BTreeMap::new(),
             store_bytes: 0,
             wasted: 0,
@@ -276,6 +281,9 @@ impl World {
             Event::Opened { at, conn, with, dialed } => {
                 if self.connections.is_open(conn) {
                     self.opened(at, conn, with, dialed);
+                } else if let Some(addr) = dialed {
+                    // It ended before it had begun.
+                    self.peer_input(at, peer::Input::ConnectFailed(addr));
                 }
             }
             Event::Closed(at, conn) => self.closed(at, conn),
@@ -299,6 +307,7 @@ impl World {
             }
             Event::Block(at, conn, block) => {
                 if self.connections.is_open(conn) {
+                    self.count_shared(at, &block);
                     self.peer_input(at, peer::Input::Block(conn, block));
                 }
             }
@@ -347,7 +356,8 @@ impl World {
     fn fetch(&mut self, machine: Place, artifact: usize, have: Option<Bitfield>) {
         let shape = self.shapes[artifact];
         let have = have.unwrap_or_else(|| Bitfield::new(shape.pieces()));
-        let (priority, limits) = (Priority::Normal, Limits::default());
+        let priority = if artifact == 1 { self.settings.second_priority } else { Priority::Normal };
+        let limits = Limits::default();
         self.peer_input(machine, peer::Input::Start { shape, have, priority, limits });
     }
 
@@ -361,6 +371,15 @@ impl World {
 
     fn wasted_by(&self, peer: &Peer<Token>) -> u64 {
         self.shapes.iter().filter_map(|shape| Some(peer.progress(&shape.digest())?.wasted)).sum()
+    }
+
+    fn count_shared(&mut self, machine: Place, block: &Block<Token>) {
+        let Some(start) = self.settings.second.map(Instant::at).filter(|start| *start <= self.now) else { return };
+        let second = self.now.since(start).as_secs() as usize;
+        if let Some(shared) = self.shared[machine].get_mut(second) {
+            let first = block.digest == self.shapes[0].digest();
+            *if first { &mut shared.first } else { &mut shared.second } += u64::from(block.data.len);
+        }
     }
 
     fn artifact(&self, digest: &Digest) -> Option<usize> {
@@ -492,6 +511,7 @@ impl World {
             quarantined: self.settings.corrupt.iter().filter(found).count(),
             events,
             stuck: self.stuck(),
+            shared: std::mem::take(&mut self.shared),
             second: if self.completed.len() > 1 { self.completed.remove(1) } else { Vec::new() },
             completed: self.completed.remove(0),
         }

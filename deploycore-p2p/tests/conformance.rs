@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use async_trait::async_trait;
 use deploycore::conformance::swarm::{Region, Regions};
 use deploycore::model::{Digest, Manifest, RegionName};
-use deploycore::port::swarm::{Error, Fetch, FetchRequest, SwarmStats};
+use deploycore::port::swarm::{Error, Fetch, FetchRequest, Limits, Priority, SwarmStats};
 use deploycore::port::{ArtifactStore, PeerSwarm};
 use deploycore_p2p::{Gate, GateSettings, Node, NodeSettings, Security, Tracker, TrackerSettings};
 use tempfile::TempDir;
@@ -82,6 +82,14 @@ impl PeerSwarm for Machine {
 
     async fn leave(&self, digest: &Digest) -> Result<(), Error> {
         self.node.leave(digest).await
+    }
+
+    async fn adjust(&self, digest: &Digest, priority: Priority, limits: Limits) -> Result<(), Error> {
+        self.node.adjust(digest, priority, limits).await
+    }
+
+    async fn limit(&self, limits: Limits) -> Result<(), Error> {
+        self.node.limit(limits).await
     }
 
     async fn stats(&self) -> Result<SwarmStats, Error> {

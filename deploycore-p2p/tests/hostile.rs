@@ -32,6 +32,8 @@ enum Step {
     Say(u64, Message),
     Block(u64, usize, u32, u32, usize),
     Start(usize, u64),
+    /// Adjusts an artifact, or the node's limits.
+    Adjust(Option<usize>, Priority, Limits),
     Stop(usize),
     /// Answers what the machine wanted done, well or badly.
     Answer(bool),
@@ -102,6 +104,15 @@ fn message() -> impl Strategy<Value = Message> {
     )
 }
 
+fn priority() -> impl Strategy<Value = Priority> {
+    prop_oneof![Just(Priority::Normal), Just(Priority::High), Just(Priority::Rollback)]
+}
+
+fn limits() -> impl Strategy<Value = Limits> {
+    let rate = || prop_oneof![3 => Just(None), 1 => (0..1_u64 << 24).prop_map(Some), 1 => any::<u64>().prop_map(Some)];
+    (rate(), rate(), rate()).prop_map(|(ingress, egress, disk)| Limits { ingress, egress, disk })
+}
+
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let role = prop_oneof![3 => Just(Role::Node), 1 => Just(Role::Tracker), 1 => Just(Role::Gate)];
     let which = 0..SIZES.len();
@@ -112,6 +123,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => (1..7_u64, which.clone(), pieces(), 0..9_u32, prop_oneof![Just(0_usize), Just(256 << 10), Just(1 << 20)])
             .prop_map(|(conn, which, piece, block, len)| Step::Block(conn, which, piece, block, len)),
         2 => (which.clone(), any::<u64>()).prop_map(|(which, have)| Step::Start(which, have)),
+        2 => (prop::option::of(which.clone()), priority(), limits())
+            .prop_map(|(which, priority, limits)| Step::Adjust(which, priority, limits)),
         1 => which.prop_map(Step::Stop),
         8 => any::<bool>().prop_map(Step::Answer),
         4 => (0..3_000_u64).prop_map(Step::Pass),
@@ -193,6 +206,10 @@ proptest! {
                     let (priority, limits) = (Priority::Normal, Limits::default());
                     Some(peer::Input::Start { shape, have, priority, limits })
                 }
+                Step::Adjust(Some(which), priority, limits) => {
+                    Some(peer::Input::Adjust(digest(which), priority, limits))
+                }
+                Step::Adjust(None, _, limits) => Some(peer::Input::Limit(limits)),
                 Step::Stop(which) => Some(peer::Input::Stop(digest(which))),
                 Step::Answer(well) => todo.pop().and_then(|output| answer(output, well, &mut dials)),
                 Step::Pass(millis) => {

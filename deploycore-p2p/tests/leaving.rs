@@ -118,7 +118,7 @@ async fn leaving_waits_for_what_an_abandoned_fetch_still_writes() {
     let digest = region.store.manifest.digest();
     let files = SlowFiles::new(9);
     let node = node(&region, Arc::clone(&files)).await;
-    let slow = Limits { ingress: Some(4 << 20), egress: None };
+    let slow = Limits { ingress: Some(4 << 20), egress: None, disk: None };
     let fetch = region.fetch_limited(&node, "m", slow).await;
     in_time(async {
         while !files.writing.load(Ordering::SeqCst) {
@@ -146,7 +146,7 @@ async fn a_fetch_that_comes_while_an_abandoned_one_ends_goes_on_from_it() {
     let region = Region::new(OneArtifact::new(8 << 20, 1)).await;
     let files = SlowFiles::new(9);
     let node = node(&region, Arc::clone(&files)).await;
-    let slow = Limits { ingress: Some(4 << 20), egress: None };
+    let slow = Limits { ingress: Some(4 << 20), egress: None, disk: None };
     let fetch = region.fetch_limited(&node, "m", slow).await;
     in_time(async {
         while !files.writing.load(Ordering::SeqCst) {

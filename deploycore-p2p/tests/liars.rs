@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 
 const SIZE: usize = 12 << 20;
 /// Slow enough that the liar is known before all is fetched.
-const SLOW: Limits = Limits { ingress: Some(4 << 20), egress: None };
+const SLOW: Limits = Limits { ingress: Some(4 << 20), egress: None, disk: None };
 
 /// How a member lies. Each says that it has all pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -37,7 +37,7 @@ async fn eight_nodes_read_the_store_once() {
     assert_eq!((stats.seeding, stats.fetching, stats.downloaded), (1, 0, 24 << 20));
 }
 
-const SLOW: Limits = Limits { ingress: Some(8 << 20), egress: None };
+const SLOW: Limits = Limits { ingress: Some(8 << 20), egress: None, disk: None };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_that_restarts_goes_on_from_what_it_verified() {
@@ -171,7 +171,7 @@ async fn equal_fetches_join_and_the_last_one_dropped_stops() {
     trace();
     let region = Region::new(OneArtifact::new(8 << 20, 7)).await;
     let node = region.node("m").await;
-    let slow = Limits { ingress: Some(1 << 20), egress: None };
+    let slow = Limits { ingress: Some(1 << 20), egress: None, disk: None };
     let (one, two) = (region.fetch_limited(&node, "m", slow).await, region.fetch_limited(&node, "m", slow).await);
     drop(one);
     assert_eq!(node.service.stats().await.unwrap().fetching, 1);

@@ -314,7 +314,9 @@ fn the_gate_is_told_when_a_neighbour_brings_a_leased_piece() {
 fn neighbour(world: &mut World, peer: u64, pieces: &[u32]) -> ConnId {
     let conn = world.connect(peer, Role::Node, None);
     let mut have = Bitfield::new(PIECES);
-    pieces.iter().for_each(|piece| _ = have.insert(*piece));
+    for piece in pieces {
+        have.insert(*piece);
+    }
     let (digest, size) = (shape().digest(), shape().size());
     world.says(conn, Message::Join { digest, size, have: PackedBits::from(&have), priority: Priority::Normal });
     conn

@@ -15,8 +15,9 @@ fn swarm_sim(args: &str) -> Output {
 fn results(folder: &Path, more: &str) -> Value {
     let file = folder.join("out.json");
     let output = swarm_sim(&format!(
-        "--machines 40 --regions 2 --size 8MiB --down 10MiB/s --up 10MiB/s --json {} {more}",
-        file.display()
+        "--machines 40 --regions 2 --down 10MiB/s --up 10MiB/s --json {} {more} {}",
+        file.display(),
+        if more.contains("--size") { "" } else { "--size 8MiB" }
     ));
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&fs::read(file).unwrap()).unwrap()
@@ -58,6 +59,7 @@ fn two_regions_are_told_in_full() {
             assert_eq!(region[field], 0, "{field}");
         }
         assert!(region["wasted_bytes"].is_u64() && region.get("second_ratio_max").is_none());
+        assert!(region.get("second_shares").is_none());
     }
     let plot = fs::read_to_string(plot).unwrap();
     assert!(plot.starts_with("<svg"), "{plot}");
@@ -107,6 +109,14 @@ fn each_fault_costs_what_it_should() {
     let second = region("--second 5s");
     assert!((1.0..2.0).contains(&ratio(&second, "second_ratio_max")), "{second}");
     assert!((2.0..2.4).contains(&ratio(&second, "store_copies")), "{second}");
+    assert!(second.get("second_shares").is_none(), "it took less than a second: {second}");
+    let share = |priority: &str| {
+        let region = region(&format!("--size 64MiB --block 256KiB --second 2s --second-priority {priority}"));
+        assert_eq!(region["second_shares"][2]["machines"], 20, "{region}");
+        ratio(&region["second_shares"][2], "share")
+    };
+    let [normal, high, rollback] = ["normal", "high", "rollback"].map(share);
+    assert!((0.4..0.6).contains(&normal) && (0.7..0.9).contains(&high) && rollback > 0.9, "{normal} {high} {rollback}");
     let fast = region("--spread 100%:2");
     assert!(ratio(&fast, "ratio_p50") < 1.0, "the bound is that of the common rate: {fast}");
 }

@@ -16,7 +16,7 @@ use deploycore::model::{
     Origin, Port, Readiness, RegionName, Revision, RunSpec, Selector, ServiceName, ServicePhase,
 };
 use deploycore::port::goals::{self, Changes, Expect, Snapshot, Stored};
-use deploycore::port::swarm::{self, Fetch, FetchProgress, FetchRequest, FetchSummary, SwarmStats};
+use deploycore::port::swarm::{self, Fetch, FetchProgress, FetchRequest, FetchSummary, Limits, Priority, SwarmStats};
 use deploycore::port::{ArtifactStoreExt, BackendError, GoalStateStore, PeerSwarm, ReportSink};
 use futures::stream::{BoxStream, StreamExt};
 use futures::{FutureExt, TryFutureExt};
@@ -57,6 +57,14 @@ impl PeerSwarm for Clinging {
         }
         self.fetched.lock().unwrap().remove(digest);
         self.inner.leave(digest).await
+    }
+
+    async fn adjust(&self, digest: &Digest, priority: Priority, limits: Limits) -> Result<(), swarm::Error> {
+        self.inner.adjust(digest, priority, limits).await
+    }
+
+    async fn limit(&self, limits: Limits) -> Result<(), swarm::Error> {
+        self.inner.limit(limits).await
     }
 
     async fn stats(&self) -> Result<SwarmStats, swarm::Error> {

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use deploycore::conformance::swarm::{Region, Regions, cases};
 use deploycore::memory::SwarmRegion;
 use deploycore::model::{Digest, Manifest};
-use deploycore::port::swarm::{Error, Fetch, FetchRequest, FetchSummary, SwarmStats};
+use deploycore::port::swarm::{Error, Fetch, FetchRequest, FetchSummary, Limits, Priority, SwarmStats};
 use deploycore::port::{ArtifactStore, PeerSwarm};
 use futures::FutureExt;
 
@@ -23,6 +23,8 @@ deploycore::swarm_conformance!(regions);
 /// What a broken swarm does wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
+    /// It says that it adjusted what it does not have.
+    AdjustsAnything,
     /// It says that it is done when it has begun.
     EndsEarly,
     /// It begins each fetch anew.
@@ -105,6 +107,15 @@ impl PeerSwarm for Broken {
         if self.fault == Fault::StaysWhenLeaving { Ok(()) } else { self.swarm.leave(digest).await }
     }
 
+    async fn adjust(&self, digest: &Digest, priority: Priority, limits: Limits) -> Result<(), Error> {
+        let adjusted = self.swarm.adjust(digest, priority, limits).await;
+        if self.fault == Fault::AdjustsAnything { Ok(()) } else { adjusted }
+    }
+
+    async fn limit(&self, limits: Limits) -> Result<(), Error> {
+        self.swarm.limit(limits).await
+    }
+
     async fn stats(&self) -> Result<SwarmStats, Error> {
         self.swarm.stats().await
     }
@@ -119,6 +130,7 @@ async fn each_broken_swarm_fails_the_case_that_names_its_fault() {
         (Fault::SeedsUnverified, "seed::a_damaged_file_is_refused"),
         (Fault::StaysWhenLeaving, "leave::leaving_stops_a_fetch"),
         (Fault::IgnoresConflicts, "fetch::a_second_fetch_to_another_place_is_a_conflict"),
+        (Fault::AdjustsAnything, "adjust::what_is_not_here_cannot_be_adjusted"),
         (Fault::KeepsWriting, "fetch::nothing_holds_the_file_open_for_writing"),
     ];
     let cases = cases();

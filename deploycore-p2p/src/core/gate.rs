@@ -5,6 +5,8 @@
 //! the leases it covers go out when [`Input::Persisted`] acknowledges it. A gate that is killed has therefore counted at least
 //! what it served.
 //!
+//! The leases of a rollback come first: the more of those that it may have are under way, the fewer others get, down to one.
+//!
 //! A piece is leased again when
 //!
 //! - its lease ended without the piece arriving (the node died, or took several times as long as others), as long as the
@@ -32,7 +34,7 @@ use super::time::Instant;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Leases under way at once, for one artifact. Enough to fill the store's link; more would make each piece come later.
+    /// Leases under way at once, for one artifact; fewer while those of a rollback are. Enough to fill the store's link; more would make each piece come later.
     pub max_leases: u32,
     /// The shortest lease.
     #[serde(with = "friendly")]
@@ -237,9 +239,20 @@ impl Gate {
             self.tick(now);
             self.tick_at = now + self.settings.tick;
         }
-        for entry in self.artifacts.values_mut() {
-            if let Entry::Serving(artifact) = entry {
-                artifact.work(&self.settings, &self.trackers, now, &mut self.outputs);
+        self.work(now);
+    }
+
+    /// Lets each artifact grant what it may: rollbacks first, the others what those leave.
+    fn work(&mut self, now: Instant) {
+        let mut left = 1.0_f64;
+        for rollback in [true, false] {
+            let part = left;
+            for entry in self.artifacts.values_mut() {
+                let Entry::Serving(artifact) = entry else { continue };
+                if artifact.is_rollback() == rollback {
+                    artifact.work(&self.settings, part, &self.trackers, now, &mut self.outputs);
+                    left = left.min(artifact.leaves(&self.settings));
+                }
             }
         }
     }
@@ -382,10 +395,10 @@ impl Gate {
                 self.outputs.push_back(Output::Send(conn, Message::Absent { digest }));
             }
             Some(Entry::Serving(artifact)) => {
-                let Message::Join { size, have, .. } = join else { return };
+                let Message::Join { size, have, priority, .. } = join else { return };
                 let fits = have.unpack(artifact.shape().pieces()).filter(|_| size == artifact.shape().size());
                 match fits {
-                    Some(have) => artifact.joined(conn, have, &self.settings, now, &mut self.outputs),
+                    Some(have) => artifact.joined(conn, have, priority, &self.settings, now, &mut self.outputs),
                     None => self.close(conn, format!("another size for artifact {}", digest.short())),
                 }
             }

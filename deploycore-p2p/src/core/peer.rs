@@ -10,6 +10,10 @@ mod download;
 mod io;
 mod link;
 mod membership;
+mod precedence;
+mod rates;
+mod share;
+mod turns;
 mod upload;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -26,11 +30,14 @@ use self::artifact::Artifact;
 pub use self::io::{Input, Output, Progress, Totals};
 use self::link::{Link, Links, Remote};
 use self::membership::Dial;
+use self::precedence::Precedence;
+use self::rates::Rates;
+use self::turns::Turns;
 use self::upload::{Slot, Waiting};
 use super::bitfield::{Bitfield, PackedBits};
 use super::message::{Addr, ConnId, Contact, MAX_LIST, Message, Payload, PeerId, Refusal, Role};
 use super::shape::{MAX_BLOCK, Shape};
-use super::time::{Bucket, Instant};
+use super::time::Instant;
 
 /// How a node behaves in the swarm.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,9 +47,9 @@ pub struct Settings {
     pub degree: u16,
     /// The most connections to nodes; those beyond are refused.
     pub max_links: usize,
-    /// How many neighbours are served at the same time.
+    /// How many neighbours are served at the same time, and as many more that fetch a rollback.
     pub slots: usize,
-    /// Bytes asked for and not yet received, in all.
+    /// Bytes asked for and not yet received, of rollbacks together and of all others together.
     pub max_outstanding: u64,
     /// What arrives in this time may be asked for, within that. More would wait in the neighbours' queues, and pieces would be chosen long
     /// before they come.
@@ -50,7 +57,7 @@ pub struct Settings {
     pub ahead: Duration,
     /// Bytes asked for and not yet received, of one neighbour.
     pub max_outstanding_per_link: u64,
-    /// Bytes of pieces begun and not yet complete, in all artifacts together, apart from leased ones.
+    /// Bytes of pieces begun and not yet complete, of rollbacks together and of all others together, apart from leased ones.
     pub max_begun: u64,
     /// A request older than this is asked of someone else.
     #[serde(with = "friendly")]
@@ -79,7 +86,7 @@ pub struct Settings {
     pub idle: Duration,
     /// Whether the store may be read; if not, the node is a plain peer.
     pub reads_store: bool,
-    /// Limits of the node, all artifacts together.
+    /// Limits of the node, all artifacts together, until [`Input::Limit`] sets others.
     pub limits: Limits,
     /// Bytes of a block. Another than [`MAX_BLOCK`] is for simulators: all members must cut alike.
     #[serde(skip)]
@@ -136,14 +143,19 @@ pub struct Peer<B = Bytes> {
     rated_at: Instant,
     /// Something could be asked for, but a bound of the node stood before it.
     held_back: bool,
-    ingress: Bucket,
-    egress: Bucket,
+    rates: Rates,
+    turns_in: Turns,
+    turns_out: Turns,
+    precedence_in: Precedence,
+    precedence_out: Precedence,
+    /// Numbers the blocks that are handed to the network.
+    next_block: u64,
     downloaded: u64,
     uploaded: u64,
     tick_at: Instant,
     tend_at: Instant,
     flush_at: Instant,
-    /// When a rate limit allows more.
+    /// When a rate limit allows more, or others need no longer wait for a rollback.
     tokens_at: Instant,
     outputs: VecDeque<Output<B>>,
 }
@@ -181,8 +193,12 @@ impl<B: Payload> Peer<B> {
             rate_in: 0.0,
             rated_at: now,
             held_back: false,
-            ingress: Bucket::new(settings.limits.ingress, now),
-            egress: Bucket::new(settings.limits.egress, now),
+            rates: Rates::new(settings.limits, now),
+            turns_in: Turns::default(),
+            turns_out: Turns::default(),
+            precedence_in: Precedence::new(now),
+            precedence_out: Precedence::new(now),
+            next_block: 0,
             downloaded: 0,
             uploaded: 0,
             tick_at,
@@ -206,6 +222,11 @@ impl<B: Payload> Peer<B> {
         match input {
             Input::Start { shape, have, priority, limits } => self.start(shape, have, priority, limits, now),
             Input::Adjust(digest, priority, limits) => self.adjust(&digest, priority, limits, now),
+            Input::Limit(limits) => {
+                self.rates.set(limits, now);
+                self.fill_all(now);
+                self.serve(now);
+            }
             Input::Stop(digest) => self.stop(&digest, now),
             Input::Connected { conn, peer, incarnation, role, dialed } => {
                 self.connected(Link::new(conn, peer, incarnation, role, dialed, now), now);
@@ -316,7 +337,8 @@ impl<B: Payload> Peer<B> {
         for conn in wrong {
             self.close(conn, format!("another size for artifact {}", shape.digest().short()), now);
         }
-        let mut artifact = Artifact::new(shape, have, priority, limits, now);
+        let turns = (self.turns_in.first(), self.turns_out.first());
+        let mut artifact = Artifact::new(shape, have, priority, limits, turns, now);
         for remote in self.links.iter().filter_map(|link| link.remote(&shape.digest())) {
             artifact.count(&remote.has, true);
         }
@@ -342,28 +364,30 @@ impl<B: Payload> Peer<B> {
             return;
         };
         let artifact = &mut self.artifacts[at];
-        artifact.ingress.set_rate(limits.ingress, now);
-        artifact.egress.set_rate(limits.egress, now);
+        artifact.rates.set(limits, now);
         if artifact.priority != priority {
             artifact.priority = priority;
-            let nodes: Vec<ConnId> =
-                self.links.iter().filter(|link| link.role == Role::Node).map(|link| link.conn).collect();
-            for conn in nodes {
+            (artifact.turn_in, artifact.turn_out) = (self.turns_in.first(), self.turns_out.first());
+            let gate = artifact.joined_gate;
+            let told = |link: &&Link| link.role == Role::Node || gate == Some(link.conn);
+            let members: Vec<ConnId> = self.links.iter().filter(told).map(|link| link.conn).collect();
+            for conn in members {
                 self.send_join(conn, at);
             }
         }
         self.fill_all(now);
+        self.serve(now);
     }
 
     fn stop(&mut self, digest: &Digest, now: Instant) {
         let Some(at) = self.artifact_at(digest) else {
             return;
         };
-        self.artifacts.remove(at);
-        for at in 0..self.links.len() {
-            let asks = self.links.take_asks(at, |ask| ask.digest == *digest);
-            self.outstanding -= asks.iter().map(|ask| u64::from(ask.len)).sum::<u64>();
+        for link in 0..self.links.len() {
+            let asks = self.links.take_asks(link, |ask| ask.digest == *digest);
+            self.no_more_asked(digest, asks.iter().map(|ask| u64::from(ask.len)).sum(), false);
         }
+        self.artifacts.remove(at);
         self.slots.retain(|slot| slot.digest != *digest);
         self.waiting.retain(|waiting| waiting.digest != *digest);
         let parting: Vec<(ConnId, Role)> = self.links.iter().map(|link| (link.conn, link.role)).collect();
@@ -439,7 +463,7 @@ impl<B: Payload> Peer<B> {
         };
         let digest = shape.digest();
         let newcomer = self.links[at].remote(&digest).is_none();
-        self.note_waiting(conn, &digest, has.count(), Some(priority));
+        self.note_standing(conn, &digest, has.count(), Some(priority));
         let own = self.artifacts.iter_mut().find(|artifact| artifact.shape.digest() == digest);
         if own.as_ref().is_some_and(|artifact| artifact.shape != shape) {
             return self.close(conn, format!("another size for artifact {}", digest.short()), now);
@@ -492,7 +516,7 @@ impl<B: Payload> Peer<B> {
             }
         }
         let (is_busy, count, conn) = (remote.ask_after > now, remote.count, self.links[at].conn);
-        self.note_waiting(conn, digest, count, None);
+        self.note_standing(conn, digest, count, None);
         match (self.held_back, is_busy) {
             (true, _) => {}
             (false, true) => self.await_slot(at, now),
@@ -525,6 +549,8 @@ impl<B: Payload> Peer<B> {
         let rate = std::mem::take(&mut self.received) as f64 / now.since(self.rated_at).as_secs_f64().max(0.01);
         self.rate_in = if self.rate_in < rate { rate } else { self.rate_in * 0.75 + rate * 0.25 };
         self.rated_at = now;
+        self.precedence_in.look(self.is_bringing_rollback(), now);
+        self.precedence_out.look(self.is_serving_rollback(), now);
         self.give_up_slow_requests(now);
         self.expire_slots(now);
         self.keep_company(now);
@@ -549,8 +575,10 @@ impl<B: Payload> Peer<B> {
         };
         let agrees = |artifact: &Artifact<B>| {
             let digest = artifact.shape.digest();
-            let asks = self.links.iter().flat_map(|link| &link.asks).filter(|ask| ask.digest == digest).count();
-            artifact.is_consistent() && artifact.asked() == asks && counted(artifact)
+            let asks = || self.links.iter().flat_map(|link| &link.asks).filter(|ask| ask.digest == digest);
+            let bytes: u64 = asks().map(|ask| u64::from(ask.len)).sum();
+            let agree = artifact.asked() == asks().count() && artifact.outstanding == bytes;
+            artifact.is_consistent() && agree && counted(artifact)
         };
         asked == self.outstanding && self.artifacts.iter().all(agrees)
     }

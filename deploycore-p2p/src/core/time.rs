@@ -38,7 +38,7 @@ impl Add<Duration> for Instant {
 
 /// A token bucket: what a rate limit allows now.
 ///
-/// It may go into debt by what is asked for or sent at once, a piece at the most, so that what is larger than the burst still passes.
+/// It may go into debt by what is asked for or sent at once, a block at the most, so that what is larger than the burst still passes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bucket {
     rate: Option<u64>,
@@ -56,9 +56,11 @@ impl Bucket {
         rate as f64 / 20.0
     }
 
-    /// Changes the rate; what was saved up is kept within the new burst.
+    /// Changes the rate. What was saved up is kept within the new burst; a debt takes no longer to be paid than before.
     pub(crate) fn set_rate(&mut self, rate: Option<u64>, now: Instant) {
         self.refill(now);
+        let slower = self.rate.zip(rate).map_or(1.0, |(old, new)| (new as f64 / old.max(1) as f64).min(1.0));
+        self.level = if self.level < 0.0 { self.level * slower } else { self.level };
         self.rate = rate;
         self.level = self.level.min(rate.map_or(0.0, Self::burst));
     }
@@ -73,19 +75,25 @@ impl Bucket {
 
     /// Takes `bytes` if the limit allows something now; otherwise says when it will.
     pub(crate) fn take(&mut self, bytes: u64, now: Instant) -> Result<(), Instant> {
+        self.allows(now)?;
+        self.owe(bytes);
+        Ok(())
+    }
+
+    /// Whether the limit allows something now; otherwise when it will.
+    pub(crate) fn allows(&mut self, now: Instant) -> Result<(), Instant> {
         let Some(rate) = self.rate else {
             return Ok(());
         };
         self.refill(now);
         if self.level > 0.0 {
-            self.level -= bytes as f64;
             return Ok(());
         }
         let wait = (1.0 - self.level) / (rate.max(1)) as f64;
         Err(now + Duration::from_secs_f64(wait.min(3600.0)) + Duration::from_micros(1))
     }
 
-    /// Takes `bytes` beyond what the limit allows now: it allows nothing before they are paid off.
+    /// Takes `bytes`, beyond what the limit allows now if need be: it allows nothing before they are paid off.
     pub(crate) fn owe(&mut self, bytes: u64) {
         if self.rate.is_some() {
             self.level -= bytes as f64;
@@ -115,5 +123,19 @@ mod tests {
             }
         }
         assert!((9_900_000..=10_300_000).contains(&taken), "{taken}");
+    }
+
+    #[test]
+    fn a_debt_is_paid_no_later_when_the_rate_changes() {
+        let when = |rate, then| {
+            let mut bucket = Bucket::new(Some(rate), Instant::ZERO);
+            bucket.take(rate + rate / 20, Instant::ZERO).unwrap();
+            bucket.set_rate(Some(then), Instant::ZERO);
+            bucket.allows(Instant::ZERO).unwrap_err().since_start()
+        };
+        let about = |span: Duration, millis: u64| span.as_millis().abs_diff(millis.into()) <= 1;
+        assert!(about(when(1_000_000, 1_000_000), 1_000));
+        assert!(about(when(1_000_000, 1_000), 1_001), "{:?}", when(1_000_000, 1_000));
+        assert!(about(when(1_000_000, 100_000_000), 10));
     }
 }

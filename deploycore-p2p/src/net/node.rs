@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use deploycore::model::{Digest, Manifest, RegionName, friendly};
-use deploycore::port::swarm::{Error, Fetch, FetchProgress, FetchRequest, FetchSummary, SwarmStats};
+use deploycore::port::swarm::{Error, Fetch, FetchProgress, FetchRequest, FetchSummary, Limits, Priority, SwarmStats};
 use deploycore::port::{BackendError, PeerSwarm};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -118,6 +118,8 @@ enum Command {
     Fetch(FetchRequest, oneshot::Sender<Result<Joined, Error>>),
     Seed(Arc<Manifest>, PathBuf, oneshot::Sender<Result<(), Error>>),
     Leave(Digest, oneshot::Sender<()>),
+    Adjust(Digest, Priority, Limits, oneshot::Sender<Result<(), Error>>),
+    Limit(Limits, oneshot::Sender<()>),
     Stats(oneshot::Sender<SwarmStats>),
     Account(Digest, oneshot::Sender<Option<Account>>),
 }
@@ -229,6 +231,16 @@ impl PeerSwarm for Node {
     async fn leave(&self, digest: &Digest) -> Result<(), Error> {
         let (sender, answer) = oneshot::channel();
         self.call(Command::Leave(*digest, sender), answer).await
+    }
+
+    async fn adjust(&self, digest: &Digest, priority: Priority, limits: Limits) -> Result<(), Error> {
+        let (sender, answer) = oneshot::channel();
+        self.call(Command::Adjust(*digest, priority, limits, sender), answer).await?
+    }
+
+    async fn limit(&self, limits: Limits) -> Result<(), Error> {
+        let (sender, answer) = oneshot::channel();
+        self.call(Command::Limit(limits, sender), answer).await
     }
 
     async fn stats(&self) -> Result<SwarmStats, Error> {

@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use deploycore::model::piece_size_for;
+use deploycore::port::swarm::Priority;
 
+use super::Shared;
 use crate::core::gate::{self, Usage};
 use crate::core::shape::MAX_BLOCK;
 use crate::core::{peer, tracker};
@@ -44,6 +46,8 @@ pub struct Settings {
     pub partitions: Vec<Partition>,
     /// When all machines start to fetch a second artifact, of the same size.
     pub second: Option<Duration>,
+    /// How urgent the second artifact is; the first is normal.
+    pub second_priority: Priority,
     /// The run is given up after this time.
     pub horizon: Duration,
     /// How the machines behave.
@@ -76,6 +80,7 @@ impl Settings {
             restarts: BTreeMap::new(),
             partitions: Vec::new(),
             second: None,
+            second_priority: Priority::Normal,
             horizon: Duration::from_hours(1),
             peer: peer::Settings::default(),
             gate: gate::Settings::default(),
@@ -156,6 +161,9 @@ pub struct Report {
     pub completed: Vec<Option<Duration>>,
     /// The same for the second artifact, from when that started. Empty when there is none.
     pub second: Vec<Option<Duration>>,
+    /// What each machine received of both artifacts in each of the first [`SHARED_SECONDS`](super::SHARED_SECONDS) seconds
+    /// after the second one's start. Empty when there is none.
+    pub shared: Vec<Vec<Shared>>,
     /// What was read of the store, as counted, of the first artifact.
     pub usage: Usage,
     /// Bytes that the store gave, of all artifacts.

@@ -37,6 +37,7 @@
 //!
 //! What follows the name goes to `#[tokio::test]`. The cases write real files in folders of their own.
 
+pub mod adjust;
 pub mod fetch;
 pub mod leave;
 pub mod resume;
@@ -115,6 +116,11 @@ macro_rules! __swarm_cases {
                 a_file_of_another_length_is_refused
                 a_file_that_is_not_there_is_an_error_of_the_disk
                 a_refused_file_feeds_nobody
+            }
+            adjust {
+                what_is_not_here_cannot_be_adjusted
+                a_fetch_under_way_is_adjusted_and_ends_well
+                what_is_offered_is_adjusted_and_still_offered
             }
             leave {
                 leaving_stops_a_fetch

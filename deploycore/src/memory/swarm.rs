@@ -17,7 +17,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::model::{Digest, Manifest};
-use crate::port::swarm::{Error, Fetch, FetchProgress, FetchRequest, FetchSummary, PeerSwarm, SwarmStats};
+use crate::port::swarm::{
+    Error, Fetch, FetchProgress, FetchRequest, FetchSummary, Limits, PeerSwarm, Priority, SwarmStats,
+};
 use crate::port::{ArtifactStore, ArtifactStoreExt, chain};
 
 /// Between two tries at a piece that neither the store nor a peer gave.
@@ -229,6 +231,16 @@ impl PeerSwarm for Swarm {
         if let Some(part) = self.node.lock().artifacts.remove(digest) {
             part.stop.cancel();
         }
+        Ok(())
+    }
+
+    async fn adjust(&self, digest: &Digest, _: Priority, _: Limits) -> Result<(), Error> {
+        let state = self.node.lock();
+        let here = |part: &&Part| part.is_whole() || part.fetch().is_some();
+        state.artifacts.get(digest).filter(here).map(|_| ()).ok_or(Error::NotFound { digest: *digest })
+    }
+
+    async fn limit(&self, _: Limits) -> Result<(), Error> {
         Ok(())
     }
 

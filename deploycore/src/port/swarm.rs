@@ -67,20 +67,34 @@ impl Error {
     }
 }
 
-/// Which of several fetches goes first.
+/// Which of several fetches goes first, on the machine and at those that serve it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Priority {
     /// A share by weight.
     #[default]
     Normal,
-    /// A larger share by weight.
+    /// A share by weight, four times that of a normal one.
     High,
-    /// Before all others: a rollback.
+    /// Before all others: a rollback. While it can use the bandwidth, others wait.
     Rollback,
 }
 
-/// Limits of one fetch, and of the serving that comes with it.
+impl Priority {
+    /// What artifacts get of a bandwidth that is too small for all of them is as their weights. That of a rollback counts among
+    /// rollbacks.
+    pub const fn weight(self) -> u32 {
+        match self {
+            Self::Normal => 1,
+            Self::High | Self::Rollback => 4,
+        }
+    }
+}
+
+/// Limits of a machine's part in the swarm, or of one artifact's: of the fetch, and of the serving that comes with it. Both hold at once.
+///
+/// Over any time, as much is asked for, or sent, as a limit says, and a twentieth of a second's worth and one block (1 MiB) more at
+/// the most; what others are slow to bring may come bunched. 0 lets nothing through; without a limit, as much as there is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
@@ -88,6 +102,9 @@ pub struct Limits {
     pub ingress: Option<u64>,
     /// Bytes a second to give out.
     pub egress: Option<u64>,
+    /// Bytes a second to read from disk and to write to it, together: what is given out counts as read, what is taken in as
+    /// written. Verifying what a file holds before it is fetched to, or offered, is not limited.
+    pub disk: Option<u64>,
 }
 
 /// What to fetch.
@@ -187,6 +204,20 @@ pub trait PeerSwarm: Send + Sync + Debug + 'static {
 
     /// Stops fetching and offering an artifact; the file stays. Idempotent. Once it returned the file may be deleted.
     async fn leave(&self, digest: &Digest) -> Result<(), Error>;
+
+    /// Changes how urgent an artifact is and how fast it may go, whether it is still being fetched or only offered. It holds at once, for
+    /// what is not under way yet, in place of what the fetch asked for. Idempotent. A limit that was lowered or raised leaves what moved
+    /// before as it was.
+    ///
+    /// A rollback may thus be made of a fetch under way, and the other way round; a later fetch that joins it may make it more urgent
+    /// again.
+    ///
+    /// Errors: `NotFound` when it is neither fetched nor offered here.
+    async fn adjust(&self, digest: &Digest, priority: Priority, limits: Limits) -> Result<(), Error>;
+
+    /// Changes how fast this machine may go, all artifacts together, in place of what it was set up with. It holds at once, and until the next
+    /// call or the end of this node. Idempotent.
+    async fn limit(&self, limits: Limits) -> Result<(), Error>;
 
     /// What this node does.
     async fn stats(&self) -> Result<SwarmStats, Error>;

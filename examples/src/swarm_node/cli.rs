@@ -124,6 +124,9 @@ pub(super) struct FetchArgs {
     /// Give out at most this much a second
     #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
     pub(super) limit_up: Option<ByteSize>,
+    /// Read from disk and write to it at most this much a second, together
+    #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
+    pub(super) limit_disk: Option<ByteSize>,
     /// Written, whole, when the file is in place: what came from where, at what cost, as JSON
     #[arg(long, value_name = "FILE")]
     pub(super) stats: Option<PathBuf>,

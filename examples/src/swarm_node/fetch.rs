@@ -53,8 +53,9 @@ pub(super) async fn run(args: FetchArgs) -> Result<Outcome> {
     let mut settings = NodeSettings::new(name, region(), member.trust.security()).with_listen(&member.listen);
     settings.advertise.clone_from(&member.advertise);
     settings.trackers.clone_from(&member.tracker);
-    settings.swarm.limits =
-        Limits { ingress: args.limit_down.map(|rate| rate.as_u64()), egress: args.limit_up.map(|rate| rate.as_u64()) };
+    let [ingress, egress, disk] =
+        [args.limit_down, args.limit_up, args.limit_disk].map(|limit| limit.map(|rate| rate.as_u64()));
+    settings.swarm.limits = Limits { ingress, egress, disk };
     let node = Node::bind(settings).await.with_context(|| format!("--listen {}", member.listen))?;
     let end = end_token()?;
     tokio::select! {

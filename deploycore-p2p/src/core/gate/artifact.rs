@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use deploycore::model::Digest;
+use deploycore::port::swarm::Priority;
 
 use super::record::{Record, Usage, budget};
 use super::{Output, Settings};
@@ -31,6 +32,8 @@ enum Piece {
 struct Reader {
     conn: ConnId,
     have: Bitfield,
+    /// As it says.
+    priority: Priority,
     leases: u32,
     told_drained: bool,
 }
@@ -82,6 +85,8 @@ pub(super) struct Artifact {
     readers: VecDeque<Reader>,
     /// Some reader without a lease may not know yet that nothing is left to lease.
     untold: bool,
+    /// How many of them read it for a rollback.
+    urgent: usize,
     leases: Vec<Lease>,
     /// Leases that ended while reads may still have been under way, the newest last: such a read may fail yet.
     ended: VecDeque<Lease>,
@@ -144,6 +149,7 @@ impl Artifact {
             again: VecDeque::new(),
             readers: VecDeque::new(),
             untold: false,
+            urgent: 0,
             leases: Vec::new(),
             ended: VecDeque::new(),
             next_lease: first_lease,
@@ -183,6 +189,7 @@ impl Artifact {
         &mut self,
         conn: ConnId,
         have: Bitfield,
+        priority: Priority,
         settings: &Settings,
         now: Instant,
         outputs: &mut VecDeque<Output>,
@@ -193,18 +200,24 @@ impl Artifact {
             self.held(piece);
         }
         if let Some(reader) = self.readers.iter_mut().find(|reader| reader.conn == conn) {
-            reader.have = have;
+            (reader.have, reader.priority) = (have, priority);
         } else if self.readers.len() < settings.max_readers {
-            self.readers.push_back(Reader { conn, have, leases: 0, told_drained: false });
+            self.readers.push_back(Reader { conn, have, priority, leases: 0, told_drained: false });
             self.untold = true;
         } else {
             outputs.push_back(Output::Send(conn, Message::Drained { digest: self.shape.digest() }));
         }
+        self.count_urgent();
+    }
+
+    fn count_urgent(&mut self) {
+        self.urgent = self.readers.iter().filter(|reader| reader.priority == Priority::Rollback).count();
     }
 
     pub(super) fn left(&mut self, conn: ConnId, now: Instant) {
         self.end_leases(now, |lease| lease.conn == conn);
         self.readers.retain(|reader| reader.conn != conn);
+        self.count_urgent();
         if self.readers.is_empty() && self.unused_since.is_none() {
             self.unused_since = Some(now);
         }
@@ -428,16 +441,28 @@ impl Artifact {
         }
     }
 
-    /// Grants what may be granted, asks the trackers what must be asked, and says what must become durable.
+    /// Whether someone reads it for a rollback.
+    pub(super) fn is_rollback(&self) -> bool {
+        self.urgent > 0
+    }
+
+    /// The part of their leases that others may have beside those of this one.
+    pub(super) fn leaves(&self, settings: &Settings) -> f64 {
+        1.0 - (self.leases.len() as f64 / f64::from(self.lease_bound(settings, 1.0))).min(1.0)
+    }
+
+    /// Grants what may be granted, asks the trackers what must be asked, and says what must become durable. `part` is how much of its
+    /// leases it may have.
     pub(super) fn work(
         &mut self,
         settings: &Settings,
+        part: f64,
         trackers: &[ConnId],
         now: Instant,
         outputs: &mut VecDeque<Output>,
     ) {
         self.ask(trackers, now, outputs);
-        self.grant(settings, now);
+        self.grant(settings, part, now);
         if self.version > self.durable && self.persisting <= self.durable {
             self.persisting = self.version;
             outputs.push_back(Output::Persist(self.shape.digest(), self.version, self.record.clone()));
@@ -472,22 +497,23 @@ impl Artifact {
     }
 
     /// How many leases may be under way: a sixth of the pieces at most. The death of this gate costs as much, and the fifth that the
-    /// budget has beyond the artifact must last for it.
-    fn lease_bound(&self, settings: &Settings) -> u32 {
-        settings.max_leases.min((self.shape.pieces() / 6).max(4))
+    /// budget has beyond the artifact must last for it. Of that a part, but one in any case.
+    fn lease_bound(&self, settings: &Settings, part: f64) -> u32 {
+        let bound = settings.max_leases.min((self.shape.pieces() / 6).max(4));
+        ((f64::from(bound) * part) as u32).max(1)
     }
 
     /// How many pieces one reader may hold leases on: few when there are many readers, bounded by what it keeps in memory.
     fn window(&self, settings: &Settings) -> u32 {
         let by_memory = ((32 << 20) / self.shape.piece_size()).max(2) as u32;
-        (self.lease_bound(settings) / self.readers.len().max(1) as u32).clamp(2, 16.min(by_memory))
+        (self.lease_bound(settings, 1.0) / self.readers.len().max(1) as u32).clamp(2, 16.min(by_memory))
     }
 
-    fn grant(&mut self, settings: &Settings, now: Instant) {
+    fn grant(&mut self, settings: &Settings, part: f64, now: Instant) {
         if now < self.paused_until {
             return;
         }
-        let (window, bound) = (self.window(settings), self.lease_bound(settings) as usize);
+        let (window, bound) = (self.window(settings), self.lease_bound(settings, part) as usize);
         // Lost pieces first: others wait for them. Each is looked at once, so that one that must wait does not stop the rest.
         for _ in 0..self.again.len() {
             let Some(piece) = self.again.pop_front() else { break };

@@ -6,10 +6,12 @@ use std::ops::Range;
 use deploycore::port::swarm::{Limits, Priority};
 
 use super::Progress;
+use super::rates::Rates;
+use super::turns::Turn;
 use crate::core::bitfield::Bitfield;
 use crate::core::message::{ConnId, Payload, PeerId};
 use crate::core::shape::Shape;
-use crate::core::time::{Bucket, Instant};
+use crate::core::time::Instant;
 
 /// A block of a piece that was begun.
 #[derive(Debug)]
@@ -101,8 +103,12 @@ pub(super) struct Artifact<B> {
     /// Verified and not yet announced.
     pub(super) fresh: Vec<u32>,
     pub(super) suspects: Vec<Suspect>,
-    pub(super) ingress: Bucket,
-    pub(super) egress: Bucket,
+    pub(super) rates: Rates,
+    /// Bytes of it asked for and not yet received.
+    pub(super) outstanding: u64,
+    /// Its turns to be asked for and to be served.
+    pub(super) turn_in: Turn,
+    pub(super) turn_out: Turn,
     /// When the node began to take part.
     pub(super) since: Instant,
     pub(super) announce_at: Instant,
@@ -126,7 +132,15 @@ pub(super) struct Artifact<B> {
 }
 
 impl<B: Payload> Artifact<B> {
-    pub(super) fn new(shape: Shape, have: Bitfield, priority: Priority, limits: Limits, now: Instant) -> Self {
+    /// `turns` are the turns of one that begins now, to be asked for and to be served.
+    pub(super) fn new(
+        shape: Shape,
+        have: Bitfield,
+        priority: Priority,
+        limits: Limits,
+        turns: (Turn, Turn),
+        now: Instant,
+    ) -> Self {
         Self {
             shape,
             priority,
@@ -137,8 +151,10 @@ impl<B: Payload> Artifact<B> {
             drained: false,
             fresh: Vec::new(),
             suspects: Vec::new(),
-            ingress: Bucket::new(limits.ingress, now),
-            egress: Bucket::new(limits.egress, now),
+            rates: Rates::new(limits, now),
+            outstanding: 0,
+            turn_in: turns.0,
+            turn_out: turns.1,
             since: now,
             announce_at: now,
             joined_gate: None,
@@ -167,6 +183,11 @@ impl<B: Payload> Artifact<B> {
             wasted: self.wasted,
             ..Progress::default()
         }
+    }
+
+    /// By how much it catches up when it could not use its turns, in bytes: a few pieces, each of which is asked for at once.
+    pub(super) fn slack(&self) -> u64 {
+        4 * self.shape.piece_size()
     }
 
     /// A neighbour's pieces come or go.

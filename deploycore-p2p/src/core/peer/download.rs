@@ -1,15 +1,14 @@
 //! Fetching: whom to ask for what, and what to do with what comes.
 
-use std::cmp::Reverse;
 use std::ops::Range;
 use std::time::Duration;
 
 use deploycore::model::Digest;
-use deploycore::port::swarm::Priority;
 use smallvec::SmallVec;
 
 use super::artifact::{Artifact, Begun, BlockState};
 use super::link::{Ask, Link};
+use super::rates::Way;
 use super::{Output, Peer};
 use crate::core::message::{Block, ConnId, Message, Payload, PeerId, Role};
 use crate::core::picker::{self, Order};
@@ -53,6 +52,7 @@ impl<B: Payload> Peer<B> {
             let shape = self.artifacts[artifact].shape;
             let (digest, block, count) = (shape.digest(), blocks.start, blocks.len() as u32);
             let mut begun = self.artifacts[artifact].begun_mut(piece);
+            let mut bytes = 0;
             for block in blocks {
                 if let Some(begun) = &mut begun {
                     let state = &mut begun.blocks[block as usize];
@@ -63,9 +63,10 @@ impl<B: Payload> Peer<B> {
                 }
                 let len = shape.block_len(piece, block);
                 self.links.ask(at, digest, piece, block, len, now);
-                self.outstanding += u64::from(len);
+                bytes += u64::from(len);
             }
             let conn = self.links[at].conn;
+            self.asked(artifact, bytes, now);
             self.send(conn, Message::Request { digest, piece, block, count });
         }
     }
@@ -75,6 +76,11 @@ impl<B: Payload> Peer<B> {
         self.held_back = false;
         if self.artifacts.iter().all(|artifact| artifact.have.is_full()) {
             return;
+        }
+        for conn in self.unfinished() {
+            if let Some(at) = self.link_at(conn) {
+                self.fill(at, now);
+            }
         }
         let asked = self.links.asked_bytes();
         let (len, start) = (asked.len(), self.rng.usize(..asked.len().max(1)));
@@ -115,27 +121,6 @@ impl<B: Payload> Peer<B> {
         }
     }
 
-    /// Artifacts in the order in which they may ask: a rollback before all others, then by share.
-    fn by_share(&self) -> SmallVec<[usize; 4]> {
-        let wanted = |at: &usize| !self.artifacts[*at].have.is_full();
-        let mut order: SmallVec<[usize; 4]> = (0..self.artifacts.len()).filter(wanted).collect();
-        if order.len() > 1 {
-            let asked = |digest: &Digest| -> u64 {
-                let asks = self.links.iter().flat_map(|link| &link.asks);
-                asks.filter(|ask| ask.digest == *digest).map(|ask| u64::from(ask.len)).sum()
-            };
-            let asked: Vec<u64> = self.artifacts.iter().map(|artifact| asked(&artifact.shape.digest())).collect();
-            let rollback = |at: usize| self.artifacts[at].priority == Priority::Rollback;
-            // While a rollback is being brought, the others ask for nothing.
-            if order.iter().any(|at| rollback(*at) && asked[*at] > 0) {
-                order.retain(|at| rollback(*at));
-            }
-            let share = |at: usize| asked[at] / if self.artifacts[at].priority == Priority::High { 4 } else { 1 };
-            order.sort_by_key(|at| (Reverse(rollback(*at)), share(*at)));
-        }
-        order
-    }
-
     /// How many bytes may be asked for in all before nothing more is: what arrives soon, at least a few blocks and pieces.
     fn window(&self, shape: &Shape) -> u64 {
         let soon = (self.rate_in * self.settings.ahead.as_secs_f64()) as u64;
@@ -146,7 +131,7 @@ impl<B: Payload> Peer<B> {
     /// What to ask a neighbour for next: all of a piece that is still to be asked for, as long as there is room for a block. A piece is
     /// asked for as a whole so that a neighbour that is busy says so before any of it has come.
     fn next_wanted(&mut self, at: usize, now: Instant) -> Option<Wanted> {
-        for artifact in self.by_share() {
+        for artifact in self.by_share(now) {
             let shape = self.artifacts[artifact].shape;
             let link = &self.links[at];
             let remote = link.remote(&shape.digest());
@@ -160,14 +145,19 @@ impl<B: Payload> Peer<B> {
             if !serves || !fits {
                 continue;
             }
-            let full = self.outstanding + u64::from(shape.block_size()) > self.window(&shape);
+            let outstanding = self.outstanding_beside(artifact);
+            let full = outstanding + u64::from(shape.block_size()) > self.window(&shape);
             // A lease is a duty: others wait for the piece.
             if full && link.role == Role::Node {
                 self.held_back = true;
+                // What a rollback waits for is no reason for others to wait, where they need not anyway.
+                if self.artifacts[artifact].is_rollback() {
+                    continue;
+                }
                 return None;
             }
-            let limit = self.ingress_allows(artifact, u64::from(shape.block_size()), now);
-            if !limit {
+            let block = u64::from(shape.block_size());
+            if !self.take_rate(artifact, Way::In, block, now) {
                 continue;
             }
             let found = match self.links[at].role {
@@ -176,31 +166,34 @@ impl<B: Payload> Peer<B> {
             };
             match found {
                 Some((piece, blocks)) => {
-                    // The limit let one block through; the others are owed.
-                    let more = blocks.clone().skip(1).map(|block| u64::from(shape.block_len(piece, block))).sum();
-                    self.ingress.owe(more);
-                    self.artifacts[artifact].ingress.owe(more);
+                    let blocks = self.within_rate(artifact, piece, blocks, now);
                     return Some(Wanted { artifact, piece, blocks });
                 }
-                None => self.ingress_refund(artifact, u64::from(shape.block_size())),
+                None => self.give_back_rate(artifact, Way::In, block),
             }
         }
         None
     }
 
-    fn ingress_allows(&mut self, artifact: usize, len: u64, now: Instant) -> bool {
-        let own = &mut self.artifacts[artifact].ingress;
-        let allowed =
-            self.ingress.take(len, now).and_then(|()| own.take(len, now).inspect_err(|_| self.ingress.give_back(len)));
-        if let Err(when) = allowed {
-            self.tokens_at = self.tokens_at.min(when);
+    /// The blocks of a piece that limits allow now, of which the first is taken already as if it were a whole one. The others of the
+    /// piece are asked for later.
+    fn within_rate(&mut self, artifact: usize, piece: u32, blocks: Range<u32>, now: Instant) -> Range<u32> {
+        let shape = self.artifacts[artifact].shape;
+        let len = |block| u64::from(shape.block_len(piece, block));
+        self.give_back_rate(artifact, Way::In, u64::from(shape.block_size()) - len(blocks.start));
+        let mut end = blocks.start + 1;
+        while end < blocks.end && self.take_rate(artifact, Way::In, len(end), now) {
+            end += 1;
         }
-        allowed.is_ok()
+        blocks.start..end
     }
 
-    fn ingress_refund(&mut self, artifact: usize, len: u64) {
-        self.ingress.give_back(len);
-        self.artifacts[artifact].ingress.give_back(len);
+    /// Connections with which pieces are begun of which something is still to be asked for. While a limit holds it back, a node asks there
+    /// first: else it would begin ever more pieces, a block of each.
+    fn unfinished(&self) -> SmallVec<[ConnId; 8]> {
+        let limited = |artifact: &&Artifact<B>| self.is_limited(artifact, Way::In) && !artifact.have.is_full();
+        let begun = self.artifacts.iter().filter(limited).flat_map(|artifact| &artifact.begun);
+        begun.filter(|begun| !begun.storing && begun.free_blocks().is_some()).filter_map(|begun| begun.source).collect()
     }
 
     fn next_leased(&mut self, artifact: usize, at: usize) -> Option<(u32, Range<u32>)> {
@@ -265,11 +258,11 @@ impl<B: Payload> Peer<B> {
         Some((piece, 0..artifact.shape.blocks(piece)))
     }
 
-    /// Whether one more piece of an artifact may be begun with a neighbour: what is begun of all artifacts is in memory. A rollback does
-    /// not wait for pieces of others, which ask for nothing meanwhile.
+    /// Whether one more piece of an artifact may be begun with a neighbour: what is begun of all artifacts is in memory. A rollback and
+    /// others do not wait for each other's pieces.
     fn may_begin(&self, at: usize) -> bool {
         let own = &self.artifacts[at];
-        let counts = |artifact: &Artifact<B>| own.priority != Priority::Rollback || artifact.priority == own.priority;
+        let counts = |artifact: &Artifact<B>| artifact.is_rollback() == own.is_rollback();
         let leased = |begun: &Begun<B>| begun.source.is_some_and(|source| self.links.is_gate(source));
         let count = |artifact: &Artifact<B>| artifact.begun.iter().filter(|begun| !leased(begun)).count() as u64;
         let begun: u64 = self
@@ -282,13 +275,15 @@ impl<B: Payload> Peer<B> {
         begun + own.shape.piece_size() <= bound && count(own) < MAX_BEGUN
     }
 
-    /// Forgets the begun piece of which the least came, among those that nobody brings: first of this artifact, else of another;
-    /// `false` if there is none.
+    /// Forgets the begun piece of which the least came, among those that nobody brings: first of this artifact, else of another that
+    /// it shares the room with; `false` if there is none.
     fn make_room(&mut self, at: usize) -> bool {
         if self.artifacts[at].forget_begun() {
             return true;
         }
-        let made = self.artifacts.iter_mut().any(Artifact::forget_begun);
+        let rollback = self.artifacts[at].is_rollback();
+        let made =
+            self.artifacts.iter_mut().filter(|other| other.is_rollback() == rollback).any(Artifact::forget_begun);
         made && self.may_begin(at)
     }
 
@@ -372,7 +367,7 @@ impl<B: Payload> Peer<B> {
         }
         let asked = self.links.take_ask(at, &digest, piece, block);
         if let Some(ask) = asked {
-            self.outstanding -= u64::from(ask.len);
+            self.no_more_asked(&digest, u64::from(ask.len), true);
             self.received += u64::from(ask.len);
             self.links[at].received(&ask, now);
         } else {
@@ -434,7 +429,7 @@ impl<B: Payload> Peer<B> {
         // Whoever else was asked for it need not send it any more. What a gate read is counted in any case.
         for other in 0..self.links.len() {
             if let Some(ask) = self.links.take_ask(other, &digest, piece, block) {
-                self.outstanding -= u64::from(ask.len);
+                self.no_more_asked(&digest, u64::from(ask.len), false);
                 if self.links[other].role == Role::Node {
                     let conn = self.links[other].conn;
                     self.send(conn, Message::Cancel { digest, piece, block });
@@ -511,7 +506,7 @@ impl<B: Payload> Peer<B> {
         if asks.is_empty() {
             return;
         }
-        self.outstanding -= asks.iter().map(|ask| u64::from(ask.len)).sum::<u64>();
+        self.no_more_asked(digest, asks.iter().map(|ask| u64::from(ask.len)).sum(), false);
         if let Some(artifact) = self.artifact_at(digest).map(|at| &mut self.artifacts[at]) {
             artifact.retries += 1;
             if let Some(begun) = artifact.begun_mut(piece) {
@@ -544,7 +539,7 @@ impl<B: Payload> Peer<B> {
     pub(super) fn settle(&mut self, at: usize, digest: &Digest) {
         let conn = self.links[at].conn;
         let asks = self.links.take_asks(at, |ask| ask.digest == *digest);
-        self.outstanding -= asks.iter().map(|ask| u64::from(ask.len)).sum::<u64>();
+        self.no_more_asked(digest, asks.iter().map(|ask| u64::from(ask.len)).sum(), false);
         if let Some(artifact) = self.artifact_at(digest).map(|at| &mut self.artifacts[at]) {
             artifact.retries += asks.len() as u32;
             for ask in &asks {

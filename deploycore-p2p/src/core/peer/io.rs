@@ -22,8 +22,10 @@ pub enum Input<B = Bytes> {
         /// How fast.
         limits: Limits,
     },
-    /// Change how urgent a fetch is and how fast it may go.
+    /// Change how urgent an artifact is and how fast it may go.
     Adjust(Digest, Priority, Limits),
+    /// Change how fast the node may go, all artifacts together.
+    Limit(Limits),
     /// Take part no more.
     Stop(Digest),
     /// A member connected and said hello.

@@ -189,6 +189,13 @@ impl<'a> Running<'a> {
                     let _ = reply.send(());
                 }
             },
+            Command::Adjust(digest, priority, limits, reply) => {
+                let _ = reply.send(self.adjust(digest, priority, limits));
+            }
+            Command::Limit(limits, reply) => {
+                self.input(peer::Input::Limit(limits));
+                let _ = reply.send(());
+            }
             Command::Account(digest, reply) => {
                 let _ = reply.send(self.account(&digest));
             }
@@ -250,11 +257,19 @@ impl<'a> Running<'a> {
             });
         }
         if priority > entry.priority || limits != entry.limits {
-            (entry.priority, entry.limits) = (priority.max(entry.priority), limits);
-            let adjust = peer::Input::Adjust(*digest, entry.priority, limits);
-            self.input(adjust);
+            let priority = priority.max(entry.priority);
+            // It is here: this cannot fail.
+            let _ = self.adjust(*digest, priority, limits);
         }
         Some(Joined { progress, done, guard })
+    }
+
+    /// Also what is not verified yet, and so does not take part yet: it will with these.
+    fn adjust(&mut self, digest: Digest, priority: Priority, limits: Limits) -> Result<(), Error> {
+        let entry = self.entries.get_mut(&digest).filter(|entry| !entry.ending).ok_or(Error::NotFound { digest })?;
+        (entry.priority, entry.limits) = (priority, limits);
+        self.input(peer::Input::Adjust(digest, priority, limits));
+        Ok(())
     }
 
     fn seed(&mut self, manifest: Arc<Manifest>, path: PathBuf, reply: oneshot::Sender<Result<(), Error>>) {

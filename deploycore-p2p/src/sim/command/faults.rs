@@ -41,6 +41,7 @@ pub(super) fn region(options: &Options, region: usize) -> Settings {
     settings.tracker_restarts.extend(options.tracker_death.iter().map(|at| at.0));
     settings.gate_restarts.extend(options.gate_death.iter().map(|at| at.0));
     settings.second = options.second.map(|at| at.0);
+    settings.second_priority = options.second_priority;
     settings.horizon = options.horizon(bound).max(Duration::from_millis(1));
     settings
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
+use deploycore::port::swarm::Priority;
 use serde::Serialize;
 
 use super::units::{self, Time};
@@ -93,6 +94,16 @@ pub(super) struct Options {
     /// When all machines start to fetch a second artifact of the same size
     #[arg(long, value_name = "TIME", value_parser = units::time, help_heading = "Faults")]
     pub(super) second: Option<Time>,
+    /// How urgent the second artifact is: normal, high or rollback
+    #[arg(
+        long,
+        value_name = "PRIORITY",
+        value_parser = priority,
+        default_value = "normal",
+        requires = "second",
+        help_heading = "Faults"
+    )]
+    pub(super) second_priority: Priority,
     /// Machines whose links are FACTOR times as fast, both ways
     #[arg(long, value_name = "SHARE:FACTOR", value_parser = spread, help_heading = "Faults")]
     pub(super) spread: Option<Links>,
@@ -204,6 +215,15 @@ fn block(text: &str) -> Result<u32, String> {
     bytes.ok_or_else(|| format!("{text:?} is no block; give 1KiB to 1GiB, a piece at most"))
 }
 
+fn priority(text: &str) -> Result<Priority, String> {
+    match text {
+        "normal" => Ok(Priority::Normal),
+        "high" => Ok(Priority::High),
+        "rollback" => Ok(Priority::Rollback),
+        _ => Err(format!("{text:?} is no priority; give normal, high or rollback")),
+    }
+}
+
 fn slow(text: &str) -> Result<Links, String> {
     let (share, factor) = text.split_once(':').unwrap_or((text, "4"));
     Ok(Links { share: units::share(share)?, factor: units::factor(factor)?.recip() })
@@ -272,6 +292,8 @@ mod tests {
             (&["--threads", "0"], "--threads"),
             (&["--block", "5GiB"], "--block"),
             (&["--partition", "10%:5s:5s"], "--partition"),
+            (&["--second", "1s", "--second-priority", "urgent"], "--second-priority"),
+            (&["--second-priority", "high"], "--second"),
             (&["--corrupt", "11"], "--corrupt"),
             (&["--crash", "60%", "--late", "50%"], "--crash"),
             (&["--json", "x", "--plot", "x"], "--plot"),

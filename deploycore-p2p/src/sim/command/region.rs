@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::faults;
 use super::options::Options;
-use crate::sim::{Report, Settings, run};
+use crate::sim::{Report, Second, Settings, run};
 
 /// What is told of a region.
 #[derive(Debug, Clone, Serialize)]
@@ -24,6 +24,9 @@ pub(super) struct Row {
     healthy_ratio_max: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     second_ratio_max: Option<f64>,
+    /// How the artifacts shared each of the first seconds after the second one's start.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    second_shares: Vec<Second>,
     store_copies: f64,
     pub(super) incomplete: usize,
     wasted_bytes: u64,
@@ -63,6 +66,7 @@ pub(super) fn simulate(options: &Options, region: usize) -> Outcome {
         ratio_max: report.ratio_max(),
         healthy_ratio_max: report.ratio_of(1.0, times),
         second_ratio_max: settings.second.map(|_| report.ratio_of(1.0, report.second.iter().flatten().copied())),
+        second_shares: report.seconds(),
         store_copies: report.store_bytes as f64 / settings.size as f64,
         incomplete: incomplete(&settings, &report),
         wasted_bytes: report.wasted,
@@ -140,15 +144,38 @@ impl Row {
     }
 }
 
-/// Prints a table, a line a region.
-pub(super) fn print<'a>(mut out: impl Write, rows: impl Iterator<Item = &'a Row>) -> io::Result<()> {
-    let mut table = vec![COLUMNS.map(str::to_owned)];
-    table.extend(rows.map(Row::cells));
+const SHARE_COLUMNS: [&str; 5] = ["region", "second", "machines", "share", "least"];
+
+/// Prints a table, a line a region, and below it how two artifacts shared the bandwidth, a line a region and second.
+pub(super) fn print<'a>(mut out: impl Write, rows: impl Iterator<Item = &'a Row> + Clone) -> io::Result<()> {
+    print_table(&mut out, COLUMNS, rows.clone().map(Row::cells))?;
+    let shares =
+        |row: &'a Row| row.second_shares.iter().enumerate().map(|(at, second)| share_cells(row.region, at, second));
+    if rows.clone().any(|row| !row.second_shares.is_empty()) {
+        writeln!(out)?;
+        print_table(&mut out, SHARE_COLUMNS, rows.flat_map(shares))?;
+    }
+    out.flush()
+}
+
+fn share_cells(region: usize, at: usize, second: &Second) -> [String; SHARE_COLUMNS.len()] {
+    let percent = |share: f64| format!("{:.1} %", share * 100.0);
+    let Second { machines, share, least } = *second;
+    [region.to_string(), at.to_string(), machines.to_string(), percent(share), percent(least)]
+}
+
+fn print_table<const N: usize>(
+    out: &mut impl Write,
+    columns: [&str; N],
+    rows: impl Iterator<Item = [String; N]>,
+) -> io::Result<()> {
+    let mut table = vec![columns.map(str::to_owned)];
+    table.extend(rows);
     let widths: Vec<usize> =
-        (0..COLUMNS.len()).map(|at| table.iter().map(|cells| cells[at].len()).max().unwrap_or_default()).collect();
+        (0..N).map(|at| table.iter().map(|cells| cells[at].len()).max().unwrap_or_default()).collect();
     for cells in &table {
         let cells: Vec<String> = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:>width$}")).collect();
         writeln!(out, "{}", cells.join("  "))?;
     }
-    out.flush()
+    Ok(())
 }

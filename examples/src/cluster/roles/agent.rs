@@ -23,7 +23,7 @@ pub(super) async fn run(config: config::Agent, shutdown: CancellationToken, life
         node = node.with_tracker(tracker.to_string());
     }
     let link = config.link.map(|rate| rate.as_u64());
-    node.swarm.limits = Limits { ingress: link, egress: link };
+    node.swarm.limits = Limits { ingress: link, egress: link, disk: None };
     let node = Arc::new(Node::bind(node).await?);
     let deps = AgentDeps {
         goals: region.clone(),
