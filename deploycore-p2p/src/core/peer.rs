@@ -8,6 +8,7 @@ mod artifact;
 mod blame;
 mod download;
 mod io;
+mod late;
 mod link;
 mod membership;
 mod precedence;
