@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use super::Timeouts;
 use super::buffers::Buffer;
-use super::outgoing::{Item, Outgoing, OutgoingBlock};
+use super::outgoing::{self, Full, Outgoing, OutgoingBlock};
 use super::transport::{Connection, Listener, Transport};
 use crate::core::message::{Addr, ConnId, Hello, Message};
 use crate::core::wire::{self, Frame, HEADER, Kind};
@@ -51,12 +51,10 @@ pub(super) enum Event {
 /// The way to a connection's writing task.
 #[derive(Debug)]
 pub(super) struct Writer {
-    items: mpsc::Sender<Item>,
+    queue: outgoing::Sender,
     end: CancellationToken,
 }
 
-/// Messages that wait to be written on one connection. Whoever lets more pile up is cut off.
-const MAX_QUEUED: usize = 4_096;
 /// Handshakes at once.
 const MAX_HANDSHAKES: usize = 256;
 
@@ -131,18 +129,18 @@ impl Hub {
     }
 
     pub(super) fn send(&mut self, conn: ConnId, message: &Message) {
-        self.push(conn, Item::Control(wire::encode_control(message)));
+        self.push(conn, |queue| queue.message(wire::encode_control(message)));
     }
 
     pub(super) fn send_block(&mut self, conn: ConnId, block: OutgoingBlock) {
-        self.push(conn, Item::Block(block));
+        self.push(conn, |queue| queue.block(block));
     }
 
-    fn push(&mut self, conn: ConnId, item: Item) {
+    fn push(&mut self, conn: ConnId, item: impl FnOnce(&outgoing::Sender) -> Result<(), Full>) {
         let Some(writer) = self.open.get(&conn) else {
             return;
         };
-        if let Err(mpsc::error::TrySendError::Full(_)) = writer.items.try_send(item) {
+        if item(&writer.queue).is_err() {
             tracing::warn!(%conn, "closing a connection: it does not read what it is sent");
             self.close(conn, "it does not read");
         }
@@ -224,13 +222,14 @@ async fn greet<P>(shared: Shared, connection: Connection, dialed: Option<Addr>, 
     };
     let conn = ConnId(shared.next.fetch_add(1, Ordering::Relaxed));
     let end = shared.end.child_token();
-    let (items, queue) = mpsc::channel(MAX_QUEUED);
-    let writer = Writer { items, end: end.clone() };
+    let (sender, queue) = outgoing::queue();
+    let writer = Writer { queue: sender, end: end.clone() };
     let name = hello.name.clone();
     if shared.events.send(Event::Connected { conn, hello, dialed, host, writer }).await.is_err() {
         return;
     }
-    let writing = Outgoing::new(conn, write, shared.events.clone(), shared.timeouts.idle).run(queue);
+    let outgoing = Outgoing::new(conn, write, shared.events.clone(), shared.timeouts.idle);
+    let writing = outgoing.run(queue);
     let (writing_end, ended) = (end.clone(), end.clone());
     shared.tasks.spawn(async move {
         let _guard = ended.drop_guard();

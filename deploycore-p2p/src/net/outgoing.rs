@@ -1,4 +1,7 @@
 //! What goes out on a connection: messages, and blocks, which are read when their turn has come.
+//!
+//! A message overtakes the blocks that are not begun. Over a slow link a block takes longer than the way there and back, and what waits for
+//! it - a request, word of a new piece - keeps other links idle meanwhile.
 
 use std::fmt::Debug;
 use std::io;
@@ -30,13 +33,6 @@ pub(super) struct Broken {
     pub(super) unread: bool,
 }
 
-/// What waits to be written.
-#[derive(Debug)]
-pub(super) enum Item {
-    Control(Bytes),
-    Block(OutgoingBlock),
-}
-
 #[derive(Debug)]
 pub(super) struct OutgoingBlock {
     pub(super) digest: Digest,
@@ -48,12 +44,64 @@ pub(super) struct OutgoingBlock {
     pub(super) source: Arc<dyn BlockSource>,
 }
 
+/// Messages that wait to be written on one connection, and blocks. Whoever lets more pile up is cut off.
+const MAX_QUEUED: usize = 4_096;
+/// How many messages overtake a block at most: those who cause many still get their blocks.
+const MAX_OVERTAKING: usize = 64;
+
+/// The way to a connection's writing side.
+#[derive(Debug)]
+pub(super) struct Sender {
+    messages: mpsc::Sender<Bytes>,
+    blocks: mpsc::Sender<OutgoingBlock>,
+}
+
+/// What waits to be written on a connection.
+#[derive(Debug)]
+pub(super) struct Queue {
+    messages: mpsc::Receiver<Bytes>,
+    blocks: mpsc::Receiver<OutgoingBlock>,
+}
+
+/// A queue, and the way into it.
+pub(super) fn queue() -> (Sender, Queue) {
+    let ((messages, waiting), (blocks, asked)) = (mpsc::channel(MAX_QUEUED), mpsc::channel(MAX_QUEUED));
+    (Sender { messages, blocks }, Queue { messages: waiting, blocks: asked })
+}
+
+/// Too much waits already.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Full;
+
+impl Sender {
+    pub(super) fn message(&self, bytes: Bytes) -> Result<(), Full> {
+        full(self.messages.try_send(bytes))
+    }
+
+    pub(super) fn block(&self, block: OutgoingBlock) -> Result<(), Full> {
+        full(self.blocks.try_send(block))
+    }
+}
+
+/// A connection that has ended takes nothing; that it has is told as an event.
+fn full<T>(sent: Result<(), mpsc::error::TrySendError<T>>) -> Result<(), Full> {
+    if let Err(mpsc::error::TrySendError::Full(_)) = sent { Err(Full) } else { Ok(()) }
+}
+
+/// What is written next.
+enum Item {
+    Message(Bytes),
+    Block(OutgoingBlock),
+}
+
 /// The writing side of a connection.
 pub(super) struct Outgoing {
     conn: ConnId,
     write: BufWriter<Box<dyn AsyncWrite + Send + Unpin>>,
     events: mpsc::Sender<Event>,
     idle: Duration,
+    /// Messages that overtook the block that is next.
+    overtaken: usize,
 }
 
 impl Outgoing {
@@ -63,32 +111,50 @@ impl Outgoing {
         events: mpsc::Sender<Event>,
         idle: Duration,
     ) -> Self {
-        Self { conn, write: BufWriter::with_capacity(16 << 10, write), events, idle }
+        Self { conn, write: BufWriter::with_capacity(16 << 10, write), events, idle, overtaken: 0 }
     }
 
     /// Writes what comes through the queue until its sender is gone, or the connection breaks.
-    pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Item>) -> io::Result<()> {
+    pub(super) async fn run(mut self, mut queue: Queue) -> io::Result<()> {
         while let Some(item) = self.next(&mut queue).await? {
             match item {
-                Item::Control(bytes) => self.write(&bytes).await?,
+                Item::Message(bytes) => self.write(&bytes).await?,
                 Item::Block(block) => self.block(&block).await?,
             }
         }
         Ok(())
     }
 
-    async fn next(&mut self, queue: &mut mpsc::Receiver<Item>) -> io::Result<Option<Item>> {
-        if let Ok(item) = queue.try_recv() {
-            return Ok(Some(item));
+    async fn next(&mut self, queue: &mut Queue) -> io::Result<Option<Item>> {
+        if self.overtaken < MAX_OVERTAKING
+            && let Ok(bytes) = queue.messages.try_recv()
+        {
+            self.overtaken = if queue.blocks.is_empty() { 0 } else { self.overtaken + 1 };
+            return Ok(Some(Item::Message(bytes)));
+        }
+        self.overtaken = 0;
+        if let Ok(block) = queue.blocks.try_recv() {
+            return Ok(Some(Item::Block(block)));
         }
         self.flush().await?;
+        let next = async {
+            tokio::select! {
+                biased;
+                Some(bytes) = queue.messages.recv() => Some(Item::Message(bytes)),
+                Some(block) = queue.blocks.recv() => Some(Item::Block(block)),
+                else => None,
+            }
+        };
         // The other side closes a connection on which nothing comes, also one to a gate or tracker that has nothing to say.
-        let ping = || Some(Item::Control(wire::encode_control(&Message::Ping)));
-        Ok(timeout(self.idle / 3, queue.recv()).await.unwrap_or_else(|_| ping()))
+        Ok(timeout(self.idle / 3, next).await.unwrap_or_else(|_| Some(Item::Message(ping()))))
     }
 
     async fn block(&mut self, asked: &OutgoingBlock) -> io::Result<()> {
         let &OutgoingBlock { digest, piece, block, offset, len, .. } = asked;
+        // A store may take long to give it: no message waits for that.
+        if !self.write.buffer().is_empty() {
+            self.flush().await?;
+        }
         match asked.source.read_block(offset, len).await {
             Ok(data) if data.len() == len as usize => {
                 self.write(&wire::encode_block_header(&digest, piece, block, data.len())).await?;
@@ -123,6 +189,10 @@ impl Outgoing {
     async fn flush(&mut self) -> io::Result<()> {
         timed(self.idle, self.write.flush()).await
     }
+}
+
+fn ping() -> Bytes {
+    wire::encode_control(&Message::Ping)
 }
 
 async fn timed<T>(idle: Duration, work: impl Future<Output = io::Result<T>>) -> io::Result<T> {

@@ -25,7 +25,7 @@ use tokio_rustls::rustls::version::TLS13;
 use tokio_rustls::rustls::{self, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use super::transport::{Connection, Listener, Transport};
+use super::transport::{Connection, Listener, Transport, tune};
 
 /// Handshakes of accepted connections at once; more wait in the system's queue.
 const MAX_HANDSHAKES: usize = 256;
@@ -229,7 +229,7 @@ impl Transport for Tls {
 
     async fn connect(&self, addr: &str) -> io::Result<Connection> {
         let stream = TcpStream::connect(addr).await?;
-        stream.set_nodelay(true)?;
+        tune(&stream)?;
         let peer = stream.peer_addr()?.ip();
         let stream = TlsConnector::from(self.current().client).connect(ServerName::from(peer), stream).await?;
         let names = names(&self.files, stream.get_ref().1.peer_certificates())?;
@@ -253,7 +253,7 @@ impl Debug for TlsListener {
 
 async fn greet(tls: Tls, stream: TcpStream, peer: String) -> Option<Connection> {
     let handshake = async {
-        stream.set_nodelay(true)?;
+        tune(&stream)?;
         let stream = TlsAcceptor::from(tls.current().server).accept(stream).await?;
         let names = names(&tls.files, stream.get_ref().1.peer_certificates())?;
         let (read, write) = tokio::io::split(stream);

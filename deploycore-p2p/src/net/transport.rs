@@ -49,9 +49,21 @@ pub trait Listener: Send + Debug {
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Tcp;
 
-fn connection(stream: TcpStream) -> io::Result<Connection> {
-    // Control messages are small and wanted at once; blocks are written whole.
+/// Bytes of a connection that the system takes before the network does, beyond those on their way. More would keep messages behind blocks
+/// for nothing; less would wake the writer more often. Where the system has no such bound, its own holds.
+#[cfg(any(target_os = "android", target_os = "linux"))]
+const MAX_UNSENT: u32 = 32 << 10;
+
+/// Sets a connection up for messages that are small and wanted at once, between blocks that are written whole.
+pub(super) fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
+    #[cfg(any(target_os = "android", target_os = "linux"))]
+    socket2::SockRef::from(stream).set_tcp_notsent_lowat(MAX_UNSENT)?;
+    Ok(())
+}
+
+fn connection(stream: TcpStream) -> io::Result<Connection> {
+    tune(&stream)?;
     let host = stream.peer_addr()?.ip().to_string();
     let (read, write) = stream.into_split();
     Ok(Connection { read: Box::new(read), write: Box::new(write), host, names: None })
@@ -77,5 +89,19 @@ impl Listener for TcpListener {
 
     fn local_addr(&self) -> io::Result<String> {
         TcpListener::local_addr(self).map(|addr| addr.to_string())
+    }
+}
+
+#[cfg(all(test, any(target_os = "android", target_os = "linux")))]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_keeps_little_that_is_unsent() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        tune(&stream).unwrap();
+        assert_eq!(socket2::SockRef::from(&stream).tcp_notsent_lowat().unwrap(), MAX_UNSENT);
+        assert!(stream.nodelay().unwrap());
     }
 }
