@@ -75,16 +75,16 @@ pub(super) struct Full;
 
 impl Sender {
     pub(super) fn message(&self, bytes: Bytes) -> Result<(), Full> {
-        full(self.messages.try_send(bytes))
+        full(&self.messages.try_send(bytes))
     }
 
     pub(super) fn block(&self, block: OutgoingBlock) -> Result<(), Full> {
-        full(self.blocks.try_send(block))
+        full(&self.blocks.try_send(block))
     }
 }
 
 /// A connection that has ended takes nothing; that it has is told as an event.
-fn full<T>(sent: Result<(), mpsc::error::TrySendError<T>>) -> Result<(), Full> {
+fn full<T>(sent: &Result<(), mpsc::error::TrySendError<T>>) -> Result<(), Full> {
     if let Err(mpsc::error::TrySendError::Full(_)) = sent { Err(Full) } else { Ok(()) }
 }
 
