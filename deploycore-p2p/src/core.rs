@@ -13,6 +13,7 @@
 #![allow(clippy::missing_panics_doc, reason = "what is expected holds by construction, as each message says")]
 
 pub mod bitfield;
+pub mod bound;
 pub mod message;
 pub mod shape;
 pub mod time;

@@ -171,7 +171,7 @@ impl World {
             peers: (0..machines).map(|_| None).collect(),
             // It has run for long; one that starts anew has not.
             tracker: Tracker::new(
-                tracker::Settings { settle: Duration::ZERO, ..settings.tracker.clone() },
+                tracker::Settings { settle: Duration::ZERO, ..settings.tracking() },
                 rng.fork(),
                 Instant::ZERO,
             ),
@@ -264,7 +264,7 @@ impl World {
             }
             Event::RestartTracker => {
                 let place = self.tracker_place();
-                self.tracker = Tracker::new(self.settings.tracker.clone(), self.rng.fork(), self.now);
+                self.tracker = Tracker::new(self.settings.tracking(), self.rng.fork(), self.now);
                 self.sever(place);
                 let gate = self.gate_place();
                 self.queue.after(Duration::from_millis(250), Event::Dialed { from: gate, addr: addr(place) });
@@ -499,12 +499,11 @@ impl World {
     }
 
     fn report(mut self, events: u64) -> Report {
-        let (bound, binding_term) = self.settings.bound();
         let found = |machine: &&usize| self.peers.iter().flatten().any(|peer| peer.is_quarantined(id(**machine)));
         let wasted = self.peers.iter().flatten().map(|peer| self.wasted_by(peer)).sum::<u64>();
         Report {
-            bound,
-            binding_term,
+            bound: self.settings.bound(),
+            standings: self.tracker.standings(self.now),
             usage: self.records[0].usage(),
             store_bytes: self.store_bytes,
             wasted: self.wasted + wasted,

@@ -7,7 +7,7 @@ use deploycore::model::Digest;
 use deploycore::port::swarm::{Limits, Priority};
 use deploycore_p2p::core::bitfield::{Bitfield, PackedBits};
 use deploycore_p2p::core::gate::{self, Gate, Record};
-use deploycore_p2p::core::message::{Addr, Block, ConnId, Contact, Message, PeerId, Refusal, Role};
+use deploycore_p2p::core::message::{Addr, Block, ConnId, Contact, Message, PeerId, Refusal, Role, Standing};
 use deploycore_p2p::core::peer::{self, Peer};
 use deploycore_p2p::core::shape::Shape;
 use deploycore_p2p::core::time::Instant;
@@ -89,7 +89,9 @@ fn message() -> impl Strategy<Value = Message> {
             16 => Message::Stuck { digest, pieces, refused: vec![PeerId(u64::from(number % 5))] },
             17 => {
                 let (addr, wanted) = ("0.0.0.0:1".into(), number as u16);
-                Message::Announce { digest: of, size, addr, have, need: pieces, wanted }
+                let (millis, much) = ((number % 3 > 0).then_some(number), u64::MAX / u64::from(number % 3 + 1));
+                let standing = Standing { millis, from_store: much, from_peers: much, ..Standing::default() };
+                Message::Announce { digest: of, size, addr, have, need: pieces, wanted, standing }
             }
             18 => Message::Withdraw { digest },
             19 => Message::Introduce { digest, peers: contacts, millis: number },
@@ -284,6 +286,10 @@ proptest! {
             };
             tracker.handle(input, now);
             while tracker.poll_output().is_some() {}
+            for standing in tracker.standings(now) {
+                prop_assert!((0.0..=1.0).contains(&standing.share), "{standing:?}");
+                prop_assert!(standing.complete <= standing.fetchers, "{standing:?}");
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use deploycore::model::RegionName;
 use deploycore::port::swarm::Priority;
 use deploycore_p2p::core::bitfield::{Bitfield, PackedBits};
-use deploycore_p2p::core::message::{Block, Contact, Hello, Message, PeerId, Refusal, Role};
+use deploycore_p2p::core::message::{Block, Contact, Hello, Message, PeerId, Refusal, Role, Standing, Waiting};
 use deploycore_p2p::core::wire::{BLOCK_HEADER, Frame, HEADER};
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -230,7 +230,9 @@ fn join(which: usize, pieces: impl IntoIterator<Item = u32>, priority: Priority)
 
 fn announce(which: usize, pieces: impl IntoIterator<Item = u32>, need: Vec<u32>) -> Message {
     let (digest, size, have) = (digest(which), shape(which).size(), bits(which, pieces));
-    Message::Announce { digest, size, addr: "0.0.0.0:7".into(), have, need, wanted: 16 }
+    let waiting = (!need.is_empty()).then_some(Waiting::Pieces { missing: need.len() as u32, peers: 3 });
+    let standing = Standing { millis: Some(1_500), from_store: 7, from_peers: 1 << 20, waiting };
+    Message::Announce { digest, size, addr: "0.0.0.0:7".into(), have, need, wanted: 16, standing }
 }
 
 fn request(which: usize, piece: u32, block: u32, count: u32) -> Message {
@@ -338,6 +340,7 @@ fn scripts() -> Vec<(&'static str, &'static str, Vec<Step>)> {
                         have: bits(2, []),
                         need: vec![],
                         wanted: 0,
+                        standing: Standing::default(),
                     },
                 ),
                 Say(7, Message::GateHere { addr: "a:1".into() }),

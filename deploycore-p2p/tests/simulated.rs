@@ -8,8 +8,8 @@ use deploycore_p2p::sim::{Report, Settings, run};
 fn show(name: &str, report: &Report) {
     println!(
         "{name}: bound {:?} ({}), p50 {:.3} p99 {:.3} max {:.3}, store {:.3} F, wasted {} KiB, {} events, {} incomplete {:?}",
-        report.bound,
-        report.binding_term,
+        report.bound.time,
+        report.bound.term,
         report.ratio(0.5),
         report.ratio(0.99),
         report.ratio_max(),
@@ -68,6 +68,23 @@ fn a_store_no_faster_than_a_machine_is_the_bound_for_a_few() {
     show("1 + 7", &report);
     assert!(report.completed.iter().all(Option::is_some));
     assert!(report.ratio_max() <= 1.15, "{:.3}", report.ratio_max());
+}
+
+/// The last announces are still on their way when the run ends.
+#[test]
+fn the_tracker_tells_how_far_the_region_is() {
+    let report = run(Settings::equal(300, 64 << 20, 10 << 20, 1));
+    show("300 machines", &report);
+    let [standing] = &report.standings[..] else { panic!("{:?}", report.standings) };
+    assert_eq!((standing.fetchers, standing.members, standing.bound), (300, 300, Some(report.bound)));
+    assert!(standing.complete >= 297 && standing.share > 0.99, "{standing:?}");
+    let ratios = standing.ratios.unwrap();
+    let close = |told: Option<f64>, measured: f64| (told.unwrap() - measured).abs() < 0.02;
+    assert!(close(ratios.p50, report.ratio(0.5)) && close(ratios.p99, report.ratio(0.99)), "{standing:?}");
+    assert!(close(ratios.expected, report.ratio_max()), "{standing:?}");
+    let moved = 300 * (64_u64 << 20);
+    assert!((moved * 99 / 100..=moved).contains(&(standing.from_store + standing.from_peers)), "{standing:?}");
+    assert!(standing.from_store >= 64 << 20, "{standing:?}");
 }
 
 #[test]

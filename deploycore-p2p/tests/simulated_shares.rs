@@ -12,7 +12,7 @@ fn both(mut settings: Settings, from: Duration, priority: Priority) -> (Report, 
     let seconds = report.seconds();
     println!(
         "bound {:?}, first {:.3}, second {:?}, {seconds:?}",
-        report.bound,
+        report.bound.time,
         report.ratio_max(),
         report.second.iter().max()
     );
@@ -44,7 +44,7 @@ fn a_rollback_goes_first_while_10_gb_are_deployed() {
         settings.set_max_block(u32::MAX);
         let (report, seconds) = both(settings, Duration::from_secs(40), Priority::Rollback);
         assert_goes_first(&seconds, seed);
-        assert!(report.second.iter().flatten().all(|time| *time < report.bound.mul_f64(1.2)), "seed {seed}");
+        assert!(report.second.iter().flatten().all(|time| *time < report.bound.time.mul_f64(1.2)), "seed {seed}");
         assert!(report.ratio_max() < 2.3, "seed {seed}: the deploy goes on at once");
     }
 }

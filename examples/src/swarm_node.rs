@@ -12,12 +12,14 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use clap::Parser;
 use deploycore::model::{Manifest, RegionName};
+use deploycore_p2p::core::tracker::SwarmStanding;
 use deploycore_p2p::{Gate, GateSettings, Tracker, TrackerSettings};
 use indicatif::{ProgressBar, ProgressStyle};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use self::cli::{Cli, Command, GateArgs, Trust, VerifyArgs};
+use self::cli::{Cli, Command, GateArgs, TrackerArgs, VerifyArgs};
 use self::single_file::SingleFile;
 use crate::files::{check_writable, write_atomic};
 use crate::signals::told_to_end;
@@ -62,7 +64,7 @@ pub fn main() -> ExitCode {
 
 async fn run(command: Command) -> Result<Outcome> {
     match command {
-        Command::Tracker { listen, name, trust } => tracker(&listen, name, &trust).await,
+        Command::Tracker(args) => tracker(args).await,
         Command::Gate(args) => gate(args).await,
         Command::Fetch(args) => fetch::run(args).await,
         Command::Verify(args) => verify(&args).await,
@@ -85,13 +87,33 @@ fn end_token() -> Result<CancellationToken> {
     Ok(token)
 }
 
-async fn tracker(listen: &str, name: Option<String>, trust: &Trust) -> Result<Outcome> {
-    let name = name.unwrap_or_else(|| random_name("tracker"));
-    let settings = TrackerSettings::new(name, region(), trust.security()).with_listen(listen);
+async fn tracker(args: TrackerArgs) -> Result<Outcome> {
+    if let Some(path) = &args.standings {
+        check_writable(path).context("--standings")?;
+    }
+    let (listen, links) = (&args.listen, args.links());
+    let name = args.name.unwrap_or_else(|| random_name("tracker"));
+    let mut settings = TrackerSettings::new(name, region(), args.trust.security()).with_listen(listen);
+    settings.tracking.links = links;
     let tracker = Tracker::bind(settings).await.with_context(|| format!("--listen {listen}"))?;
     eprintln!("tracker on {}", tracker.local_addr());
+    if let Some(path) = args.standings {
+        tokio::spawn(write_standings(tracker.standings(), path));
+    }
     tracker.run(end_token()?).await;
     Ok(Outcome::Done)
+}
+
+/// Keeps the file as new as what the tracker tells.
+async fn write_standings(mut standings: watch::Receiver<Arc<[SwarmStanding]>>, path: PathBuf) {
+    while standings.changed().await.is_ok() {
+        let standings = Arc::clone(&standings.borrow_and_update());
+        let path = path.clone();
+        let written = tokio::task::spawn_blocking(move || write_atomic(&path, &serde_json::to_vec(&*standings)?)).await;
+        if let Ok(Err(error)) = written {
+            tracing::warn!("{error:#}");
+        }
+    }
 }
 
 async fn gate(args: GateArgs) -> Result<Outcome> {

@@ -9,6 +9,8 @@ mod memory;
 
 use std::path::Path;
 
+use serde_json::Value;
+
 use bed::{Running, Swarm, count, from_peers, swarm_node, wait_for};
 
 const SIZE: usize = 24 << 20;
@@ -39,6 +41,18 @@ fn several_nodes_take_the_file_from_each_other_and_from_the_gate_once() {
     }
     let read: u64 = stats.iter().map(|stats| count(stats, "from_store")).sum();
     assert!((SIZE as u64..=SIZE as u64 * 6 / 5).contains(&read), "{read} bytes were read");
+
+    let mut standing = Value::Null;
+    wait_for("standing", || {
+        standing = swarm.standing().unwrap_or_default();
+        standing["complete"] == 3
+    });
+    assert_eq!((&standing["fetchers"], &standing["bound"]["term"]), (&3.into(), &"downlink".into()), "{standing}");
+    assert_eq!(standing["bound"]["time"], 1.5);
+    let slowest = stats.iter().map(|stats| stats["seconds"].as_f64().unwrap()).fold(0.0, f64::max);
+    let ratio = standing["ratios"]["max"].as_f64().unwrap();
+    assert!((0.9..=slowest / 1.5 + 0.1).contains(&ratio), "{slowest} s: {standing}");
+    assert_eq!(count(&standing, "from_store"), read);
 
     for node in &mut nodes {
         assert!(node.is_running(), "it lingers");

@@ -92,6 +92,9 @@ impl World {
         // An answer, and the gates told to everyone when they changed, by this and by a sweep.
         assert!(outputs <= 2 * PLACES + 2, "{outputs} outputs of one input");
         let (artifacts, members) = self.tracker.census();
+        for standing in self.tracker.standings(self.now) {
+            assert!(standing.complete <= standing.fetchers && (0.0..=1.0).contains(&standing.share), "{standing:?}");
+        }
         assert!(artifacts <= MAX_ARTIFACTS && members <= MAX_ARTIFACTS * MAX_MEMBERS, "{artifacts} {members}");
         assert!(self.tracker.gates() <= MAX_CONTACTS);
     }

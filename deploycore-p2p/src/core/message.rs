@@ -99,6 +99,52 @@ pub enum Refusal {
     BadBytes,
 }
 
+/// How far a member is with an artifact. Nothing depends on it: it is for people.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// Milliseconds since the fetch began, or that it took once all pieces are there. `None` for one that began with all of them.
+    pub millis: Option<u32>,
+    /// Bytes taken through the gate, in verified pieces.
+    pub from_store: u64,
+    /// Bytes taken from peers, in verified pieces.
+    pub from_peers: u64,
+    /// For what it waits, when nothing moves.
+    pub waiting: Option<Waiting>,
+}
+
+/// Why nothing moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Waiting {
+    /// No tracker is connected, nor anyone else.
+    Tracker,
+    /// No gate is known, and no peer.
+    Gate,
+    /// The gate does not have the artifact.
+    Artifact,
+    /// The gate is not connected.
+    GateConnection,
+    /// Nobody brings what is missing.
+    Pieces {
+        /// How many.
+        missing: u32,
+        /// Peers that take part.
+        peers: u32,
+    },
+}
+
+impl fmt::Display for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tracker => f.write_str("a tracker"),
+            Self::Gate => f.write_str("a store gate"),
+            Self::Artifact => f.write_str("a store gate that has the artifact"),
+            Self::GateConnection => f.write_str("a connection to the store gate"),
+            Self::Pieces { missing, peers } => write!(f, "{missing} pieces from the gate or one of {peers} peers"),
+        }
+    }
+}
+
 /// A control message. Blocks travel outside of it, so that their bytes are never copied into one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Message {
@@ -223,6 +269,8 @@ pub enum Message {
         need: Vec<u32>,
         /// How many more peers I would like to connect to.
         wanted: u16,
+        /// How far I am, for people.
+        standing: Standing,
     },
     /// Node to tracker: I take no part any more.
     Withdraw {

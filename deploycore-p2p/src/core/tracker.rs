@@ -4,6 +4,8 @@
 //! everyone again within one interval. The graph of introductions is random and about regular: each asks for as many peers as
 //! it lacks, and those with the fewest introductions are named first.
 
+mod standing;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -11,8 +13,11 @@ use deploycore::model::{Digest, friendly};
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 
+use self::standing::Gone;
+pub use self::standing::{Ratios, SwarmStanding};
 use super::bitfield::Bitfield;
-use super::message::{Addr, ConnId, Contact, MAX_CONTACTS, Message, PeerId, Role};
+use super::bound::Links;
+use super::message::{Addr, ConnId, Contact, MAX_CONTACTS, Message, PeerId, Role, Standing};
 use super::shape::Shape;
 use super::time::Instant;
 
@@ -45,6 +50,8 @@ pub struct Settings {
     pub max_artifacts: usize,
     /// The most connections; those beyond are refused.
     pub max_links: usize,
+    /// The links of the region, if known: how long fetches take is then told as a multiple of the least possible time too.
+    pub links: Option<Links>,
 }
 
 impl Default for Settings {
@@ -60,6 +67,7 @@ impl Default for Settings {
             max_members: 500_000,
             max_artifacts: 4_096,
             max_links: 131_072,
+            links: None,
         }
     }
 }
@@ -107,6 +115,8 @@ struct Member {
     contact: Contact,
     conn: ConnId,
     have: Bitfield,
+    standing: Standing,
+    heard: Instant,
     /// When it is forgotten unless it is heard of.
     expires: Instant,
     /// Introductions it is part of, as far as known.
@@ -120,6 +130,7 @@ struct Swarm {
     index: BTreeMap<PeerId, usize>,
     /// How many members hold each piece.
     holders: Vec<u32>,
+    gone: Gone,
 }
 
 #[derive(Debug)]
@@ -200,6 +211,11 @@ impl Tracker {
         (self.swarms.len(), self.swarms.values().map(|swarm| swarm.members.len()).sum())
     }
 
+    /// How far the region is with each artifact, for people.
+    pub fn standings(&self, now: Instant) -> Vec<SwarmStanding> {
+        self.swarms.values().map(|swarm| swarm.standing(self.settings.links.as_ref(), now)).collect()
+    }
+
     /// The gates known, for people.
     pub fn gates(&self) -> usize {
         self.gates.len()
@@ -221,18 +237,21 @@ impl Tracker {
             return;
         };
         match (client.role, message) {
-            (Role::Node, Message::Announce { digest, size, addr, have, need, wanted }) => {
+            (Role::Node, Message::Announce { digest, size, addr, have, need, wanted, standing }) => {
                 let contact = Contact { peer: client.peer, addr: reachable(&addr, &client.host) };
                 let claimed = Shape::claimed(digest, size);
                 match claimed.and_then(|shape| Some((shape, have.unpack(shape.pieces())?))) {
-                    Some((shape, have)) => self.announce(conn, contact, shape, have, &need, wanted, now),
+                    Some((shape, have)) => {
+                        let member = Member { contact, conn, have, standing, heard: now, expires: now, degree: 0 };
+                        self.announce(shape, member, &need, wanted);
+                    }
                     None => self.close(conn, "an announce whose pieces do not fit the artifact's size"),
                 }
             }
             (Role::Node, Message::Withdraw { digest }) => {
                 let peer = client.peer;
                 if let Some(swarm) = self.swarms.get_mut(&digest) {
-                    swarm.forget(peer);
+                    swarm.forget(peer, self.settings.max_members);
                 }
             }
             (Role::Gate, Message::GateHere { addr }) => {
@@ -283,32 +302,20 @@ impl Tracker {
         Duration::from_millis(millis).clamp(self.settings.min_interval, self.settings.max_interval)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the fields of one message")]
-    fn announce(
-        &mut self,
-        conn: ConnId,
-        contact: Contact,
-        shape: Shape,
-        have: Bitfield,
-        need: &[u32],
-        wanted: u16,
-        now: Instant,
-    ) {
-        let digest = shape.digest();
+    fn announce(&mut self, shape: Shape, member: Member, need: &[u32], wanted: u16) {
+        let (digest, conn, peer) = (shape.digest(), member.conn, member.contact.peer);
         if !self.swarms.contains_key(&digest) && self.swarms.len() >= self.settings.max_artifacts {
             return self.turn_away(conn, digest, "more artifacts than this tracker keeps");
         }
-        let interval = self.interval(&digest);
-        let expires = now + interval * self.settings.missed_announces.max(2);
+        let expires = member.heard + self.interval(&digest) * self.settings.missed_announces.max(2);
         let swarm = self.swarms.entry(digest).or_insert_with(|| Swarm::new(shape));
         if swarm.shape != shape {
             return self.turn_away(conn, digest, "another size for an artifact");
         }
-        let peer = contact.peer;
         if !swarm.index.contains_key(&peer) && swarm.members.len() >= self.settings.max_members {
             return self.turn_away(conn, digest, "more members than this tracker keeps");
         }
-        swarm.note(Member { contact, conn, have, expires, degree: 0 });
+        swarm.note(Member { expires, ..member });
         let peers = swarm.introduce(peer, need, usize::from(wanted).min(MAX_CONTACTS), &mut self.rng);
         let millis = self.interval(&digest).as_millis() as u32;
         self.outputs.push_back(Output::Send(conn, Message::Introduce { digest, peers, millis }));
@@ -338,7 +345,7 @@ impl Tracker {
             let silent: Vec<PeerId> =
                 swarm.members.iter().filter(|member| member.expires <= now).map(|member| member.contact.peer).collect();
             for peer in silent {
-                swarm.forget(peer);
+                swarm.forget(peer, self.settings.max_members);
             }
         }
         self.swarms.retain(|_, swarm| !swarm.members.is_empty());
@@ -362,10 +369,17 @@ fn reachable(addr: &Addr, host: &str) -> Addr {
 
 impl Swarm {
     fn new(shape: Shape) -> Self {
-        Self { shape, members: Vec::new(), index: BTreeMap::new(), holders: vec![0; shape.pieces() as usize] }
+        Self {
+            shape,
+            members: Vec::new(),
+            index: BTreeMap::new(),
+            holders: vec![0; shape.pieces() as usize],
+            gone: Gone::new(),
+        }
     }
 
     fn note(&mut self, member: Member) {
+        self.gone.remove(&member.contact.peer);
         if let Some(at) = self.index.get(&member.contact.peer) {
             let known = &mut self.members[*at];
             known.have.minus(&member.have).for_each(|piece| self.holders[piece as usize] -= 1);
@@ -385,11 +399,15 @@ impl Swarm {
         all.saturating_sub(except.iter().filter(holds).count() as u32)
     }
 
-    fn forget(&mut self, peer: PeerId) {
+    /// One that fetched all of it still counts among those that did, for as many as `max_gone`.
+    fn forget(&mut self, peer: PeerId, max_gone: usize) {
         let Some(at) = self.index.remove(&peer) else {
             return;
         };
         let member = self.members.swap_remove(at);
+        if member.have.is_full() && member.standing.millis.is_some() && self.gone.len() < max_gone {
+            self.gone.insert(peer, member.standing);
+        }
         member.have.iter().for_each(|piece| self.holders[piece as usize] -= 1);
         if let Some(moved) = self.members.get(at) {
             self.index.insert(moved.contact.peer, at);
@@ -437,13 +455,25 @@ impl Swarm {
 mod tests {
     use super::*;
     use crate::core::bitfield::PackedBits;
+    use crate::core::message::Waiting;
 
     const MIB: u64 = 1 << 20;
 
     fn announce(tracker: &mut Tracker, conn: u64, have: &Bitfield, wanted: u16, now: Instant) -> Vec<Contact> {
+        announce_as(tracker, conn, have, wanted, Standing::default(), now)
+    }
+
+    fn announce_as(
+        tracker: &mut Tracker,
+        conn: u64,
+        have: &Bitfield,
+        wanted: u16,
+        standing: Standing,
+        now: Instant,
+    ) -> Vec<Contact> {
         let (digest, size) = (Digest::of(b"artifact"), u64::from(have.len()) * MIB / 4);
         let (addr, have) = (Addr::from(format!("10.0.0.{conn}:1")), PackedBits::from(have));
-        let message = Message::Announce { digest, size, addr, have, need: vec![], wanted };
+        let message = Message::Announce { digest, size, addr, have, need: vec![], wanted, standing };
         tracker.handle(Input::Message(ConnId(conn), message), now);
         let mut peers = Vec::new();
         while let Some(output) = tracker.poll_output() {
@@ -512,6 +542,46 @@ mod tests {
         let withdraw = Message::Withdraw { digest: Digest::of(b"artifact") };
         tracker.handle(Input::Message(ConnId(2), withdraw), at(6));
         assert_eq!(tracker.census(), (1, 0));
+    }
+
+    #[test]
+    fn it_tells_how_long_fetches_take_and_who_waits_for_what() {
+        let at = |secs| Instant::at(Duration::from_secs(secs));
+        let links = Links { down: MIB / 4, up: MIB / 4, store: MIB };
+        let mut tracker =
+            Tracker::new(Settings { links: Some(links), ..Settings::default() }, Rng::with_seed(1), at(0));
+        let mut say = |conn, pieces: u32, millis, waiting, now| {
+            let mut have = Bitfield::new(4);
+            (0..pieces).for_each(|piece| {
+                have.insert(piece);
+            });
+            let standing = Standing { millis, from_store: 1, from_peers: 2, waiting };
+            connect(&mut tracker, conn, Role::Node, now);
+            announce_as(&mut tracker, conn, &have, 4, standing, now);
+            let mut standings = tracker.standings(now);
+            assert_eq!(standings.len(), 1);
+            standings.remove(0)
+        };
+        let seed = say(0, 4, None, None, at(0));
+        assert_eq!((seed.members, seed.fetchers, seed.complete, seed.max), (1, 0, 0, None));
+        let lost = Waiting::Pieces { missing: 3, peers: 1 };
+        let one = say(1, 1, Some(1_000), Some(lost), at(1));
+        assert_eq!((one.fetchers, one.complete, one.p50, one.share), (1, 0, None, 0.25));
+        assert_eq!((one.elapsed, one.expected), (Duration::from_secs(1), Some(Duration::from_secs(4))));
+        assert_eq!(one.waiting, [("10.0.0.1:1".into(), lost)]);
+        assert_eq!(one.bound, Some(links.bound(MIB, 1)));
+        let two = say(2, 4, Some(6_000), None, at(3));
+        assert_eq!((two.fetchers, two.complete, two.p50, two.p99), (2, 1, Some(Duration::from_secs(6)), None));
+        assert_eq!(two.elapsed, Duration::from_secs(6), "the first is at it for three seconds by now");
+        assert_eq!((two.from_store, two.from_peers), (2, 4), "not what the seed had");
+        assert_eq!(two.ratios.and_then(|ratios| ratios.p50), Some(1.5));
+
+        // Who has it may go. Who dies before is waited for no more.
+        tracker.handle(Input::Message(ConnId(2), Message::Withdraw { digest: Digest::of(b"artifact") }), at(3));
+        tracker.handle(Input::Disconnected(ConnId(1)), at(3));
+        announce(&mut tracker, 0, &Bitfield::full(4), 4, at(9));
+        let end = tracker.standings(at(9)).remove(0);
+        assert_eq!((end.members, end.fetchers, end.max), (1, 1, Some(Duration::from_secs(6))));
     }
 
     #[test]

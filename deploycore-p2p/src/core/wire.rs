@@ -17,7 +17,7 @@ use super::message::{Block, Hello, Message};
 use super::shape::MAX_BLOCK;
 
 /// The version of the protocol. Members of two versions do not talk.
-pub const VERSION: u16 = 3;
+pub const VERSION: u16 = 4;
 /// Bytes of the length and the kind.
 pub const HEADER: usize = 5;
 /// The longest control frame's body: the set of the pieces of the largest artifact fits 16 times.
@@ -172,7 +172,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::bitfield::{Bitfield, PackedBits};
-    use super::super::message::{Addr, Contact, PeerId, Refusal, Role};
+    use super::super::message::{Addr, Contact, PeerId, Refusal, Role, Standing, Waiting};
     use super::*;
 
     fn decode(bytes: &Bytes) -> Result<Frame, Error> {
@@ -214,7 +214,12 @@ mod tests {
                 5 => Message::Reject { digest, piece, block, count: block / 4, refusal },
                 6 => Message::Ready { digest },
                 7 => Message::Lease { digest, pieces, millis: piece },
-                8 => Message::Announce { digest, size, addr: "h:1".into(), have, need: pieces, wanted },
+                8 => {
+                    let waiting = (size % 3 == 0).then_some(Waiting::Pieces { missing: piece, peers: block });
+                    let millis = (size % 2 == 0).then_some(piece);
+                    let standing = Standing { millis, from_store: size, from_peers: size / 2, waiting };
+                    Message::Announce { digest, size, addr: "h:1".into(), have, need: pieces, wanted, standing }
+                }
                 9 => Message::Introduce { digest, peers: gates, millis: piece },
                 10 => Message::Gates { gates },
                 11 => Message::Stuck { digest, pieces, refused: vec![PeerId(size)] },

@@ -4,10 +4,11 @@ use std::io;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use deploycore::model::RegionName;
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant as Clock, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -16,7 +17,7 @@ use super::transport::{Listener, Transport};
 use super::{Security, Timeouts};
 use crate::core::message::{Hello, PeerId, Role};
 use crate::core::time::Instant;
-use crate::core::tracker;
+use crate::core::tracker::{self, SwarmStanding};
 use crate::core::wire::Frame;
 
 /// How a tracker is set up.
@@ -70,7 +71,11 @@ pub struct Tracker {
     transport: Arc<dyn Transport>,
     local_addr: String,
     listener: Mutex<Option<Box<dyn Listener>>>,
+    standings: watch::Sender<Arc<[SwarmStanding]>>,
 }
+
+/// How often it tells how far the region is, where anyone wants to know.
+const TELL: Duration = Duration::from_secs(1);
 
 impl Tracker {
     /// Opens the port. Connections are answered once [`run`](Self::run) runs.
@@ -83,12 +88,18 @@ impl Tracker {
     pub async fn bind_with(settings: TrackerSettings, transport: Arc<dyn Transport>) -> io::Result<Self> {
         let listener = transport.listen(&settings.listen).await?;
         let local_addr = listener.local_addr()?;
-        Ok(Self { settings, transport, local_addr, listener: Mutex::new(Some(listener)) })
+        let standings = watch::Sender::new(Arc::from([]));
+        Ok(Self { settings, transport, local_addr, listener: Mutex::new(Some(listener)), standings })
     }
 
     /// Where it listens.
     pub fn local_addr(&self) -> &str {
         &self.local_addr
+    }
+
+    /// How far the region is with each artifact: told once a second while the tracker runs, and nothing before or after.
+    pub fn standings(&self) -> watch::Receiver<Arc<[SwarmStanding]>> {
+        self.standings.subscribe()
     }
 
     /// Serves until told to end. It can run once.
@@ -113,7 +124,15 @@ impl Tracker {
         let (sender, mut events) = mpsc::channel(256);
         let mut hub = Hub::new(hello, Arc::clone(&self.transport), self.settings.timeouts.clone(), sender);
         hub.accept(listener);
+        let _silence = Silence(&self.standings);
+        let mut tell_at = start + TELL;
         loop {
+            if tell_at <= Clock::now() {
+                tell_at = Clock::now() + TELL;
+                if self.standings.receiver_count() > 0 {
+                    self.standings.send_replace(core.standings(now()).into());
+                }
+            }
             while let Some(output) = core.poll_output() {
                 match output {
                     tracker::Output::Send(conn, message) => hub.send(conn, &message),
@@ -123,7 +142,7 @@ impl Tracker {
                     }
                 }
             }
-            let timer = start + core.poll_timeout().since_start();
+            let timer = tell_at.min(start + core.poll_timeout().since_start());
             let event = tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
@@ -149,5 +168,14 @@ impl Tracker {
             };
             core.handle(input, now());
         }
+    }
+}
+
+/// What was known is not known any more when the tracker ends, however it ends.
+struct Silence<'a>(&'a watch::Sender<Arc<[SwarmStanding]>>);
+
+impl Drop for Silence<'_> {
+    fn drop(&mut self) {
+        self.0.send_replace(Arc::from([]));
     }
 }

@@ -7,8 +7,10 @@ use deploycore::model::piece_size_for;
 use deploycore::port::swarm::Priority;
 
 use super::Shared;
+use crate::core::bound::{Bound, Links};
 use crate::core::gate::{self, Usage};
 use crate::core::shape::MAX_BLOCK;
+use crate::core::tracker::SwarmStanding;
 use crate::core::{peer, tracker};
 
 /// What is simulated.
@@ -103,16 +105,16 @@ impl Settings {
 
     /// The shortest time in which all machines can have the artifact, and what makes it so: a machine's link, the store's, or
     /// what all uplinks can give together. The machines' links count as equal.
-    pub fn bound(&self) -> (Duration, &'static str) {
-        let size = self.size as f64;
-        let total = self.store as f64 + self.machines as f64 * self.up as f64;
-        let terms = [
-            (size / self.down as f64, "downlink"),
-            (size / self.store as f64, "store"),
-            (size * self.machines as f64 / total, "uplinks"),
-        ];
-        let (seconds, term) = terms.into_iter().max_by(|a, b| a.0.total_cmp(&b.0)).unwrap_or_default();
-        (Duration::from_secs_f64(seconds), term)
+    pub fn bound(&self) -> Bound {
+        self.links_of_all().bound(self.size, self.machines)
+    }
+
+    pub(super) fn tracking(&self) -> tracker::Settings {
+        tracker::Settings { links: Some(self.links_of_all()), ..self.tracker.clone() }
+    }
+
+    fn links_of_all(&self) -> Links {
+        Links { down: self.down, up: self.up, store: self.store }
     }
 
     /// Whether the run waits for a machine: it does not for those that die for good, nor for those that nobody deals with once
@@ -154,9 +156,7 @@ impl Partition {
 #[derive(Debug, Clone)]
 pub struct Report {
     /// The bound of the settings.
-    pub bound: Duration,
-    /// What makes it so.
-    pub binding_term: &'static str,
+    pub bound: Bound,
     /// How long after its start each machine was complete; the start is that of the run, or its own for one that starts late.
     pub completed: Vec<Option<Duration>>,
     /// The same for the second artifact, from when that started. Empty when there is none.
@@ -172,6 +172,8 @@ pub struct Report {
     pub wasted: u64,
     /// Machines that were found to be corrupt by someone.
     pub quarantined: usize,
+    /// What the tracker knew at the end.
+    pub standings: Vec<SwarmStanding>,
     /// Events handled.
     pub events: u64,
     /// What machines that should have completed and did not wait for.
@@ -194,6 +196,6 @@ impl Report {
         let mut times: Vec<Duration> = times.collect();
         times.sort_unstable();
         let at = ((times.len() as f64 * share).ceil() as usize).clamp(1, times.len().max(1)) - 1;
-        times.get(at).map_or(f64::INFINITY, |time| time.as_secs_f64() / self.bound.as_secs_f64())
+        times.get(at).map_or(f64::INFINITY, |time| self.bound.ratio(*time))
     }
 }

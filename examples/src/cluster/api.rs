@@ -7,6 +7,7 @@ use deploycore::model::{
     ArtifactName, CommitId, Digest, Generation, Goal, GoalPosition, JobId, RegionName, RunSpec, Selector, ServiceName,
 };
 use deploycore::port::queue::{Enqueued, QueueStats};
+use deploycore_p2p::core::tracker::SwarmStanding;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
@@ -120,6 +121,12 @@ pub struct StoreUsage {
 
 /// `GET /v1/usage/{digest}`, of the control plane: by region; an error while a region does not answer.
 pub type UsageByRegion = BTreeMap<RegionName, StoreUsage>;
+
+/// `GET /v1/swarm`, of the control plane: how far each region's machines are with each artifact; `None` where the region does not answer.
+pub type StandingsByRegion = BTreeMap<RegionName, Option<Vec<SwarmStanding>>>;
+
+/// `GET /v1/swarm`, of a region: a list of [`SwarmStanding`]s, of the control plane [`StandingsByRegion`].
+pub const SWARM_PATH: &str = "v1/swarm";
 
 /// The path of an artifact's usage.
 pub fn usage_path(digest: &Digest) -> String {

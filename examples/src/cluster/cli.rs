@@ -148,6 +148,11 @@ pub enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// Show how far each region's machines are with each artifact
+    Swarm {
+        #[command(flatten)]
+        target: Target,
+    },
     /// Run one role of a cluster; the main job starts these
     Role {
         /// Which

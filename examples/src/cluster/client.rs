@@ -14,8 +14,8 @@ use serde::de::DeserializeOwned;
 use url::Url;
 
 use super::api::{
-    BuildAnswer, BuildRequest, DeployRequest, ErrorBody, RollbackRequest, ServiceStatus, Status, UsageByRegion,
-    usage_path,
+    BuildAnswer, BuildRequest, DeployRequest, ErrorBody, RollbackRequest, SWARM_PATH, ServiceStatus, StandingsByRegion,
+    Status, UsageByRegion, usage_path,
 };
 
 /// An answer of the API that is not a success.
@@ -121,6 +121,11 @@ impl Client {
     /// What each region's gate gave out of an artifact.
     pub async fn usage(&self, digest: &Digest) -> Result<UsageByRegion> {
         self.get(&usage_path(digest)).await
+    }
+
+    /// How far each region's machines are with each artifact.
+    pub async fn swarm(&self) -> Result<StandingsByRegion> {
+        self.get(SWARM_PATH).await
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use deploycore::model::{ArtifactName, Goal, JobId, ServiceName};
+use deploycore_p2p::core::tracker::SwarmStanding;
 use serde::Serialize;
 use url::Url;
 
@@ -62,6 +63,19 @@ pub(super) async fn run(command: Command) -> Result<()> {
                     let artifact = job.artifact.as_ref().map_or(String::new(), |artifact| artifact.name.to_string());
                     let spec = &job.spec;
                     println!("{}  {:<10} {:<12} {}  {artifact}", spec.id, job.status, spec.service, spec.commit);
+                }
+            })
+        }
+        Command::Swarm { target } => {
+            let regions = client(&target)?.swarm().await?;
+            show(&target, &regions, |regions| {
+                for (region, standings) in regions {
+                    match standings {
+                        Some(standings) => {
+                            standings.iter().for_each(|standing| println!("{region:<12} {}", line(standing)))
+                        }
+                        None => println!("{region:<12} does not answer"),
+                    }
                 }
             })
         }
@@ -184,4 +198,25 @@ async fn converged(client: &Client, goal: &Goal) -> Result<()> {
         }
     };
     tokio::time::timeout(PATIENCE, wait).await.with_context(|| format!("{service} has still not converged"))?
+}
+
+/// How far a region is with an artifact.
+fn line(standing: &SwarmStanding) -> String {
+    let SwarmStanding { digest, fetchers, complete, share, bound, ratios, .. } = standing;
+    let seconds = |time: Option<Duration>| time.map_or("-".to_owned(), |time| format!("{:.1} s", time.as_secs_f64()));
+    let (p50, p99, max) = (seconds(standing.p50), seconds(standing.p99), seconds(standing.max));
+    let mut line = format!(
+        "{} {complete} of {fetchers} machines, {:.1} % of the bytes; p50 {p50}, p99 {p99}, all {max}, expected {}",
+        digest.short(),
+        share * 100.0,
+        seconds(standing.expected)
+    );
+    if let (Some(bound), Some(expected)) = (bound, ratios.and_then(|ratios| ratios.expected)) {
+        let seconds = bound.time.as_secs_f64();
+        line += &format!(", {expected:.2} times the bound of {seconds:.1} s by the {}", bound.term);
+    }
+    for (addr, what) in &standing.waiting {
+        line += &format!("\n    {addr} waits for {what}");
+    }
+    line
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use bytesize::ByteSize;
 use deploycore::model::{Labels, MachineName, RegionName, RunSpec, ServiceName, WorkerName, friendly};
+use deploycore_p2p::core::bound::Links;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use url::Url;
@@ -114,6 +115,10 @@ pub struct Region {
     pub goals_file: PathBuf,
     /// The folder of the gate's counts.
     pub gate_dir: PathBuf,
+    /// What its machines and its store can send and receive, in bytes a second: `GET /v1/swarm` tells times as multiples of the least
+    /// possible one then.
+    #[serde(default)]
+    pub links: Option<Links>,
 }
 
 /// A machine. It holds no path and no credential to any store.

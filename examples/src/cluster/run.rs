@@ -327,6 +327,7 @@ fn write_configs(args: &RunArgs, wanted: &Wanted, data: &DataDir) -> Result<Ends
             look: LOOK,
             goals_file: folder.join("goals.redb"),
             gate_dir: folder.join("gate"),
+            links: None,
         };
         writer.write(name.as_str(), "region", &region)?;
         regions.push(config::RegionEndpoint { name: name.clone(), gateway: http_url(gateway)? });

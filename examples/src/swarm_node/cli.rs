@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
+use deploycore_p2p::core::bound::Links;
 use deploycore_p2p::{MutualTls, Security};
 
 /// Puts one big file on many hosts, each of which passes on what it has.
@@ -22,22 +23,44 @@ pub(super) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Introduce the members to each other
-    Tracker {
-        /// Where to listen
-        #[arg(long, value_name = "HOST:PORT")]
-        listen: String,
-        /// Name in the swarm [default: a random one]
-        #[arg(long)]
-        name: Option<String>,
-        #[command(flatten)]
-        trust: Trust,
-    },
+    Tracker(TrackerArgs),
     /// Offer a file: the only door to it, which gives each piece away about once
     Gate(GateArgs),
     /// Fetch the file, and pass it on meanwhile
     Fetch(FetchArgs),
     /// Compare a file with a manifest
     Verify(VerifyArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct TrackerArgs {
+    /// Where to listen
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(super) listen: String,
+    /// Name in the swarm [default: a random one]
+    #[arg(long)]
+    pub(super) name: Option<String>,
+    /// Written anew each second: how far the members are with each file, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(super) standings: Option<PathBuf>,
+    /// What a member can take in a second: with --up and --store, times are told as multiples of the least possible one too
+    #[arg(long, value_name = "SIZE", value_parser = parse_rate, requires_all = ["up", "store", "standings"])]
+    pub(super) down: Option<ByteSize>,
+    /// What a member can give out a second
+    #[arg(long, value_name = "SIZE", value_parser = parse_rate, requires = "down")]
+    pub(super) up: Option<ByteSize>,
+    /// What the gate can give out a second
+    #[arg(long, value_name = "SIZE", value_parser = parse_rate, requires = "down")]
+    pub(super) store: Option<ByteSize>,
+    #[command(flatten)]
+    pub(super) trust: Trust,
+}
+
+impl TrackerArgs {
+    pub(super) fn links(&self) -> Option<Links> {
+        let (down, up, store) = (self.down?.as_u64(), self.up?.as_u64(), self.store?.as_u64());
+        Some(Links { down, up, store })
+    }
 }
 
 /// How connections are protected: by certificates, or, by name, not at all.
@@ -170,8 +193,8 @@ mod tests {
         let trust = |more: &[&str]| {
             let base = ["swarm-node", "tracker", "--listen", "a:1"];
             let cli = Cli::try_parse_from(base.iter().chain(more)).ok()?;
-            let Command::Tracker { trust, .. } = cli.command else { return None };
-            Some(trust.security())
+            let Command::Tracker(tracker) = cli.command else { return None };
+            Some(tracker.trust.security())
         };
         assert_eq!(trust(&["--insecure"]), Some(Security::PlainTcp));
         let all = ["--tls-cert", "c", "--tls-key", "k", "--tls-ca", "a"];

@@ -86,6 +86,8 @@ fn a_cluster_that_stays_up_takes_commands() {
     };
     assert!(ask(&["status"]).contains("web generation 3"));
     assert!(ask(&["machines"]).contains("Good"));
+    let swarm = ask(&["swarm"]);
+    assert!(swarm.contains("1 of 1 machines, 100.0 % of the bytes"), "{swarm}");
     let jobs = ask(&["jobs"]);
     assert_eq!(jobs.matches("SUCCEEDED").count(), 2, "{jobs}");
 

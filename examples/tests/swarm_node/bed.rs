@@ -171,7 +171,10 @@ impl Swarm {
     /// Where it was before, if there was one.
     pub(crate) fn start_tracker(&mut self) {
         let listen = ["tracker", "--name", "tracker", "--listen", &self.tracker_addr, "--insecure"];
-        let mut tracker = Running::spawn(&mut swarm_node(&listen));
+        let links = ["--down", "16MiB", "--up", "1GiB", "--store", "1GiB"];
+        let mut tracker = swarm_node(&listen);
+        tracker.args(links).arg("--standings").arg(self.path("standings.json"));
+        let mut tracker = Running::spawn(&mut tracker);
         self.tracker_addr = tracker.address("tracker");
         self.tracker = Some(tracker);
     }
@@ -207,6 +210,12 @@ impl Swarm {
 
     pub(crate) fn stats(&self, name: &str) -> Value {
         serde_json::from_slice(&std::fs::read(self.path(&format!("{name}.json"))).unwrap()).unwrap()
+    }
+
+    /// What the tracker tells of the file, if it does yet.
+    pub(crate) fn standing(&self) -> Option<Value> {
+        let standings: Value = serde_json::from_slice(&std::fs::read(self.path("standings.json")).ok()?).unwrap();
+        standings.get(0).cloned()
     }
 
     pub(crate) fn verify(&self, name: &str) -> Output {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
+use std::time::Duration;
 
 use deploycore::port::swarm::{Limits, Priority};
 
@@ -9,7 +10,7 @@ use super::Progress;
 use super::rates::Rates;
 use super::turns::Turn;
 use crate::core::bitfield::Bitfield;
-use crate::core::message::{ConnId, Payload, PeerId};
+use crate::core::message::{ConnId, Payload, PeerId, Standing};
 use crate::core::shape::Shape;
 use crate::core::time::Instant;
 
@@ -111,6 +112,10 @@ pub(super) struct Artifact<B> {
     pub(super) turn_out: Turn,
     /// When the node began to take part.
     pub(super) since: Instant,
+    /// All pieces were here at the start.
+    pub(super) began_whole: bool,
+    /// How long it took until all pieces were here.
+    pub(super) took: Option<Duration>,
     pub(super) announce_at: Instant,
     /// The gate on this connection was told that this node takes part.
     pub(super) joined_gate: Option<ConnId>,
@@ -156,6 +161,8 @@ impl<B: Payload> Artifact<B> {
             turn_in: turns.0,
             turn_out: turns.1,
             since: now,
+            began_whole: have.is_full(),
+            took: None,
             announce_at: now,
             joined_gate: None,
             absent_until: Instant::ZERO,
@@ -182,6 +189,17 @@ impl<B: Payload> Artifact<B> {
             bad_pieces: self.bad_pieces,
             wasted: self.wasted,
             ..Progress::default()
+        }
+    }
+
+    /// How far it is, as trackers are told.
+    pub(super) fn standing(&self, now: Instant) -> Standing {
+        let time = self.took.unwrap_or_else(|| now.since(self.since));
+        Standing {
+            millis: (!self.began_whole).then(|| u32::try_from(time.as_millis()).unwrap_or(u32::MAX)),
+            from_store: self.from_store,
+            from_peers: self.from_peers,
+            waiting: None,
         }
     }
 

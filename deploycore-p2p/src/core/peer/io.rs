@@ -5,7 +5,7 @@ use deploycore::model::Digest;
 use deploycore::port::swarm::{Limits, Priority};
 
 use crate::core::bitfield::Bitfield;
-use crate::core::message::{Addr, Block, ConnId, Message, PeerId, Role};
+use crate::core::message::{Addr, Block, ConnId, Message, PeerId, Role, Waiting};
 use crate::core::shape::Shape;
 
 /// What happens to a node.
@@ -136,7 +136,7 @@ pub struct Progress {
     /// Bytes received for nothing: twice, or too late.
     pub wasted: u64,
     /// Why nothing moves, when nothing moves.
-    pub waiting_for: Option<String>,
+    pub waiting_for: Option<Waiting>,
 }
 
 /// Counts since the start.

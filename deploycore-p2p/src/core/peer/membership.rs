@@ -9,7 +9,7 @@ use super::link::Link;
 use super::{Output, Peer};
 use crate::core::bitfield::PackedBits;
 use crate::core::gate::rendezvous;
-use crate::core::message::{Addr, ConnId, Contact, Message, Payload, PeerId, Role};
+use crate::core::message::{Addr, ConnId, Contact, Message, Payload, PeerId, Role, Standing, Waiting};
 use crate::core::time::Instant;
 
 /// An address that is dialed, or was. It is kept while its connection is young: one that is accepted and closed at once counts as
@@ -92,7 +92,7 @@ impl<B: Payload> Peer<B> {
         }
         match role {
             Role::Node => (0..self.artifacts.len()).for_each(|at| self.send_join(conn, at)),
-            Role::Tracker => (0..self.artifacts.len()).for_each(|at| self.announce_to(conn, at)),
+            Role::Tracker => (0..self.artifacts.len()).for_each(|at| self.announce_to(conn, at, now)),
             Role::Gate => self.join_gates(now),
         }
     }
@@ -303,11 +303,11 @@ impl<B: Payload> Peer<B> {
         // Until a tracker answers; its answer sets the interval.
         self.artifacts[at].announce_at = now + Duration::from_secs(2);
         for conn in trackers {
-            self.announce_to(conn, at);
+            self.announce_to(conn, at, now);
         }
     }
 
-    fn announce_to(&mut self, conn: ConnId, at: usize) {
+    fn announce_to(&mut self, conn: ConnId, at: usize, now: Instant) {
         let artifact = &self.artifacts[at];
         let (digest, size) = (artifact.shape.digest(), artifact.shape.size());
         let complete = artifact.have.is_full();
@@ -315,7 +315,9 @@ impl<B: Payload> Peer<B> {
         let half = usize::from(self.settings.degree / 2).max(1);
         let wanted = if complete { 0 } else { half.saturating_sub(self.neighbours(&digest)) as u16 };
         let have = PackedBits::from(&artifact.have);
-        self.send(conn, Message::Announce { digest, size, addr: self.addr.clone(), have, need, wanted });
+        let standing = Standing { waiting: self.waiting_for(artifact), ..artifact.standing(now) };
+        let addr = self.addr.clone();
+        self.send(conn, Message::Announce { digest, size, addr, have, need, wanted, standing });
     }
 
     /// Whether it is time to look for holders of pieces that no neighbour has. At first that is so of most pieces, and they come by
@@ -332,8 +334,10 @@ impl<B: Payload> Peer<B> {
 
     /// All pieces are here: the tracker learns of a new seed, the gate of a reader less.
     pub(super) fn completed(&mut self, at: usize, now: Instant) {
-        let digest = self.artifacts[at].shape.digest();
-        if let Some(conn) = self.artifacts[at].joined_gate.take() {
+        let artifact = &mut self.artifacts[at];
+        artifact.took = artifact.took.or(Some(now.since(artifact.since)));
+        let digest = artifact.shape.digest();
+        if let Some(conn) = artifact.joined_gate.take() {
             self.send(conn, Message::Leave { digest });
         }
         self.announce(at, now);
@@ -421,7 +425,7 @@ impl<B: Payload> Peer<B> {
     }
 
     /// Why nothing moves, when nothing moves.
-    pub(super) fn waiting_for(&self, artifact: &Artifact<B>) -> Option<String> {
+    pub(super) fn waiting_for(&self, artifact: &Artifact<B>) -> Option<Waiting> {
         let digest = artifact.shape.digest();
         let storing = artifact.begun.iter().any(|begun| begun.storing);
         if artifact.have.is_full() || self.is_asking(&digest) || storing {
@@ -431,15 +435,15 @@ impl<B: Payload> Peer<B> {
         let peers = self.neighbours(&digest);
         let tracker = self.links.iter().any(|link| link.role == Role::Tracker);
         Some(if peers == 0 && !tracker && artifact.joined_gate.is_none() {
-            "a tracker".to_owned()
+            Waiting::Tracker
         } else if self.settings.reads_store && self.gates.is_empty() && peers == 0 {
-            "a store gate".to_owned()
+            Waiting::Gate
         } else if self.settings.reads_store && artifact.joined_gate.is_none() && artifact.absent_until > Instant::ZERO {
-            "a store gate that has the artifact".to_owned()
+            Waiting::Artifact
         } else if self.settings.reads_store && artifact.joined_gate.is_none() {
-            "a connection to the store gate".to_owned()
+            Waiting::GateConnection
         } else {
-            format!("{missing} pieces from the gate or one of {peers} peers")
+            Waiting::Pieces { missing, peers: peers as u32 }
         })
     }
 

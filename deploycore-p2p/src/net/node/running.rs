@@ -577,7 +577,7 @@ fn told(progress: &peer::Progress) -> FetchProgress {
         pieces: progress.pieces,
         bytes: progress.bytes,
         peers: progress.peers,
-        waiting_for: progress.waiting_for.clone(),
+        waiting_for: progress.waiting_for.map(|what| what.to_string()),
     }
 }
 

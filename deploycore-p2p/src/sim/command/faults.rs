@@ -13,7 +13,7 @@ use crate::sim::{Partition, Settings};
 pub(super) fn region(options: &Options, region: usize) -> Settings {
     let mut settings = options.base(region);
     let machines = settings.machines;
-    let (bound, _) = settings.bound();
+    let bound = settings.bound().time;
     // Apart from the generator of the run, which starts from the same seed.
     let mut rng = Rng::with_seed(settings.seed ^ 0x5EED_FA17);
     let mut deal = Deal::new(machines, &mut rng);

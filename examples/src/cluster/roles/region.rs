@@ -15,8 +15,10 @@ use deploycore::port::{ArtifactStore, GoalStateStore};
 use deploycore::store::{BlobStore, Replicator, ReplicatorSettings};
 use deploycore_kv::RedbGoals;
 use deploycore_kv::gateway::{Gateway, GatewayClient, GatewaySettings};
+use deploycore_p2p::core::tracker::SwarmStanding;
 use deploycore_p2p::{Gate, GateSettings, Security, Tracker, TrackerSettings};
 use deploycore_sql::Sqlite;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::Services;
@@ -31,8 +33,9 @@ pub(super) async fn run(config: config::Region, shutdown: CancellationToken) -> 
     let global = Arc::new(GatewayClient::new(config.global)?);
     let board = Arc::new(ReportBoard::default());
 
-    let tracker = TrackerSettings::new(format!("{}-tracker", config.name), config.name.clone(), Security::PlainTcp)
+    let mut tracker = TrackerSettings::new(format!("{}-tracker", config.name), config.name.clone(), Security::PlainTcp)
         .with_listen(config.tracker.to_string());
+    tracker.tracking.links = config.links;
     let tracker = Tracker::bind(tracker).await.with_context(|| cannot_listen(config.tracker))?;
     let gate =
         GateSettings::new(format!("{}-gate", config.name), config.name.clone(), config.gate_dir, Security::PlainTcp)
@@ -47,7 +50,8 @@ pub(super) async fn run(config: config::Region, shutdown: CancellationToken) -> 
     services.sweep(store.clone());
     let gateway = Gateway::new(GatewaySettings::default(), goals, Some(store), Some(board.clone()), Some(board));
     let usage = Router::new().route("/v1/usage/{digest}", get(usage)).with_state(gate.clone());
-    services.serve_gateway(config.gateway, &gateway, usage).await?;
+    let swarm = Router::new().route("/v1/swarm", get(swarm)).with_state(tracker.standings());
+    services.serve_gateway(config.gateway, &gateway, usage.merge(swarm)).await?;
     let stop = shutdown.clone();
     services.add("tracker", async move {
         tracker.run(stop).await;
@@ -72,6 +76,11 @@ pub(super) async fn run(config: config::Region, shutdown: CancellationToken) -> 
 
 fn cannot_listen(address: SocketAddr) -> String {
     format!("{address} cannot be listened on: does another process hold the port?")
+}
+
+/// How far the region's machines are with each artifact.
+async fn swarm(State(standings): State<watch::Receiver<Arc<[SwarmStanding]>>>) -> Json<Arc<[SwarmStanding]>> {
+    Json(Arc::clone(&standings.borrow()))
 }
 
 async fn usage(

@@ -19,13 +19,14 @@ use deploycore::port::queue::{JobCursor, JobFilter, JobPage};
 use deploycore::port::{
     GoalStateStore, JobQueueExt, MachineDirectory, ReplicationLedgerExt, chain, goals, ledger, queue, store,
 };
+use deploycore_p2p::core::tracker::SwarmStanding;
 use futures::future::join_all;
 use serde::Deserialize;
 
 use super::{Region, State};
 use crate::cluster::api::{
-    BuildAnswer, BuildRequest, DeployRequest, ErrorBody, ErrorDetail, RegionStatus, RollbackRequest, ServiceStatus,
-    Status, StoreUsage, UsageByRegion, usage_path,
+    BuildAnswer, BuildRequest, DeployRequest, ErrorBody, ErrorDetail, RegionStatus, RollbackRequest, SWARM_PATH,
+    ServiceStatus, StandingsByRegion, Status, StoreUsage, UsageByRegion, usage_path,
 };
 
 /// The largest request body.
@@ -53,6 +54,7 @@ pub(super) fn router(state: Arc<State>) -> Router {
         .route("/v1/rollbacks", post(rollback))
         .route("/v1/machines", get(machines))
         .route("/v1/usage/{digest}", get(usage))
+        .route("/v1/swarm", get(swarm))
         .fallback(async || Error::new(StatusCode::NOT_FOUND, "unknown_call", "the API has no such path"))
         .method_not_allowed_fallback(async || {
             Error::new(StatusCode::METHOD_NOT_ALLOWED, "unknown_call", "the path does not take this method")
@@ -215,6 +217,18 @@ async fn usage(Shared(state): Context, Path(digest): Path<Digest>) -> Answer<Usa
         return Err(Error::new(StatusCode::SERVICE_UNAVAILABLE, "region_unavailable", message));
     }
     Ok(Json(usage))
+}
+
+async fn swarm(Shared(state): Context) -> Json<StandingsByRegion> {
+    let asked = state.regions.iter().map(|(name, region)| async {
+        let ask = async {
+            let answer =
+                state.http.get(region.url.join(SWARM_PATH).ok()?).send().await.ok()?.error_for_status().ok()?;
+            answer.json::<Vec<SwarmStanding>>().await.ok()
+        };
+        (name.clone(), ask.await)
+    });
+    Json(join_all(asked).await.into_iter().collect())
 }
 
 impl State {
