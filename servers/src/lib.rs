@@ -1,7 +1,7 @@
 //! Real servers for tests: each a process on free ports of loopback, with throw-away data in a temporary folder.
 //!
 //! A [`Process`] is killed when it is dropped, and also when the test process dies, however it dies; a [`Folder`] is removed then too. A
-//! server that does not start gives its log. What a server is started with is in a module of its own: [`postgres`].
+//! server that does not start gives its log. What a server is started with is in a module of its own: [`etcd`], [`postgres`].
 //!
 //! ```no_run
 //! let server = servers::postgres::Postgres::start(&servers::postgres::Options::default())?;
@@ -18,6 +18,7 @@ mod ports;
 mod process;
 mod user;
 
+pub mod etcd;
 pub mod postgres;
 
 pub use error::Error;
