@@ -1,0 +1,314 @@
+//! Calls to a cluster: to the first server that answers, each within a time limit, as the user.
+//!
+//! Every request may be sent twice: a write compares the revision that it was decided on, so the second of the same has no effect.
+
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures::stream::{BoxStream, StreamExt};
+use prost::Message;
+use tokio::time::{Instant, timeout, timeout_at};
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::metadata::{AsciiMetadataValue, MetadataValue};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Request, Status};
+use tonic_prost::ProstCodec;
+
+use super::fault::{Fault, Remedy};
+use super::proto::{
+    AuthenticateRequest, AuthenticateResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse,
+    WatchCreateRequest, WatchRequest, WatchResponse,
+};
+use super::settings::{Settings, Tls};
+
+const RANGE: &str = "/etcdserverpb.KV/Range";
+const TXN: &str = "/etcdserverpb.KV/Txn";
+const WATCH: &str = "/etcdserverpb.Watch/Watch";
+const AUTHENTICATE: &str = "/etcdserverpb.Auth/Authenticate";
+
+/// The largest answer that is read: a page of the largest goals is half of it.
+const MAX_ANSWER: usize = 32 << 20;
+/// A quiet connection is asked whether it still is one. etcd hangs up on who asks more often than every 5 s.
+const PING: Duration = Duration::from_secs(10);
+const PING_LIMIT: Duration = Duration::from_secs(5);
+/// Between rounds over all servers: it doubles.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LAST_PAUSE: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(super) struct Client {
+    settings: Settings,
+    servers: Vec<Server>,
+    /// The server that calls go to: the last one that answered.
+    at: AtomicUsize,
+    token: Mutex<Option<AsciiMetadataValue>>,
+    /// Held by the one that gets a new token.
+    renewing: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug)]
+struct Server {
+    endpoint: String,
+    channel: Channel,
+}
+
+/// Events of a watch, and the server that they come from.
+pub(super) struct Events {
+    pub(super) server: usize,
+    stream: BoxStream<'static, Result<WatchResponse, Status>>,
+}
+
+impl Client {
+    /// Reads the certificates; connects with the first call.
+    pub(super) async fn new(settings: Settings) -> Result<Self, Fault> {
+        let tls = match &settings.tls {
+            Some(tls) => Some(load(tls).await?),
+            None => None,
+        };
+        let servers = settings.endpoints.iter().map(|endpoint| Server::new(endpoint, tls.as_ref(), &settings));
+        let servers = servers.collect::<Result<_, _>>()?;
+        Ok(Self {
+            settings,
+            servers,
+            at: AtomicUsize::new(0),
+            token: Mutex::default(),
+            renewing: tokio::sync::Mutex::default(),
+        })
+    }
+
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    pub(super) async fn range(&self, request: RangeRequest, deadline: Instant) -> Result<RangeResponse, Fault> {
+        self.call(RANGE, request, deadline).await
+    }
+
+    pub(super) async fn txn(&self, request: TxnRequest, deadline: Instant) -> Result<TxnResponse, Fault> {
+        self.call(TXN, request, deadline).await
+    }
+
+    /// When a call that begins now must be over.
+    pub(super) fn deadline(&self) -> Instant {
+        Instant::now() + self.settings.call_limit
+    }
+
+    /// Sends a request until a server answers it, or the time is over.
+    async fn call<Q, A>(&self, path: &'static str, request: Q, deadline: Instant) -> Result<A, Fault>
+    where
+        Q: Message + Clone + 'static,
+        A: Message + Default + 'static,
+    {
+        let (mut last, mut hopeless, mut renewed, mut pause) = (None, 0, false, FIRST_PAUSE);
+        let first = self.at.load(Ordering::Relaxed);
+        for asked in 1.. {
+            let server = (first + asked - 1) % self.servers.len();
+            let limit = deadline.min(Instant::now() + self.settings.attempt_limit);
+            let fault = match self.attempt(server, path, request.clone(), limit).await {
+                Ok(answer) => return Ok(answer),
+                Err(fault) => fault,
+            };
+            match fault.remedy() {
+                Remedy::None => return Err(fault),
+                Remedy::Token if !renewed && self.settings.user.is_some() => {
+                    renewed = true;
+                    self.forget_token();
+                    hopeless = 0;
+                }
+                Remedy::Token if self.settings.user.is_none() => return Err(Fault::NoUser),
+                Remedy::Token | Remedy::Elsewhere => hopeless = 0,
+                Remedy::ElsewhereOnly => hopeless += 1,
+            }
+            if hopeless == self.servers.len() {
+                return Err(fault);
+            }
+            self.turn_from(server);
+            last = Some(fault);
+            if asked % self.servers.len() == 0 {
+                if Instant::now() + pause >= deadline {
+                    break;
+                }
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LAST_PAUSE);
+            }
+            if Instant::now() >= deadline {
+                break;
+            }
+        }
+        let endpoints = self.settings.endpoints.join(", ");
+        Err(Fault::Silent { endpoints, limit: self.settings.call_limit, source: last.map(Box::new) })
+    }
+
+    async fn attempt<Q, A>(&self, server: usize, path: &'static str, message: Q, limit: Instant) -> Result<A, Fault>
+    where
+        Q: Message + 'static,
+        A: Message + Default + 'static,
+    {
+        let begun = Instant::now();
+        let ask = async {
+            let mut request = Request::new(message);
+            self.sign(&mut request, server).await?;
+            self.unary(server, path, request).await
+        };
+        timeout_at(limit, ask).await.unwrap_or_else(|_| {
+            Err(Fault::Late { endpoint: self.servers[server].endpoint.clone(), limit: limit - begun })
+        })
+    }
+
+    async fn unary<Q, A>(&self, server: usize, path: &'static str, request: Request<Q>) -> Result<A, Fault>
+    where
+        Q: Message + 'static,
+        A: Message + Default + 'static,
+    {
+        let mut grpc = self.grpc(server).await?;
+        let codec = ProstCodec::<Q, A>::default();
+        let answer = grpc.unary(request, PathAndQuery::from_static(path), codec).await;
+        answer.map(tonic::Response::into_inner).map_err(|status| self.fault(server, status))
+    }
+
+    async fn grpc(&self, server: usize) -> Result<Grpc<Channel>, Fault> {
+        let channel = self.servers[server].channel.clone();
+        let mut grpc = Grpc::new(channel).max_decoding_message_size(MAX_ANSWER);
+        grpc.ready().await.map_err(|error| self.fault(server, Status::from_error(Box::new(error))))?;
+        Ok(grpc)
+    }
+
+    /// Opens a watch on the server that calls go to. Its first message is read here: a server that says nothing is none.
+    pub(super) async fn watch(&self, create: WatchCreateRequest) -> Result<Events, Fault> {
+        let server = self.at.load(Ordering::Relaxed);
+        let open = async {
+            // The request must not end: that would end the watch.
+            let requests = futures::stream::iter([WatchRequest { create: Some(create) }]);
+            let mut request = Request::new(requests.chain(futures::stream::pending()));
+            self.sign(&mut request, server).await?;
+            // A member that loses its leader ends the watch. Without it, it would go on in silence.
+            request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
+            let mut grpc = self.grpc(server).await?;
+            let codec = ProstCodec::<WatchRequest, WatchResponse>::default();
+            let answer = grpc.streaming(request, PathAndQuery::from_static(WATCH), codec).await;
+            let stream = answer.map_err(|status| self.fault(server, status))?.into_inner();
+            Ok(Events { server, stream: stream.boxed() })
+        };
+        let (endpoint, limit) = (&self.servers[server].endpoint, self.settings.attempt_limit);
+        let late = |_| Fault::Late { endpoint: endpoint.clone(), limit };
+        timeout(limit, open).await.map_err(late)?
+    }
+
+    /// The next message of a watch.
+    pub(super) async fn next(&self, events: &mut Events) -> Result<WatchResponse, Fault> {
+        match events.stream.next().await {
+            Some(Ok(response)) => Ok(response),
+            Some(Err(status)) => Err(self.fault(events.server, status)),
+            None => Err(self.ended(events.server, "no reason was given")),
+        }
+    }
+
+    /// A watch ended; another may be opened.
+    pub(super) fn ended(&self, server: usize, reason: &str) -> Fault {
+        let endpoint = self.servers[server].endpoint.clone();
+        Fault::Busy { endpoint, said: format!("the watch has ended: {reason}") }
+    }
+
+    /// Calls go to the next server, unless somebody has turned from this one already.
+    pub(super) fn turn_from(&self, server: usize) {
+        let next = (server + 1) % self.servers.len();
+        let _ = self.at.compare_exchange(server, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// The next call gets a new token.
+    pub(super) fn forget_token(&self) {
+        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn fault(&self, server: usize, status: Status) -> Fault {
+        Fault::of(status, &self.servers[server].endpoint, &self.settings.prefix)
+    }
+
+    async fn sign<Q>(&self, request: &mut Request<Q>, server: usize) -> Result<(), Fault> {
+        if let Some(token) = self.token(server).await? {
+            request.metadata_mut().insert("token", token);
+        }
+        Ok(())
+    }
+
+    /// The user's token: any member takes it, whichever gave it.
+    async fn token(&self, server: usize) -> Result<Option<AsciiMetadataValue>, Fault> {
+        let Some(user) = &self.settings.user else { return Ok(None) };
+        let known = || self.token.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(token) = known() {
+            return Ok(Some(token));
+        }
+        let _turn = self.renewing.lock().await;
+        if let Some(token) = known() {
+            return Ok(Some(token));
+        }
+        let request = AuthenticateRequest { name: user.name.clone(), password: user.password.clone() };
+        let answer = self.unary(server, AUTHENTICATE, Request::new(request)).await;
+        let AuthenticateResponse { token } = match answer {
+            Ok(answer) => answer,
+            Err(Fault::Refused { said, .. }) if said.ends_with("authentication is not enabled") => {
+                tracing::warn!(
+                    user = user.name,
+                    "etcd has no authentication on: it knows nobody, and lets everybody in"
+                );
+                return Ok(None);
+            }
+            Err(Fault::Refused { said, .. }) if said.contains("authentication failed") => {
+                return Err(Fault::Credentials { name: user.name.clone() });
+            }
+            Err(fault) => return Err(fault),
+        };
+        let endpoint = &self.servers[server].endpoint;
+        let token: AsciiMetadataValue = token.parse().map_err(|_| Fault::Answer { endpoint: endpoint.clone() })?;
+        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(token.clone());
+        Ok(Some(token))
+    }
+}
+
+impl Server {
+    fn new(endpoint: &str, tls: Option<&ClientTlsConfig>, settings: &Settings) -> Result<Self, Fault> {
+        let pem = |source| Fault::Pem { endpoint: endpoint.to_owned(), source };
+        let mut builder = Endpoint::from_shared(endpoint.to_owned()).map_err(pem)?;
+        if let Some(tls) = tls {
+            builder = builder.tls_config(tls.clone()).map_err(pem)?;
+        }
+        let builder = builder
+            .connect_timeout(settings.attempt_limit)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(PING)
+            .keep_alive_timeout(PING_LIMIT)
+            .keep_alive_while_idle(true);
+        Ok(Self { endpoint: endpoint.to_owned(), channel: builder.connect_lazy() })
+    }
+}
+
+async fn load(tls: &Tls) -> Result<ClientTlsConfig, Fault> {
+    async fn read(path: &Path) -> Result<Vec<u8>, Fault> {
+        let path = path.to_owned();
+        let read = tokio::task::spawn_blocking({
+            let path = path.clone();
+            move || std::fs::read(path)
+        });
+        let bytes = read.await.unwrap_or_else(|error| Err(error.into()));
+        bytes.map_err(|source| Fault::File { path, source })
+    }
+    let ca = read(&tls.ca).await?;
+    if !ca.windows(MARK.len()).any(|window| window == MARK) {
+        return Err(Fault::NoCertificate { path: tls.ca.clone() });
+    }
+    let mut config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca));
+    if let Some(client) = &tls.client {
+        config = config.identity(Identity::from_pem(read(&client.certificate).await?, read(&client.key).await?));
+    }
+    if let Some(name) = &tls.server_name {
+        config = config.domain_name(name);
+    }
+    Ok(config)
+}
+
+/// A file without it gives an empty set of roots, and every server would seem to have a bad certificate.
+const MARK: &[u8] = b"-----BEGIN CERTIFICATE-----";
