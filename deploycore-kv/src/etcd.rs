@@ -37,6 +37,7 @@ mod fault;
 mod keys;
 mod proto;
 mod settings;
+mod tls;
 mod watch;
 
 use std::sync::Arc;

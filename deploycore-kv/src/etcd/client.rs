@@ -2,7 +2,6 @@
 //!
 //! Every request may be sent twice: a write compares the revision that it was decided on, so the second of the same has no effect.
 
-use std::path::Path;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +13,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::{AsciiMetadataValue, MetadataValue};
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Request, Status};
 use tonic_prost::ProstCodec;
 
@@ -23,7 +22,8 @@ use super::proto::{
     AuthenticateRequest, AuthenticateResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse,
     WatchCreateRequest, WatchRequest, WatchResponse,
 };
-use super::settings::{Settings, Tls};
+use super::settings::Settings;
+use super::tls::{Files, Probe};
 
 const RANGE: &str = "/etcdserverpb.KV/Range";
 const TXN: &str = "/etcdserverpb.KV/Txn";
@@ -43,6 +43,7 @@ const LAST_PAUSE: Duration = Duration::from_secs(1);
 pub(super) struct Client {
     settings: Settings,
     servers: Vec<Server>,
+    probe: Option<Probe>,
     /// The server that calls go to: the last one that answered.
     at: AtomicUsize,
     token: Mutex<Option<AsciiMetadataValue>>,
@@ -66,14 +67,16 @@ impl Client {
     /// Reads the certificates; connects with the first call.
     pub(super) async fn new(settings: Settings) -> Result<Self, Fault> {
         let tls = match &settings.tls {
-            Some(tls) => Some(load(tls).await?),
+            Some(tls) => Some(Files::read(tls).await?),
             None => None,
         };
-        let servers = settings.endpoints.iter().map(|endpoint| Server::new(endpoint, tls.as_ref(), &settings));
+        let config = tls.as_ref().map(|files| &files.config);
+        let servers = settings.endpoints.iter().map(|endpoint| Server::new(endpoint, config, &settings));
         let servers = servers.collect::<Result<_, _>>()?;
         Ok(Self {
             settings,
             servers,
+            probe: tls.map(|files| files.probe),
             at: AtomicUsize::new(0),
             token: Mutex::default(),
             renewing: tokio::sync::Mutex::default(),
@@ -110,6 +113,7 @@ impl Client {
             let limit = deadline.min(Instant::now() + self.settings.attempt_limit);
             let fault = match self.attempt(server, path, request.clone(), limit).await {
                 Ok(answer) => return Ok(answer),
+                Err(fault) if asked <= self.servers.len() => self.explained(server, fault, limit).await,
                 Err(fault) => fault,
             };
             match fault.remedy() {
@@ -159,6 +163,14 @@ impl Client {
         })
     }
 
+    /// A connection that was closed may have been closed for a certificate's sake.
+    async fn explained(&self, server: usize, fault: Fault, limit: Instant) -> Fault {
+        let (Some(probe), Fault::Unreachable { .. }) = (&self.probe, &fault) else { return fault };
+        let endpoint = &self.servers[server].endpoint;
+        let seen = probe.look(endpoint, limit.saturating_duration_since(Instant::now())).await;
+        seen.and_then(|error| Fault::of_tls(&error, endpoint)).unwrap_or(fault)
+    }
+
     async fn unary<Q, A>(&self, server: usize, path: &'static str, request: Request<Q>) -> Result<A, Fault>
     where
         Q: Message + 'static,
@@ -167,13 +179,13 @@ impl Client {
         let mut grpc = self.grpc(server).await?;
         let codec = ProstCodec::<Q, A>::default();
         let answer = grpc.unary(request, PathAndQuery::from_static(path), codec).await;
-        answer.map(tonic::Response::into_inner).map_err(|status| self.fault(server, status))
+        answer.map(tonic::Response::into_inner).map_err(|status| self.fault(server, &status))
     }
 
     async fn grpc(&self, server: usize) -> Result<Grpc<Channel>, Fault> {
         let channel = self.servers[server].channel.clone();
         let mut grpc = Grpc::new(channel).max_decoding_message_size(MAX_ANSWER);
-        grpc.ready().await.map_err(|error| self.fault(server, Status::from_error(Box::new(error))))?;
+        grpc.ready().await.map_err(|error| self.fault(server, &Status::from_error(Box::new(error))))?;
         Ok(grpc)
     }
 
@@ -190,7 +202,7 @@ impl Client {
             let mut grpc = self.grpc(server).await?;
             let codec = ProstCodec::<WatchRequest, WatchResponse>::default();
             let answer = grpc.streaming(request, PathAndQuery::from_static(WATCH), codec).await;
-            let stream = answer.map_err(|status| self.fault(server, status))?.into_inner();
+            let stream = answer.map_err(|status| self.fault(server, &status))?.into_inner();
             Ok(Events { server, stream: stream.boxed() })
         };
         let (endpoint, limit) = (&self.servers[server].endpoint, self.settings.attempt_limit);
@@ -202,7 +214,7 @@ impl Client {
     pub(super) async fn next(&self, events: &mut Events) -> Result<WatchResponse, Fault> {
         match events.stream.next().await {
             Some(Ok(response)) => Ok(response),
-            Some(Err(status)) => Err(self.fault(events.server, status)),
+            Some(Err(status)) => Err(self.fault(events.server, &status)),
             None => Err(self.ended(events.server, "no reason was given")),
         }
     }
@@ -224,7 +236,7 @@ impl Client {
         *self.token.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    fn fault(&self, server: usize, status: Status) -> Fault {
+    fn fault(&self, server: usize, status: &Status) -> Fault {
         Fault::of(status, &self.servers[server].endpoint, &self.settings.prefix)
     }
 
@@ -271,10 +283,10 @@ impl Client {
 
 impl Server {
     fn new(endpoint: &str, tls: Option<&ClientTlsConfig>, settings: &Settings) -> Result<Self, Fault> {
-        let pem = |source| Fault::Pem { endpoint: endpoint.to_owned(), source };
-        let mut builder = Endpoint::from_shared(endpoint.to_owned()).map_err(pem)?;
+        let wrong = |source| Fault::Endpoint { endpoint: endpoint.to_owned(), source };
+        let mut builder = Endpoint::from_shared(endpoint.to_owned()).map_err(wrong)?;
         if let Some(tls) = tls {
-            builder = builder.tls_config(tls.clone()).map_err(pem)?;
+            builder = builder.tls_config(tls.clone()).map_err(wrong)?;
         }
         let builder = builder
             .connect_timeout(settings.attempt_limit)
@@ -285,30 +297,3 @@ impl Server {
         Ok(Self { endpoint: endpoint.to_owned(), channel: builder.connect_lazy() })
     }
 }
-
-async fn load(tls: &Tls) -> Result<ClientTlsConfig, Fault> {
-    async fn read(path: &Path) -> Result<Vec<u8>, Fault> {
-        let path = path.to_owned();
-        let read = tokio::task::spawn_blocking({
-            let path = path.clone();
-            move || std::fs::read(path)
-        });
-        let bytes = read.await.unwrap_or_else(|error| Err(error.into()));
-        bytes.map_err(|source| Fault::File { path, source })
-    }
-    let ca = read(&tls.ca).await?;
-    if !ca.windows(MARK.len()).any(|window| window == MARK) {
-        return Err(Fault::NoCertificate { path: tls.ca.clone() });
-    }
-    let mut config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca));
-    if let Some(client) = &tls.client {
-        config = config.identity(Identity::from_pem(read(&client.certificate).await?, read(&client.key).await?));
-    }
-    if let Some(name) = &tls.server_name {
-        config = config.domain_name(name);
-    }
-    Ok(config)
-}
-
-/// A file without it gives an empty set of roots, and every server would seem to have a bad certificate.
-const MARK: &[u8] = b"-----BEGIN CERTIFICATE-----";

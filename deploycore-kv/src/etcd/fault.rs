@@ -5,8 +5,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use deploycore::port::BackendError;
-use tokio_rustls::rustls;
+use deploycore::port::{BackendError, chain};
+use tokio_rustls::rustls::{self, pki_types::pem};
 use tonic::{Code, Status};
 
 use super::BACKEND;
@@ -20,8 +20,8 @@ pub(super) enum Fault {
     Silent { endpoints: String, limit: Duration, source: Option<Box<Self>> },
     #[error("{endpoint} gave no answer for {limit:?}")]
     Late { endpoint: String, limit: Duration },
-    #[error("{endpoint} cannot be reached")]
-    Unreachable { endpoint: String, source: Status },
+    #[error("{endpoint} cannot be reached: {said}")]
+    Unreachable { endpoint: String, said: String },
     #[error("{endpoint} could not do it now: {said}")]
     Busy { endpoint: String, said: String },
     #[error(
@@ -34,14 +34,14 @@ pub(super) enum Fault {
     ClientCertificate { endpoint: String, source: rustls::Error },
     #[error("{endpoint} does not speak TLS as this side does: see that it listens for https")]
     Tls { endpoint: String, source: rustls::Error },
-    #[error(
-        "the certificates for {endpoint} cannot be used: each file must hold PEM, and a key must belong to its certificate"
-    )]
-    Pem { endpoint: String, source: tonic::transport::Error },
+    #[error("{endpoint} cannot be connected to with these settings")]
+    Endpoint { endpoint: String, source: tonic::transport::Error },
     #[error("{} cannot be read", path.display())]
     File { path: PathBuf, source: io::Error },
-    #[error("{} holds no certificate in PEM: give the CA that signed the servers' certificates", path.display())]
-    NoCertificate { path: PathBuf },
+    #[error("{} holds no {what} in PEM: name another file", path.display())]
+    Pem { path: PathBuf, what: &'static str, source: pem::Error },
+    #[error("{} cannot be used: give a certificate with the key that belongs to it", path.display())]
+    Unusable { path: PathBuf, source: rustls::Error },
     #[error("etcd refused the user {name:?} with this password: give the right ones")]
     Credentials { name: String },
     #[error("etcd wants to know who asks: give a user and its password")]
@@ -93,23 +93,26 @@ impl Fault {
         }
     }
 
+    /// What TLS has against a server, or a server against this side.
+    pub(super) fn of_tls(error: &(dyn StdError + 'static), endpoint: &str) -> Option<Self> {
+        let (source, endpoint) = (tls_error(error)?.clone(), endpoint.to_owned());
+        Some(match &source {
+            rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => {
+                Self::Certificate { endpoint, source }
+            }
+            rustls::Error::AlertReceived(_) => Self::ClientCertificate { endpoint, source },
+            _ => Self::Tls { endpoint, source },
+        })
+    }
+
     /// What a call's failure means. etcd tells many of its errors apart by their text alone, which is part of its interface: its own
     /// client reads it too.
-    pub(super) fn of(status: Status, endpoint: &str, prefix: &str) -> Self {
+    pub(super) fn of(status: &Status, endpoint: &str, prefix: &str) -> Self {
+        if let Some(source) = StdError::source(status) {
+            let unreachable = || Self::Unreachable { endpoint: endpoint.to_owned(), said: chain(source) };
+            return Self::of_tls(source, endpoint).unwrap_or_else(unreachable);
+        }
         let endpoint = endpoint.to_owned();
-        if let Some(error) = tls_error(&status) {
-            let source = error.clone();
-            return match error {
-                rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => {
-                    Self::Certificate { endpoint, source }
-                }
-                rustls::Error::AlertReceived(_) => Self::ClientCertificate { endpoint, source },
-                _ => Self::Tls { endpoint, source },
-            };
-        }
-        if StdError::source(&status).is_some() {
-            return Self::Unreachable { endpoint, source: status };
-        }
         let said = status.message().to_owned();
         let text = said.trim_start_matches("etcdserver: ");
         match (status.code(), text) {
@@ -150,9 +153,9 @@ impl From<Fault> for deploycore::port::goals::Error {
     }
 }
 
-/// The fault of TLS below a failed call. An I/O error hides what it was made of from `source`.
-fn tls_error(status: &Status) -> Option<&rustls::Error> {
-    let mut next = StdError::source(status);
+/// The fault of TLS that made an error. An I/O error hides what it was made of from `source`.
+fn tls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Error> {
+    let mut next = Some(error);
     while let Some(error) = next {
         if let Some(found) = error.downcast_ref() {
             return Some(found);

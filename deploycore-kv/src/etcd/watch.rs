@@ -168,3 +168,81 @@ fn events_of(response: WatchResponse) -> Result<Vec<Stored>, Fault> {
     let puts = response.events.into_iter().filter(|event| event.kind == 0);
     puts.filter_map(|event| event.kv).map(|kv| stored(&kv)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use deploycore::model::Goal;
+    use deploycore::port::GoalStateStore;
+    use deploycore::port::goals::Expect;
+    use servers::etcd::{Etcd, Options};
+
+    use super::super::{Goals, Settings};
+    use super::*;
+
+    fn goal(generation: u64) -> Goal {
+        serde_json::from_value(serde_json::json!({
+            "service": "web", "epoch": 0, "generation": generation,
+            "artifact": {"name": "a", "digest": deploycore::model::Digest::of(b""), "size": 1},
+            "run": {}, "selector": {}, "origin": {"kind": "deploy"}, "created_at": "2026-01-01T00:00:00Z",
+        }))
+        .unwrap()
+    }
+
+    async fn write(goals: &Goals, generation: u64) -> Revision {
+        let stored = goals.get(&goal(generation).service).await.unwrap();
+        let expect = stored.map_or(Expect::Absent, |stored| Expect::At(stored.revision));
+        goals.put(&goal(generation), expect).await.unwrap()
+    }
+
+    async fn next(watcher: &mut Watcher) -> Changes {
+        tokio::time::timeout(Duration::from_secs(20), watcher.next()).await.expect("it tells of a change").unwrap()
+    }
+
+    /// etcd is compacted between the read and the watch that follows it: etcd ends such a watch at once.
+    #[tokio::test]
+    async fn a_watch_that_etcd_ends_for_a_compaction_reads_again() {
+        let etcd = Etcd::start(&Options::default()).unwrap();
+        let goals = Goals::open(Settings::new(etcd.endpoints())).await.unwrap();
+        let since = write(&goals, 1).await;
+        for generation in 2..10 {
+            write(&goals, generation).await;
+        }
+        etcd.compact().unwrap();
+        let store = Arc::clone(&goals.inner);
+        let (key, range_end) = store.keys.goals("");
+        let create =
+            WatchCreateRequest { key, range_end, start_revision: since.0 as i64 + 1, ..WatchCreateRequest::default() };
+        let mut events = store.client.watch(create.clone()).await.unwrap();
+        let mut ended = store.client.next(&mut events).await.unwrap();
+        if !ended.canceled {
+            ended = store.client.next(&mut events).await.unwrap();
+        }
+        assert!(ended.canceled && ended.compact_revision > 0, "{ended:?}");
+
+        let events = store.client.watch(create).await.unwrap();
+        let mut watcher = Watcher { store, since, events: Some(events), waiting: VecDeque::new(), failing: None };
+        let told = next(&mut watcher).await;
+        assert_eq!(told.goals.iter().map(|stored| &stored.goal).collect::<Vec<_>>(), [&goal(9)]);
+        let revision = write(&goals, 10).await;
+        let told = next(&mut watcher).await;
+        assert_eq!(told, Changes { revision, goals: vec![Stored { revision, goal: goal(10) }] });
+    }
+
+    /// A watch on keys that nobody writes: it lives, and never tells. Only the read after the idle time finds the change.
+    #[tokio::test]
+    async fn a_watch_that_fell_silent_is_found_out() {
+        let etcd = Etcd::start(&Options::default()).unwrap();
+        let settings = Settings::new(etcd.endpoints()).with_watch_idle(Duration::from_millis(300));
+        let goals = Goals::open(settings).await.unwrap();
+        let since = write(&goals, 1).await;
+        let store = Arc::clone(&goals.inner);
+        let silent = WatchCreateRequest { key: b"/nothing".to_vec(), ..WatchCreateRequest::default() };
+        let events = store.client.watch(silent).await.unwrap();
+        let mut watcher = Watcher { store, since, events: Some(events), waiting: VecDeque::new(), failing: None };
+        let revision = write(&goals, 2).await;
+        assert_eq!(next(&mut watcher).await.revision, revision);
+        let revision = write(&goals, 3).await;
+        assert_eq!(next(&mut watcher).await.revision, revision);
+        assert!(watcher.events.is_some(), "it is followed by events again");
+    }
+}
