@@ -11,6 +11,7 @@ use deploycore::port::goals::{Changes, Error, Expect, GoalStateStore, HISTORY, S
 use deploycore_kv::etcd::{ClientCertificate, Goals, Settings, Tls};
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use servers::Network;
 use servers::etcd::{Certificates, Etcd, Options};
 
 /// Short, so that the tests are; an election takes one to two seconds.
@@ -290,6 +291,39 @@ async fn a_watch_whose_member_stood_still_over_a_compaction_misses_nothing() {
     etcd.compact().unwrap();
     write(&elsewhere, "api", 31).await;
     told(&mut watch, "api", 31).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_cut_off_from_the_others_is_passed_by_and_tells_nothing_old() {
+    if !Network::is_allowed() {
+        eprintln!("not root: no partition in network namespaces is tested");
+        return;
+    }
+    let etcd = Etcd::start(&Options::default().with_members(3).with_network()).unwrap();
+    let (network, leader) = (etcd.network().unwrap(), etcd.leader().unwrap());
+    let others = [(leader + 1) % 3, (leader + 2) % 3];
+    let goals = open(first(&etcd, leader)).await;
+    // Nothing but the server itself may end this watch: it reads nothing by itself in the time of the test.
+    let patient = settings(first(&etcd, leader)).with_watch_idle(Duration::from_mins(10));
+    let (mut watch, mut patient) = (goals.watch(Revision(0)), Goals::open(patient).await.unwrap().watch(Revision(0)));
+    write(&goals, "web", 1).await;
+    told(&mut watch, "web", 1).await;
+    told(&mut patient, "web", 1).await;
+
+    others.iter().for_each(|&other| network.cut(leader, other).unwrap());
+    // It still talks to us, and believes to lead for a while.
+    let written = write(&goals, "web", 2).await;
+    let alone = Settings::new([&etcd.endpoints()[leader]]).with_limits(ATTEMPT, Duration::from_secs(2));
+    let refused = Goals::open(alone).await.unwrap_err();
+    assert!(refused.is_retryable(), "{}", chain(&refused));
+    assert_eq!(told(&mut watch, "web", 2).await, [Stored { revision: written, goal: goal("web", 2) }]);
+    assert_eq!(told(&mut patient, "web", 2).await, [Stored { revision: written, goal: goal("web", 2) }]);
+
+    others.iter().for_each(|&other| network.heal(leader, other).unwrap());
+    let back = open(vec![etcd.endpoints()[leader].clone()]).await;
+    assert_eq!(back.get(&service("web")).await.unwrap().unwrap().goal, goal("web", 2));
+    write(&back, "web", 3).await;
+    told(&mut watch, "web", 3).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

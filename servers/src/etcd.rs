@@ -1,13 +1,13 @@
 //! etcd: one server, or a cluster whose members are killed, stopped and started again one by one.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
-use crate::{Error, Folder, Launch, Process, Signal, free_ports};
+use crate::{Error, Folder, Launch, Network, Process, Signal, free_ports};
 
 const SERVER: &str = "etcd-server";
 const CLIENT: &str = "etcd-client";
@@ -26,12 +26,14 @@ pub struct Options {
     pub members: usize,
     /// Whether clients must use TLS and show a certificate; false by default. See [`Etcd::certificates`].
     pub tls: bool,
+    /// Whether each member is in a place of its own of a [`Network`], where it can be cut off; false by default. Needs root.
+    pub network: bool,
 }
 
 impl Default for Options {
     /// One server without TLS.
     fn default() -> Self {
-        Self { members: 1, tls: false }
+        Self { members: 1, tls: false, network: false }
     }
 }
 
@@ -40,6 +42,13 @@ impl Options {
     #[must_use]
     pub fn with_members(mut self, members: usize) -> Self {
         self.members = members;
+        self
+    }
+
+    /// With each member in a place of its own.
+    #[must_use]
+    pub fn with_network(mut self) -> Self {
+        self.network = true;
         self
     }
 
@@ -99,7 +108,8 @@ pub struct Etcd {
     members: Vec<Member>,
     certificates: Option<Certificates>,
     user: Option<&'static str>,
-    /// After the members.
+    // After the members.
+    network: Option<Network>,
     _folder: Folder,
 }
 
@@ -108,7 +118,7 @@ struct Member {
     process: Option<Process>,
     stopped: bool,
     launch: Launch,
-    port: u16,
+    address: SocketAddr,
 }
 
 impl Member {
@@ -133,14 +143,15 @@ impl Etcd {
     fn start_once(options: &Options) -> Result<Self, Error> {
         let folder = Folder::new("etcd")?;
         let certificates = options.tls.then(|| Certificates::new(&folder.path().join("tls"))).transpose()?;
-        let ports = (0..options.members).map(|_| free_ports::<2>()).collect::<Result<Vec<_>, _>>()?;
-        let peer = |number: usize| format!("http://127.0.0.1:{}", ports[number][1]);
+        let network = options.network.then(|| Network::new(options.members)).transpose()?;
+        let addresses = (0..options.members).map(|number| addresses(network.as_ref(), number));
+        let addresses = addresses.collect::<Result<Vec<_>, _>>()?;
+        let scheme = if certificates.is_some() { "https" } else { "http" };
+        let peer = |number: usize| format!("http://{}", addresses[number][1]);
         let all: Vec<_> = (0..options.members).map(|number| format!("m{number}={}", peer(number))).collect();
         let all = all.join(",");
-        let launches = (0..options.members).map(|number| {
-            let scheme = if certificates.is_some() { "https" } else { "http" };
-            let client = format!("{scheme}://127.0.0.1:{}", ports[number][0]);
-            let name = format!("m{number}");
+        let launch = |number: usize| {
+            let (client, name) = (format!("{scheme}://{}", addresses[number][0]), format!("m{number}"));
             let arguments = [
                 ("--name", name.as_str()),
                 ("--listen-client-urls", &client),
@@ -151,17 +162,26 @@ impl Etcd {
                 ("--logger", "zap"),
             ];
             let arguments = arguments.map(|(name, value)| format!("{name}={value}"));
-            let launch = Launch::new("etcd", folder.path().join(format!("{name}.log")))
+            let log = folder.path().join(format!("{name}.log"));
+            let launch = match &network {
+                None => Launch::new("etcd", log),
+                Some(network) => {
+                    Launch::new("ip", log).with_arguments(["netns", "exec", &network.name(number), "etcd"])
+                }
+            };
+            launch
                 .with_arguments(arguments)
                 .with_arguments([Path::new("--data-dir"), &folder.path().join(&name)])
-                .with_arguments(certificates.iter().flat_map(tls_arguments));
-            (launch, ports[number][0])
-        });
-        let mut members = Vec::new();
-        for (launch, port) in launches {
-            members.push(Member { process: None, stopped: false, launch, port });
-        }
-        let mut cluster = Self { members, certificates, user: None, _folder: folder };
+                .with_arguments(certificates.iter().flat_map(tls_arguments))
+        };
+        let member = |number: usize| Member {
+            process: None,
+            stopped: false,
+            launch: launch(number),
+            address: addresses[number][0],
+        };
+        let members = (0..options.members).map(member).collect();
+        let mut cluster = Self { members, certificates, user: None, network, _folder: folder };
         for number in 0..options.members {
             cluster.launch(number)?;
         }
@@ -172,12 +192,17 @@ impl Etcd {
     /// The members' client URLs.
     pub fn endpoints(&self) -> Vec<String> {
         let scheme = if self.certificates.is_some() { "https" } else { "http" };
-        self.members.iter().map(|member| format!("{scheme}://127.0.0.1:{}", member.port)).collect()
+        self.members.iter().map(|member| format!("{scheme}://{}", member.address)).collect()
     }
 
     /// What a client needs where TLS was asked for.
     pub fn certificates(&self) -> Option<&Certificates> {
         self.certificates.as_ref()
+    }
+
+    /// The places of the members, by their numbers, where a network was asked for.
+    pub fn network(&self) -> Option<&Network> {
+        self.network.as_ref()
     }
 
     /// Runs `etcdctl` on all members that run and are not stopped, as the administrator where there is one, and gives what it prints.
@@ -290,8 +315,7 @@ impl Etcd {
     /// A member of a cluster serves when most are there; it listens before that.
     fn launch(&mut self, number: usize) -> Result<(), Error> {
         let member = &mut self.members[number];
-        let address = SocketAddr::from(([127, 0, 0, 1], member.port));
-        let listens = || TcpStream::connect_timeout(&address, Duration::from_millis(200)).is_ok();
+        let listens = || TcpStream::connect_timeout(&member.address, Duration::from_millis(200)).is_ok();
         let started = Process::start(&member.launch, listens).map_err(|error| match error {
             // setpriv says so: it is what was started.
             Error::Ended { log, .. } if log.contains("failed to execute etcd") => {
@@ -311,6 +335,15 @@ impl Drop for Etcd {
     }
 }
 
+/// Where a member serves clients, and where it serves its peers.
+fn addresses(network: Option<&Network>, number: usize) -> Result<[SocketAddr; 2], Error> {
+    let (host, ports) = match network {
+        Some(network) => (network.address(number), [2379, 2380]),
+        None => (Ipv4Addr::LOCALHOST, free_ports()?),
+    };
+    Ok(ports.map(|port| SocketAddr::new(IpAddr::V4(host), port)))
+}
+
 fn tls_arguments(certificates: &Certificates) -> Vec<std::ffi::OsString> {
     let Certificates { ca, server, server_key, .. } = certificates;
     let files = [("--cert-file", server), ("--key-file", server_key), ("--trusted-ca-file", ca)];
@@ -328,7 +361,7 @@ mod tests {
         etcd.ctl(&["put", "k", "v"]).unwrap();
         let leader = etcd.leader().unwrap();
         etcd.kill(leader);
-        assert!(TcpStream::connect(("127.0.0.1", etcd.members[leader].port)).is_err());
+        assert!(TcpStream::connect(etcd.members[leader].address).is_err());
         etcd.agreed().unwrap();
         assert_ne!(etcd.leader().unwrap(), leader);
         etcd.ctl(&["put", "k", "w"]).unwrap();

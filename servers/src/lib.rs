@@ -14,6 +14,7 @@
 
 mod error;
 mod folder;
+mod network;
 mod ports;
 mod process;
 mod user;
@@ -23,6 +24,7 @@ pub mod postgres;
 
 pub use error::Error;
 pub use folder::Folder;
+pub use network::Network;
 pub use ports::free_ports;
 pub use process::{Launch, Process};
 pub use rustix::process::Signal;
