@@ -310,7 +310,9 @@ async fn a_leader_cut_off_from_the_others_is_passed_by_and_tells_nothing_old() {
     told(&mut watch, "web", 1).await;
     told(&mut patient, "web", 1).await;
 
-    others.iter().for_each(|&other| network.cut(leader, other).unwrap());
+    for other in others {
+        network.cut(leader, other).unwrap();
+    }
     // It still talks to us, and believes to lead for a while.
     let written = write(&goals, "web", 2).await;
     let alone = Settings::new([&etcd.endpoints()[leader]]).with_limits(ATTEMPT, Duration::from_secs(2));
@@ -319,7 +321,9 @@ async fn a_leader_cut_off_from_the_others_is_passed_by_and_tells_nothing_old() {
     assert_eq!(told(&mut watch, "web", 2).await, [Stored { revision: written, goal: goal("web", 2) }]);
     assert_eq!(told(&mut patient, "web", 2).await, [Stored { revision: written, goal: goal("web", 2) }]);
 
-    others.iter().for_each(|&other| network.heal(leader, other).unwrap());
+    for other in others {
+        network.heal(leader, other).unwrap();
+    }
     let back = open(vec![etcd.endpoints()[leader].clone()]).await;
     assert_eq!(back.get(&service("web")).await.unwrap().unwrap().goal, goal("web", 2));
     write(&back, "web", 3).await;
