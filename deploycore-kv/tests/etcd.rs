@@ -228,8 +228,11 @@ async fn a_leader_that_is_stopped_is_passed_by_and_tells_nothing_old_afterwards(
 async fn without_most_members_calls_fail_in_time_and_all_goes_on_when_they_are_back() {
     let mut etcd = cluster(3);
     let goals = open(etcd.endpoints()).await;
+    let hasty = settings(etcd.endpoints()).with_limits(Duration::from_millis(300), Duration::from_secs(1));
+    let hasty = Goals::open(hasty.with_watch_limit(Duration::from_millis(500))).await.unwrap();
     let first = write(&goals, "web", 1).await;
-    let mut watch = goals.watch(first);
+    let (mut watch, mut hasty) = (goals.watch(first), hasty.watch(Revision(0)));
+    told(&mut hasty, "web", 1).await;
     etcd.stop(1).unwrap();
     etcd.stop(2).unwrap();
 
@@ -249,6 +252,10 @@ async fn without_most_members_calls_fail_in_time_and_all_goes_on_when_they_are_b
         assert!(error.is_retryable(), "{}", chain(&error));
         assert!(chain(&error).contains(&etcd.endpoints()[0]), "{}", chain(&error));
     }
+    // A watch with less patience ends with its error.
+    let ended = tokio::time::timeout(LONG, hasty.next()).await.expect("it gives up").expect("it says why").unwrap_err();
+    assert!(ended.is_retryable(), "{}", chain(&ended));
+    assert!(hasty.next().await.is_none());
 
     etcd.resume(1).unwrap();
     etcd.resume(2).unwrap();
@@ -328,6 +335,21 @@ async fn a_leader_cut_off_from_the_others_is_passed_by_and_tells_nothing_old() {
     assert_eq!(back.get(&service("web")).await.unwrap().unwrap().goal, goal("web", 2));
     write(&back, "web", 3).await;
     told(&mut watch, "web", 3).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_history_does_not_grow_for_ever() {
+    let etcd = cluster(1);
+    let goals = open(etcd.endpoints()).await;
+    for generation in 1..=150 {
+        write(&goals, "web", generation).await;
+    }
+    write(&goals, "web2", 1).await;
+    let history = goals.history(&service("web"), 1_000).await.unwrap();
+    assert!((HISTORY..HISTORY + 30).contains(&history.len()), "{} goals are kept", history.len());
+    let generations: Vec<_> = history.iter().map(|stored| stored.goal.position.generation.0).collect();
+    let wanted: Vec<_> = (1..=150).rev().take(history.len()).collect();
+    assert_eq!(generations, wanted);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -420,7 +442,8 @@ async fn tls_needs_the_right_ca_and_the_right_certificate() {
         assert!(!refused.is_retryable() && start.elapsed() < CALL, "{}", chain(&refused));
     }
     let plain = etcd.endpoints()[0].replace("https", "http");
-    let refused = Goals::open(settings(vec![plain])).await.unwrap_err();
+    let short = settings(vec![plain]).with_limits(ATTEMPT, Duration::from_secs(1));
+    let refused = Goals::open(short).await.unwrap_err();
     one_line(&refused, "http or https");
 }
 

@@ -32,7 +32,7 @@ const AUTHENTICATE: &str = "/etcdserverpb.Auth/Authenticate";
 
 /// The largest answer that is read: a page of the largest goals is half of it.
 const MAX_ANSWER: usize = 32 << 20;
-/// A quiet connection is asked whether it still is one. etcd hangs up on who asks more often than every 5 s.
+/// A quiet connection with a watch on it is asked whether it still is one. etcd hangs up on who asks more often than every 5 s.
 const PING: Duration = Duration::from_secs(10);
 const PING_LIMIT: Duration = Duration::from_secs(5);
 /// Between rounds over all servers: it doubles.
@@ -189,7 +189,8 @@ impl Client {
         Ok(grpc)
     }
 
-    /// Opens a watch on the server that calls go to. Its first message is read here: a server that says nothing is none.
+    /// Opens a watch on the server that calls go to; calls go to the next one if that fails. etcd answers when the watch is made: a server
+    /// that says nothing makes none.
     pub(super) async fn watch(&self, create: WatchCreateRequest) -> Result<Events, Fault> {
         let server = self.at.load(Ordering::Relaxed);
         let open = async {
@@ -207,7 +208,7 @@ impl Client {
         };
         let (endpoint, limit) = (&self.servers[server].endpoint, self.settings.attempt_limit);
         let late = |_| Fault::Late { endpoint: endpoint.clone(), limit };
-        timeout(limit, open).await.map_err(late)?
+        timeout(limit, open).await.map_err(late).flatten().inspect_err(|_| self.turn_from(server))
     }
 
     /// The next message of a watch.
@@ -293,7 +294,8 @@ impl Server {
             .tcp_nodelay(true)
             .http2_keep_alive_interval(PING)
             .keep_alive_timeout(PING_LIMIT)
-            .keep_alive_while_idle(true);
+            // etcd hangs up on who asks with no call or watch under way.
+            .keep_alive_while_idle(false);
         Ok(Self { endpoint: endpoint.to_owned(), channel: builder.connect_lazy() })
     }
 }
