@@ -371,8 +371,16 @@ async fn a_compaction_of_etcd_costs_neither_goals_nor_changes_nor_history() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_user_is_let_in_by_password_and_again_when_its_token_is_lost() {
     let mut etcd = cluster(1);
+    let endpoints = etcd.endpoints();
+    let alike = || settings(endpoints.clone()).with_prefix("/goals");
+    // As long as etcd knows nobody, it lets everybody in.
+    let early = Goals::open(alike().with_user("web", "right")).await.unwrap();
+    write(&early, "early", 1).await;
+    let mut watch = early.watch(Revision(0));
+    told(&mut watch, "early", 1).await;
     etcd.enable_auth("web", "right", "/goals/").unwrap();
-    let alike = || settings(etcd.endpoints()).with_prefix("/goals");
+    write(&early, "early", 2).await;
+    told(&mut watch, "early", 2).await;
 
     for (settings, wanted) in [
         (alike().with_user("web", "wrong"), "user \"web\""),
@@ -390,6 +398,8 @@ async fn a_user_is_let_in_by_password_and_again_when_its_token_is_lost() {
     }
 
     let goals = Goals::open(alike().with_user("web", "right")).await.unwrap();
+    let printed = format!("{goals:?}");
+    assert!(printed.contains("Sensitive") && !printed.contains("right"), "{printed}");
     let mut watch = goals.watch(Revision(0));
     write(&goals, "web", 1).await;
     told(&mut watch, "web", 1).await;

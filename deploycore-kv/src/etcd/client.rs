@@ -22,7 +22,7 @@ use super::proto::{
     AuthenticateRequest, AuthenticateResponse, RangeRequest, RangeResponse, TxnRequest, TxnResponse,
     WatchCreateRequest, WatchRequest, WatchResponse,
 };
-use super::settings::Settings;
+use super::settings::{Settings, User};
 use super::tls::{Files, Probe};
 
 const RANGE: &str = "/etcdserverpb.KV/Range";
@@ -46,9 +46,20 @@ pub(super) struct Client {
     probe: Option<Probe>,
     /// The server that calls go to: the last one that answered.
     at: AtomicUsize,
-    token: Mutex<Option<AsciiMetadataValue>>,
+    token: Mutex<Token>,
     /// Held by the one that gets a new token.
     renewing: tokio::sync::Mutex<()>,
+}
+
+/// What stands for the user.
+#[derive(Debug, Clone, Default)]
+enum Token {
+    /// To be asked for.
+    #[default]
+    Unknown,
+    /// etcd has no authentication on. It says so when that changes.
+    Needless,
+    Known(AsciiMetadataValue),
 }
 
 #[derive(Debug)]
@@ -234,7 +245,7 @@ impl Client {
 
     /// The next call gets a new token.
     pub(super) fn forget_token(&self) {
-        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Token::Unknown;
     }
 
     fn fault(&self, server: usize, status: &Status) -> Fault {
@@ -242,23 +253,31 @@ impl Client {
     }
 
     async fn sign<Q>(&self, request: &mut Request<Q>, server: usize) -> Result<(), Fault> {
-        if let Some(token) = self.token(server).await? {
+        if let Token::Known(token) = self.token(server).await? {
             request.metadata_mut().insert("token", token);
         }
         Ok(())
     }
 
     /// The user's token: any member takes it, whichever gave it.
-    async fn token(&self, server: usize) -> Result<Option<AsciiMetadataValue>, Fault> {
-        let Some(user) = &self.settings.user else { return Ok(None) };
-        let known = || self.token.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(token) = known() {
-            return Ok(Some(token));
+    async fn token(&self, server: usize) -> Result<Token, Fault> {
+        let Some(user) = &self.settings.user else { return Ok(Token::Needless) };
+        let now = || self.token.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match now() {
+            Token::Unknown => {}
+            known => return Ok(known),
         }
         let _turn = self.renewing.lock().await;
-        if let Some(token) = known() {
-            return Ok(Some(token));
+        match now() {
+            Token::Unknown => {}
+            known => return Ok(known),
         }
+        let token = self.authenticate(server, user).await?;
+        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = token.clone();
+        Ok(token)
+    }
+
+    async fn authenticate(&self, server: usize, user: &User) -> Result<Token, Fault> {
         let request = AuthenticateRequest { name: user.name.clone(), password: user.password.clone() };
         let answer = self.unary(server, AUTHENTICATE, Request::new(request)).await;
         let AuthenticateResponse { token } = match answer {
@@ -268,7 +287,7 @@ impl Client {
                     user = user.name,
                     "etcd has no authentication on: it knows nobody, and lets everybody in"
                 );
-                return Ok(None);
+                return Ok(Token::Needless);
             }
             Err(Fault::Refused { said, .. }) if said.contains("authentication failed") => {
                 return Err(Fault::Credentials { name: user.name.clone() });
@@ -276,9 +295,11 @@ impl Client {
             Err(fault) => return Err(fault),
         };
         let endpoint = &self.servers[server].endpoint;
-        let token: AsciiMetadataValue = token.parse().map_err(|_| Fault::Answer { endpoint: endpoint.clone() })?;
-        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(token.clone());
-        Ok(Some(token))
+        let token: Result<AsciiMetadataValue, _> = token.parse();
+        let mut token = token.map_err(|_| Fault::Answer { endpoint: endpoint.clone() })?;
+        // Whoever has it is the user: it is not printed.
+        token.set_sensitive(true);
+        Ok(Token::Known(token))
     }
 }
 

@@ -52,7 +52,7 @@ pub(super) enum Fault {
     Denied { prefix: String },
     #[error("etcd's disk quota is used up: compact and defragment it, then etcdctl alarm disarm")]
     Full,
-    #[error("what the user's token was given for has changed")]
+    #[error("etcd wants another token of the user")]
     Token,
     #[error("the revision that was read at is compacted in etcd")]
     Gone,
@@ -116,8 +116,8 @@ impl Fault {
         let said = status.message().to_owned();
         let text = said.trim_start_matches("etcdserver: ");
         match (status.code(), text) {
-            (_, "invalid auth token" | "revision of auth store is old") | (Code::Unauthenticated, _) => Self::Token,
-            (_, "user name is empty") => Self::NoUser,
+            (_, "invalid auth token" | "revision of auth store is old" | "user name is empty")
+            | (Code::Unauthenticated, _) => Self::Token,
             (Code::PermissionDenied, _) => Self::Denied { prefix: prefix.to_owned() },
             (_, "mvcc: database space exceeded") => Self::Full,
             (_, "mvcc: required revision has been compacted") => Self::Gone,
