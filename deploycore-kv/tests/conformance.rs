@@ -80,3 +80,54 @@ mod over_http {
         deploycore::goals_conformance!(served);
     }
 }
+
+#[cfg(feature = "etcd")]
+mod etcd {
+    use std::sync::Weak;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use deploycore::port::GoalStateStore;
+    use deploycore::port::goals::Expect;
+    use deploycore_kv::etcd::{Goals, Settings};
+    use futures::future::try_join_all;
+    use servers::etcd::{Etcd, Options};
+    use tokio::sync::Mutex;
+
+    /// The server of the cases that run at the moment.
+    static SERVER: Mutex<Weak<Etcd>> = Mutex::const_new(Weak::new());
+    static STORES: AtomicUsize = AtomicUsize::new(0);
+
+    /// Stores of one server with a prefix each: what others write beside them must not show.
+    async fn etcd() -> (Arc<Goals>, Arc<Etcd>) {
+        let mut shared = SERVER.lock().await;
+        let server = if let Some(server) = shared.upgrade() {
+            server
+        } else {
+            let server = Arc::new(Etcd::start(&Options::default()).unwrap());
+            // Cases take small numbers for revisions that never were; where others write too, they must be well past.
+            let other = open(&server, "/other").await;
+            let goals: Vec<_> = (0..200).map(goal).collect();
+            try_join_all(goals.iter().map(|goal| other.put(goal, Expect::Absent))).await.unwrap();
+            *shared = Arc::downgrade(&server);
+            server
+        };
+        let number = STORES.fetch_add(1, Ordering::Relaxed);
+        (Arc::new(open(&server, &format!("/store-{number}")).await), server)
+    }
+
+    async fn open(server: &Etcd, prefix: &str) -> Goals {
+        Goals::open(Settings::new(server.endpoints()).with_prefix(prefix)).await.unwrap()
+    }
+
+    fn goal(number: u64) -> deploycore::model::Goal {
+        let json = serde_json::json!({
+            "service": format!("s{number}"), "epoch": 0, "generation": 1,
+            "artifact": {"name": "a", "digest": deploycore::model::Digest::of(b""), "size": 1},
+            "run": {}, "selector": {}, "origin": {"kind": "deploy"}, "created_at": "2026-01-01T00:00:00Z",
+        });
+        serde_json::from_value(json).unwrap()
+    }
+
+    deploycore::goals_conformance!(etcd);
+}

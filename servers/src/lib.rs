@@ -1,0 +1,31 @@
+//! Real servers for tests: each a process on free ports of loopback, with throw-away data in a temporary folder.
+//!
+//! A [`Process`] is killed when it is dropped, and also when the test process dies, however it dies; a [`Folder`] is removed then too. A
+//! server that does not start gives its log. What a server is started with is in a module of its own: [`etcd`], [`postgres`].
+//!
+//! ```no_run
+//! let server = servers::postgres::Postgres::start(&servers::postgres::Options::default())?;
+//! let database = server.create_database()?;
+//! println!("{}", database.url());
+//! # Ok::<_, servers::Error>(())
+//! ```
+
+#![warn(missing_docs)]
+
+mod error;
+mod folder;
+mod network;
+mod ports;
+mod process;
+mod user;
+
+pub mod etcd;
+pub mod postgres;
+
+pub use error::Error;
+pub use folder::Folder;
+pub use network::Network;
+pub use ports::free_ports;
+pub use process::{Launch, Process};
+pub use rustix::process::Signal;
+pub use user::User;
