@@ -111,7 +111,7 @@ CREATE TABLE deploycore.queue_settings (
 
 INSERT INTO deploycore.queue_settings (one, paused) VALUES (1, false);
 
--- This instant, as instants are stored. It goes on within a transaction: what was waited for is in the past.
+-- This instant, as instants are stored. It goes on within a transaction and a statement: what a statement sees is in its past.
 CREATE FUNCTION deploycore.instant() RETURNS bigint LANGUAGE sql VOLATILE AS
 $$ SELECT round(extract(epoch FROM clock_timestamp()) * 1000000)::bigint $$;
 
@@ -155,16 +155,18 @@ BEGIN
     END IF;
 
     IF NOT EXISTS (SELECT FROM deploycore.jobs WHERE status = 'QUEUED' AND NOT delayed AND concurrency_key IS NOT NULL) THEN
-        now_is := deploycore.instant();
         RETURN QUERY
-            WITH picked AS MATERIALIZED (
+            WITH clock AS MATERIALIZED (SELECT deploycore.instant() AS now),
+            picked AS MATERIALIZED (
                 SELECT id FROM deploycore.jobs
                 WHERE status = 'QUEUED' AND NOT delayed AND concurrency_key IS NULL
                 ORDER BY priority DESC, created_at, id LIMIT the_limit FOR UPDATE SKIP LOCKED
             )
             UPDATE deploycore.jobs j SET
                 status = 'RUNNING', epoch = j.epoch + 1, attempts = j.attempts + 1, claim_id = the_claim,
-                worker = the_worker, claimed_at = now_is, last_heartbeat = now_is, deadline = now_is + j.build_timeout
+                worker = the_worker, claimed_at = clock.now, last_heartbeat = clock.now,
+                deadline = clock.now + j.build_timeout
+            FROM clock
             WHERE j.id = ANY (ARRAY(SELECT id FROM picked)) AND j.status = 'QUEUED' AND NOT j.delayed
             RETURNING true, j;
         RETURN;
@@ -172,10 +174,11 @@ BEGIN
 
     -- Steps through the distinct keys that wait by index seeks, and looks at as many jobs of each key as it has room for: what waits
     -- behind a full key is never walked over. An end of an attempt takes no lock here: it only makes room.
+    -- The clock is read in the statement: what it sees ended before that instant.
     PERFORM pg_advisory_xact_lock(turn);
-    now_is := deploycore.instant();
     RETURN QUERY
-        WITH RECURSIVE waiting (name) AS (
+        WITH RECURSIVE clock AS MATERIALIZED (SELECT deploycore.instant() AS now),
+        waiting (name) AS (
             SELECT (SELECT concurrency_key FROM deploycore.jobs
                     WHERE status = 'QUEUED' AND NOT delayed AND concurrency_key IS NOT NULL
                     ORDER BY concurrency_key LIMIT 1)
@@ -216,7 +219,9 @@ BEGIN
         )
         UPDATE deploycore.jobs j SET
             status = 'RUNNING', epoch = j.epoch + 1, attempts = j.attempts + 1, claim_id = the_claim,
-            worker = the_worker, claimed_at = now_is, last_heartbeat = now_is, deadline = now_is + j.build_timeout
+            worker = the_worker, claimed_at = clock.now, last_heartbeat = clock.now,
+            deadline = clock.now + j.build_timeout
+        FROM clock
         WHERE j.id = ANY (ARRAY(SELECT id FROM picked)) AND j.status = 'QUEUED' AND NOT j.delayed
         RETURNING true, j;
 END

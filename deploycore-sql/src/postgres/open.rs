@@ -3,6 +3,7 @@
 use std::str::FromStr as _;
 use std::time::Duration;
 
+use sqlx::error::DatabaseError;
 use sqlx::migrate::MigrateError;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions as _, Connection as _};
@@ -195,7 +196,7 @@ impl Place {
         if matches!(source, sqlx::Error::Io(_)) {
             return OpenError::Unreachable { place, source };
         }
-        let code = source.as_database_error().and_then(|error| error.code()).unwrap_or_default().into_owned();
+        let code = source.as_database_error().and_then(DatabaseError::code).unwrap_or_default().into_owned();
         match code.as_str() {
             "3D000" => OpenError::MissingDatabase { place },
             "28P01" | "28000" => OpenError::Refused { place, user, source },

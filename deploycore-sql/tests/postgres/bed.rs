@@ -4,9 +4,7 @@ use std::num::NonZeroU32;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use deploycore::model::{
-    ArtifactName, ArtifactRef, ClaimId, Completion, Digest, Job, Lease, NewJob, Timings,
-};
+use deploycore::model::{ArtifactName, ArtifactRef, ClaimId, Completion, Digest, Job, Lease, NewJob, Timings};
 use deploycore::port::queue::ClaimRequest;
 use deploycore_sql::Postgres;
 use deploycore_sql::postgres::Settings;

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use deploycore::model::{ArtifactName, ArtifactRef, CopyState, CopyStatus, Epoch, NewArtifact, PinHolder, RegionName};
+use deploycore::model::{
+    ArtifactName, ArtifactRef, ClaimId, CopyState, CopyStatus, Epoch, NewArtifact, PinHolder, RegionName,
+};
 use deploycore::port::BackendError;
 use deploycore::port::ledger::transition::CopyRow;
 use deploycore::port::ledger::{Error, Registered};
@@ -139,7 +141,7 @@ pub(super) async fn update(
     let optional = |value: fn(&CopyStatus) -> Option<i64>| -> Vec<Option<i64>> {
         after.iter().map(|row| value(&row.status)).collect()
     };
-    let claims = |rows: &[&CopyRow]| rows.iter().map(|row| row.claim.map(|claim| claim.as_uuid())).collect::<Vec<_>>();
+    let claims = |rows: &[&CopyRow]| rows.iter().map(|row| row.claim.map(ClaimId::as_uuid)).collect::<Vec<_>>();
     let updated = sqlx::query(UPDATE)
         .bind(region.as_str())
         .bind(changes.iter().map(|(artifact, _, _)| artifact.to_string()).collect::<Vec<_>>())

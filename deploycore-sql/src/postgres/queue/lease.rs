@@ -28,7 +28,7 @@ pub(super) async fn heartbeat(database: &Database, leases: &[Lease]) -> Result<V
     let mut sorted = leases.to_vec();
     sorted.sort_unstable_by_key(|lease| lease.job);
     let jobs: Vec<Uuid> = sorted.iter().map(|lease| lease.job.as_uuid()).collect();
-    let epochs: Vec<i64> = sorted.iter().map(|lease| epoch(lease)).collect();
+    let epochs: Vec<i64> = sorted.iter().map(epoch).collect();
     let claims: Vec<Uuid> = sorted.iter().map(|lease| lease.claim.as_uuid()).collect();
     let mut borrowed = database.borrow_for_beat().await?;
     let query = sqlx::query(BEAT).bind(jobs).bind(epochs).bind(claims);
