@@ -10,8 +10,9 @@
 //!
 //! # Connections
 //!
-//! A process has up to [`Settings::connections`] for its calls and one more for heartbeats, which so never wait behind other calls. A
-//! connection belongs to a call until the call has ended well; else it is closed. They need a session of their own: a pooler between must not pool by transaction or
+//! A process has up to [`Settings::connections`] for its calls and one more for heartbeats, which so never wait behind other calls. Once a worker
+//! asks to be told of [ready jobs](deploycore::port::JobQueue::ready), one more listens for all workers of the process. A connection belongs to
+//! a call until the call has ended well; else it is closed. They need a session of their own: a pooler between must not pool by transaction or
 //! statement.
 //!
 //! # Rights
@@ -39,6 +40,7 @@
 
 mod connections;
 mod database;
+mod hints;
 mod ledger;
 mod migrations;
 mod open;

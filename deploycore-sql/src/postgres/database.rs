@@ -10,6 +10,7 @@ use tokio::time::timeout;
 
 use super::Settings;
 use super::connections::{Borrowed, Connections, too_late};
+use super::hints::Hints;
 use super::row::Columns;
 use crate::stored::Corrupt;
 
@@ -20,6 +21,7 @@ pub(super) struct Database {
     place: Arc<str>,
     calls: Connections,
     beats: Connections,
+    hints: Arc<Hints>,
     call_timeout: Duration,
 }
 
@@ -31,6 +33,7 @@ impl Database {
             place: place.into(),
             calls: connections(settings.connections),
             beats: connections(1),
+            hints: Arc::new(Hints::new(options.clone(), settings.connect_timeout)),
             call_timeout: settings.call_timeout,
         }
     }
@@ -47,6 +50,10 @@ impl Database {
     /// A connection for a heartbeat.
     pub(super) async fn borrow_for_beat(&self) -> Result<Borrowed, BackendError> {
         self.beats.borrow().await
+    }
+
+    pub(super) fn hints(&self) -> &Hints {
+        &self.hints
     }
 
     pub(super) async fn begin(&self) -> Result<Moment, BackendError> {

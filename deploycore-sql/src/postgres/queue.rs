@@ -14,8 +14,8 @@ use async_trait::async_trait;
 use deploycore::model::{Attempt, Completion, ConcurrencyKey, Job, JobId, Lease, NewJob};
 use deploycore::port::JobQueue;
 use deploycore::port::queue::{
-    Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, QueueStats, RescueRequest,
-    Rescued, bounds,
+    Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, QueueStats, ReadyHint,
+    RescueRequest, Rescued, bounds,
 };
 use sqlx::Connection as _;
 use sqlx::postgres::PgConnection;
@@ -198,6 +198,10 @@ impl JobQueue for Queue {
         let set = sqlx::query(SET).bind(key.as_str()).bind(i64::from(limit.get()));
         self.database.bounded(self.execute(set)).await?;
         Ok(())
+    }
+
+    fn ready(&self) -> ReadyHint {
+        self.database.hints().subscribe()
     }
 }
 

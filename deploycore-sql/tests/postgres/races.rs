@@ -311,3 +311,32 @@ async fn a_call_that_is_dropped_has_happened_whole_or_not_at_all() {
         assert!(found == 0 || found == batch.len(), "{found} of {}", batch.len());
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_worker_hears_of_a_job_and_a_busy_one_is_not_told() {
+    let (worker, database) = bed::open().await;
+    let queue = worker.queue();
+    let mut hint = queue.ready();
+    // The first tells that it listens from now on.
+    timeout(PATIENCE, hint.given()).await.expect("it listens");
+    let host = bed::open_at(&database.url()).await.queue();
+    for _ in 0..3 {
+        host.enqueue(&[job(), job()]).await.unwrap();
+        timeout(PATIENCE, hint.given()).await.expect("the hint comes");
+        // While a job waits, nobody needs to be told of another, nor of one whose time has not come.
+        host.enqueue_one(&job()).await.unwrap();
+        assert_eq!(queue.claim(&request(9)).await.unwrap().len(), 3);
+        host.enqueue_one(&job().with_not_before("2200-01-01T00:00:00Z".parse().unwrap())).await.unwrap();
+        let more = timeout(Duration::from_millis(300), hint.given()).await;
+        assert!(more.is_err(), "a hint for nothing");
+    }
+
+    // A listener whose connection is ended listens again.
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+               WHERE datname = current_database() AND pid <> pg_backend_pid() AND query LIKE 'LISTEN%'";
+    let mut admin = PgConnection::connect(&database.url()).await.unwrap();
+    assert_eq!(sqlx::query_scalar::<_, i64>(end).fetch_one(&mut admin).await.unwrap(), 1);
+    timeout(PATIENCE, hint.given()).await.expect("it listens again");
+    host.enqueue_one(&job()).await.unwrap();
+    timeout(PATIENCE, hint.given()).await.expect("the hint comes");
+}
