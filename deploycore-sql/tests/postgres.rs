@@ -10,5 +10,7 @@ mod decisions;
 mod faults;
 #[path = "postgres/open.rs"]
 mod open;
+#[path = "postgres/plans.rs"]
+mod plans;
 #[path = "postgres/races.rs"]
 mod races;

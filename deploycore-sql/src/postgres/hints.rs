@@ -86,7 +86,7 @@ async fn connect(options: &PgConnectOptions, limit: Duration) -> Result<PgListen
 async fn hear(listener: &mut PgListener, giver: &watch::Sender<()>, limit: Duration) -> sqlx::Error {
     loop {
         match timeout(SILENT, listener.try_recv()).await {
-            Ok(Ok(Some(_))) => drop(giver.send_replace(())),
+            Ok(Ok(Some(_))) => giver.send_replace(()),
             Ok(Ok(None)) => return sqlx::Error::PoolClosed,
             Ok(Err(error)) => return error,
             Err(_) => match timeout(limit, sqlx::query("SELECT 1").execute(&mut *listener)).await {
