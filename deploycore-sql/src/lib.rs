@@ -1,7 +1,8 @@
 //! SQL backends of the deploycore queue and ledger.
 //!
-//! [`Sqlite`] is the embedded default: one file, shared by the processes of one host. Each database has its own module with its
-//! own plain SQL and its own migrations; what they have in common is how values are stored.
+//! [`Sqlite`] is the embedded default: one file, shared by the processes of one host. [`Postgres`] (feature `postgres`) is a server for
+//! any number of hosts. Each database has its own module with its own plain SQL and its own migrations; what they have in common is how
+//! values are stored.
 //!
 //! ```
 //! use deploycore::model::{ClaimId, NewJob};
@@ -30,8 +31,16 @@
 
 #![warn(missing_docs)]
 
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod stored;
 
+#[cfg(feature = "sqlite")]
 pub mod sqlite;
 
+#[cfg(feature = "postgres")]
+pub mod postgres;
+
+#[cfg(feature = "postgres")]
+pub use postgres::Postgres;
+#[cfg(feature = "sqlite")]
 pub use sqlite::Sqlite;

@@ -1,7 +1,7 @@
-//! Several real processes on one file, some of them killed with SIGKILL in the middle of their work.
+//! Several real processes on one database, some of them killed with SIGKILL in the middle of their work.
 //!
 //! The test starts its own binary again: `child` below is what those processes run. Each prints a line once a call was acknowledged;
-//! the lines are what the file is held against at the end.
+//! the lines are what the database is held against at the end.
 
 #[path = "processes/child.rs"]
 mod child_process;
@@ -13,8 +13,6 @@ use std::time::Duration;
 use deploycore::model::{Attempt, AttemptOutcome, Completion, ConcurrencyKey, Epoch, Job, JobId, JobStatus};
 use deploycore::port::JobQueue;
 use deploycore::port::queue::{JobFilter, RescueRequest};
-use deploycore_sql::Sqlite;
-use deploycore_sql::sqlite::Queue;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
@@ -102,16 +100,28 @@ struct Said {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_or_done_twice_when_processes_are_killed() {
     let folder = tempfile::tempdir().unwrap();
-    let mut swarm = Swarm::new(format!("sqlite://{}/queue.db", folder.path().display()));
-    // All open the file at once, while it does not exist yet.
+    kill_and_compare(format!("sqlite://{}/queue.db", folder.path().display())).await;
+}
+
+#[cfg(feature = "postgres")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_or_done_twice_on_postgres_when_processes_are_killed() {
+    let server = servers::postgres::Postgres::start(&servers::postgres::Options::default()).unwrap();
+    let database = server.create_database().unwrap();
+    kill_and_compare(database.url()).await;
+}
+
+async fn kill_and_compare(url: String) {
+    let mut swarm = Swarm::new(url);
+    // All open the database at once, while it is not set up yet.
     for role in [Role::Sleeper, Role::Sleeper, Role::Producer, Role::Producer] {
         swarm.start(role);
     }
-    let queue = Sqlite::open(&swarm.url).await.unwrap().queue();
+    let queue = child_process::open(&swarm.url).await.unwrap();
     queue.set_concurrency_limit(&key(), LIMIT).await.unwrap();
-    let (said, kills) = tokio::time::timeout(PATIENCE, drive(&mut swarm, &queue)).await.expect("it ends");
+    let (said, kills) = tokio::time::timeout(PATIENCE, drive(&mut swarm, &*queue)).await.expect("it ends");
 
-    let jobs = all_jobs(&queue).await;
+    let jobs = all_jobs(&*queue).await;
     println!("{} jobs, {kills} kills, refused zombies by process: {:?}", jobs.len(), said.refused);
     assert!(kills >= 12, "only {kills} kills: the test shows little");
     for id in &said.enqueued {
@@ -135,7 +145,7 @@ async fn nothing_is_lost_or_done_twice_when_processes_are_killed() {
 }
 
 /// Kills processes in the middle of their work, in turn after each kind of call, until all jobs are done.
-async fn drive(swarm: &mut Swarm, queue: &Queue) -> (Said, usize) {
+async fn drive(swarm: &mut Swarm, queue: &dyn JobQueue) -> (Said, usize) {
     // After so many lines of a kind since the last kill, the process that said it dies.
     let mut plan = [3, 2, 4, 1, 6, 2, 5, 3, 1, 4, 2, 3, 5, 1, 2, 4].into_iter().cycle();
     let (mut until_kill, mut kills, mut said) = (3, 0, Said::default());
@@ -203,7 +213,7 @@ async fn drive(swarm: &mut Swarm, queue: &Queue) -> (Said, usize) {
     }
 }
 
-async fn holds_a_job(queue: &Queue, process: usize) -> bool {
+async fn holds_a_job(queue: &dyn JobQueue, process: usize) -> bool {
     let filter = JobFilter { statuses: vec![JobStatus::Running], ..JobFilter::default() };
     let running = queue.list(&filter, None, 1_000).await.unwrap().jobs;
     let name = child_process::worker_name(process);
@@ -231,7 +241,7 @@ async fn an_acknowledged_enqueue_is_there_when_the_process_is_killed_at_once() {
             }
         }
         assert!(!acknowledged.is_empty());
-        let queue = Sqlite::open(&swarm.url).await.unwrap().queue();
+        let queue = child_process::open(&swarm.url).await.unwrap();
         for job in acknowledged {
             assert!(queue.get(job).await.unwrap().is_some(), "the acknowledged job {job} is lost");
         }
@@ -242,7 +252,7 @@ fn key() -> ConcurrencyKey {
     ConcurrencyKey::new(KEY).unwrap()
 }
 
-async fn all_jobs(queue: &Queue) -> BTreeMap<JobId, (Job, Vec<Attempt>)> {
+async fn all_jobs(queue: &dyn JobQueue) -> BTreeMap<JobId, (Job, Vec<Attempt>)> {
     let (mut jobs, mut after) = (BTreeMap::new(), None);
     loop {
         let page = queue.list(&JobFilter::default(), after, 50).await.unwrap();

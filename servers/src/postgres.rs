@@ -1,8 +1,12 @@
 //! PostgreSQL: a server of its own for a test binary, a database of its own for a test.
 
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::{Error, Folder, Launch, Process, Signal, User, free_ports};
 
@@ -45,10 +49,14 @@ pub struct Postgres {
     port: u16,
     launch: Launch,
     databases: AtomicU64,
+    /// Databases that are empty again.
+    empty: Mutex<Vec<String>>,
     /// After the process.
     folder: Folder,
 }
 
+/// The processes of a server whose first process was killed end by themselves.
+const ORPHANS_END_WITHIN: Duration = Duration::from_secs(20);
 /// Tries to get a port that nobody else took meanwhile.
 const PORTS: usize = 5;
 
@@ -71,15 +79,18 @@ impl Postgres {
                 Err(Error::Ended { log, .. }) if log.contains("Address already in use") && tries < PORTS => {}
                 Err(error) => return Err(error),
                 Ok(process) => {
-                    let databases = AtomicU64::new(0);
-                    return Ok(Self { process: Some(process), binaries, port, launch, databases, folder });
+                    let (databases, empty) = (AtomicU64::new(0), Mutex::default());
+                    return Ok(Self { process: Some(process), binaries, port, launch, databases, empty, folder });
                 }
             }
         }
     }
 
-    /// Makes an empty database.
+    /// Makes an empty database, or takes one that is empty again: to make one costs the server a third of a second.
     pub fn create_database(&self) -> Result<Database<'_>, Error> {
+        if let Some(name) = self.empty().pop() {
+            return Ok(Database { server: self, name });
+        }
         let name = format!("test_{}", self.databases.fetch_add(1, Ordering::Relaxed));
         self.tool("createdb", &["--template=template0", &name])?;
         Ok(Database { server: self, name })
@@ -109,9 +120,17 @@ impl Postgres {
 
     /// Starts it again on its port and data, after [`kill`](Self::kill).
     pub fn start_again(&mut self) -> Result<(), Error> {
-        if self.process.is_none() {
-            let process = Process::start(&self.launch, || is_ready(&self.binaries, self.port))?;
-            self.process = Some(process);
+        let start = Instant::now();
+        while self.process.is_none() {
+            match Process::start(&self.launch, || is_ready(&self.binaries, self.port)) {
+                // A process of the killed server has not noticed yet.
+                Err(Error::Ended { log, .. })
+                    if log.contains("still in use") && start.elapsed() < ORPHANS_END_WITHIN =>
+                {
+                    thread::sleep(Duration::from_millis(50));
+                }
+                started => self.process = Some(started?),
+            }
         }
         Ok(())
     }
@@ -121,6 +140,10 @@ impl Postgres {
         self.process.as_ref().map(Process::log).unwrap_or_default()
     }
 
+    fn empty(&self) -> MutexGuard<'_, Vec<String>> {
+        self.empty.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn tool(&self, name: &str, arguments: &[&str]) -> Result<(), Error> {
         let mut command = Command::new(self.binaries.join(name));
         command.args(["-h", "127.0.0.1", "-U", USER, "-p", &self.port.to_string()]).args(arguments);
@@ -128,7 +151,20 @@ impl Postgres {
     }
 }
 
-/// A database of a test. Dropped, it is gone, whoever is still connected to it.
+/// Ends the other connections to a database, and drops all schemas with what is in them.
+const EMPTY: &str = "
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid();
+    DO $$
+    DECLARE own record;
+    BEGIN
+        FOR own IN SELECT nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema' LOOP
+            EXECUTE format('DROP SCHEMA %I CASCADE', own.nspname);
+        END LOOP;
+        CREATE SCHEMA public;
+        EXECUTE format('ALTER DATABASE %I RESET ALL', current_database());
+    END $$;";
+
+/// A database of a test. Dropped, it is emptied for the next test, whoever is still connected to it.
 #[derive(Debug)]
 pub struct Database<'s> {
     server: &'s Postgres,
@@ -149,7 +185,10 @@ impl Database<'_> {
 
 impl Drop for Database<'_> {
     fn drop(&mut self) {
-        let _ = self.server.tool("dropdb", &["--force", "--if-exists", &self.name]);
+        let empty = ["-q", "-v", "ON_ERROR_STOP=1", "-d", &self.name, "-c", EMPTY];
+        if self.server.tool("psql", &empty).is_ok() {
+            self.server.empty().push(mem::take(&mut self.name));
+        }
     }
 }
 
@@ -239,7 +278,12 @@ mod tests {
             server.tool("psql", &["-d", database.name(), "-c", "CREATE TABLE t ()"]).unwrap();
             database.name().to_owned()
         };
-        assert!(server.tool("psql", &["-d", &name, "-c", "SELECT 1"]).is_err());
+        // Its next user finds it empty.
+        let again = server.create_database().unwrap();
+        assert_eq!(again.name(), name);
+        assert!(server.tool("psql", &["-d", &name, "-c", "SELECT FROM t"]).is_err());
+        assert_ne!(server.create_database().unwrap().name(), name);
+        drop(again);
         drop(server);
         assert!(!folder.exists());
     }

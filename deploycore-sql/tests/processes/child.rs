@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use deploycore::model::{
@@ -11,7 +12,6 @@ use deploycore::model::{
 use deploycore::port::queue::{Beat, ClaimRequest, Error};
 use deploycore::port::{JobQueue, JobQueueExt, chain};
 use deploycore_sql::Sqlite;
-use deploycore_sql::sqlite::Queue;
 
 pub(crate) const URL: &str = "DEPLOYCORE_SQL_TEST_URL";
 pub(crate) const ROLE: &str = "DEPLOYCORE_SQL_TEST_ROLE";
@@ -90,24 +90,35 @@ impl Line {
     }
 }
 
+/// The queue at a URL, whatever the database.
+pub(crate) async fn open(url: &str) -> Result<Arc<dyn JobQueue>, String> {
+    #[cfg(feature = "postgres")]
+    if url.starts_with("postgres://") {
+        let opened = deploycore_sql::Postgres::open(url).await;
+        return opened.map(|postgres| postgres.queue() as Arc<dyn JobQueue>).map_err(|error| chain(&error));
+    }
+    let opened = Sqlite::open(url).await;
+    opened.map(|sqlite| sqlite.queue() as Arc<dyn JobQueue>).map_err(|error| chain(&error))
+}
+
 pub(crate) async fn run() {
     let url = std::env::var(URL).unwrap();
     let role = std::env::var(ROLE).unwrap();
-    let queue = match Sqlite::open(&url).await {
-        Ok(sqlite) => sqlite.queue(),
-        Err(error) => return Line::Failed(chain(&error)).say(),
+    let queue = match open(&url).await {
+        Ok(queue) => queue,
+        Err(why) => return Line::Failed(why).say(),
     };
     let outcome = match role.split_once(':').unwrap() {
-        ("producer", _) => produce(&queue).await,
-        ("sleeper", number) => sleep_over_the_lease(&queue, &worker_name(number)).await,
-        (_, number) => work(&queue, &worker_name(number)).await,
+        ("producer", _) => produce(&*queue).await,
+        ("sleeper", number) => sleep_over_the_lease(&*queue, &worker_name(number)).await,
+        (_, number) => work(&*queue, &worker_name(number)).await,
     };
     if let Err(error) = outcome {
         Line::Failed(chain(&error)).say();
     }
 }
 
-async fn produce(queue: &Queue) -> Result<(), Error> {
+async fn produce(queue: &dyn JobQueue) -> Result<(), Error> {
     for turn in 0..JOBS / 3 {
         let jobs = [job(), job(), keyed(job(), turn)];
         let answers = persistently(async || queue.enqueue(&jobs).await).await?;
@@ -134,7 +145,7 @@ fn keyed(job: NewJob, turn: usize) -> NewJob {
 }
 
 /// Until it is killed, or its parent is gone.
-async fn work(queue: &Queue, name: &str) -> Result<(), Error> {
+async fn work(queue: &dyn JobQueue, name: &str) -> Result<(), Error> {
     for turn in 0_usize.. {
         let request = ClaimRequest { claim: ClaimId::new(), worker: name.parse().unwrap(), limit: 3 };
         let jobs = persistently(async || queue.claim(&request).await).await?;
@@ -154,7 +165,7 @@ async fn work(queue: &Queue, name: &str) -> Result<(), Error> {
     Ok(())
 }
 
-async fn sleep_over_the_lease(queue: &Queue, name: &str) -> Result<(), Error> {
+async fn sleep_over_the_lease(queue: &dyn JobQueue, name: &str) -> Result<(), Error> {
     let jobs = loop {
         let request = ClaimRequest { claim: ClaimId::new(), worker: name.parse().unwrap(), limit: 3 };
         let jobs = persistently(async || queue.claim(&request).await).await?;
@@ -178,7 +189,7 @@ async fn sleep_over_the_lease(queue: &Queue, name: &str) -> Result<(), Error> {
     Ok(())
 }
 
-async fn build(queue: &Queue, job: &Job, turn: usize) -> Result<(), Error> {
+async fn build(queue: &dyn JobQueue, job: &Job, turn: usize) -> Result<(), Error> {
     let lease = job.running.as_ref().expect("a claimed job runs").lease;
     if persistently(async || queue.heartbeat_one(&lease).await).await? == Beat::Lost {
         Line::Refused.say();

@@ -30,7 +30,7 @@ use self::leases::{Held, Leases, Verdict, beats, keep_leases};
 use super::{Builder, InvalidSettings};
 use crate::model::{ClaimId, CommitId, Job, Lease, ServiceName, elapsed};
 use crate::pace::{Pace, Wake};
-use crate::port::queue::{ClaimRequest, MAX_BATCH};
+use crate::port::queue::{ClaimRequest, MAX_BATCH, ReadyHint};
 use crate::port::{ArtifactStore, JobQueue, chain};
 
 /// Claims jobs and builds them in its slots.
@@ -206,6 +206,7 @@ struct Session {
     keeper: JoinSet<()>,
     pace: Pace,
     beats: Pace,
+    ready: ReadyHint,
 }
 
 impl Session {
@@ -214,7 +215,10 @@ impl Session {
         let pace = worker.seeded(Pace::new(shared.settings.poll, shared.settings.backoff));
         let beats = worker.seeded(beats(&shared.settings));
         let builds_on = worker.builds_on.clone();
-        let mut session = Self { shared, builds_on, builds: JoinSet::new(), keeper: JoinSet::new(), pace, beats };
+        // Before the first claim: what becomes ready after it is not missed.
+        let ready = shared.queue.ready();
+        let (builds, keeper) = (JoinSet::new(), JoinSet::new());
+        let mut session = Self { shared, builds_on, builds, keeper, pace, beats, ready };
         session.start_keeper();
         session
     }
@@ -250,18 +254,26 @@ impl Session {
         self.builds.spawn(attempt.run().instrument(span));
     }
 
-    /// Waits for the next claim: the period, or sooner when a slot becomes free.
+    /// Waits for the next claim: the period, or sooner when a slot becomes free, or when one is free and the queue has a hint.
     async fn rest(&mut self, shutdown: &CancellationToken) -> Wake {
-        let Self { builds, keeper, pace, .. } = self;
+        let Self { shared, builds, keeper, pace, ready, .. } = self;
+        let has_room = builds.len() < shared.settings.slots.get();
         let slot_free = async {
             match builds.join_next().await {
                 Some(end) => note_end("build", end),
                 None => std::future::pending().await,
             }
         };
+        let sooner = async {
+            tokio::select! {
+                biased;
+                () = slot_free => {}
+                () = ready.given(), if has_room => {}
+            }
+        };
         tokio::select! {
             biased;
-            wake = pace.wait(slot_free, shutdown) => {
+            wake = pace.wait(sooner, shutdown) => {
                 while let Some(end) = builds.join_next().now_or_never().flatten() {
                     note_end("build", end);
                 }

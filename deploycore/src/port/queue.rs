@@ -3,6 +3,7 @@
 //! What follows from each call is decided by pure functions that every backend shares: [`bounds`] and [`transition`].
 
 pub mod bounds;
+mod hint;
 pub mod transition;
 
 use std::collections::BTreeMap;
@@ -12,6 +13,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+
+pub use hint::ReadyHint;
 
 use super::BackendError;
 use crate::model::{
@@ -322,6 +325,12 @@ pub trait JobQueue: Send + Sync + Debug + 'static {
 
     /// Sets how many jobs of a key may run at once, durably; 1 where it was never set. Lowering it ends no running job. Idempotent.
     async fn set_concurrency_limit(&self, key: &ConcurrencyKey, limit: NonZeroU32) -> Result<(), Error>;
+
+    /// Tells from now on when jobs may have become claimable, so that a worker with nothing to do starts sooner than it would look again. A
+    /// hint may come for nothing, late, or not at all; a backend that has none never gives any.
+    fn ready(&self) -> ReadyHint {
+        ReadyHint::never()
+    }
 }
 
 /// Convenience on any [`JobQueue`].

@@ -19,13 +19,13 @@ use deploycore::model::{
     Manifest, NewJob, ServiceName,
 };
 use deploycore::port::queue::{
-    Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, QueueStats, RescueRequest,
-    Rescued,
+    Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, QueueStats, ReadyHint,
+    RescueRequest, Rescued,
 };
 use deploycore::port::store::{self, Chunks, Source};
 use deploycore::port::{ArtifactStore, ArtifactStoreExt, BackendError, JobQueue, JobQueueExt};
 use futures::stream::{BoxStream, StreamExt};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -119,6 +119,7 @@ struct Line {
     mute: std::sync::atomic::AtomicBool,
     /// The time that a heartbeat takes to arrive.
     way: Duration,
+    ready: watch::Sender<()>,
 }
 
 impl Line {
@@ -190,6 +191,9 @@ impl JobQueue for Line {
     async fn set_concurrency_limit(&self, key: &ConcurrencyKey, limit: NonZeroU32) -> Result<(), Error> {
         self.queue.set_concurrency_limit(key, limit).await
     }
+    fn ready(&self) -> ReadyHint {
+        ReadyHint::of(self.ready.subscribe())
+    }
 }
 
 /// A store whose first puts fail in passing.
@@ -245,7 +249,13 @@ struct Yard {
 impl Yard {
     fn new(plans: impl IntoIterator<Item = Plan>) -> Self {
         let queue = Arc::new(Queue::new(Clock::default()));
-        let line = Line { queue, faults: Mutex::default(), mute: false.into(), way: Duration::ZERO };
+        let line = Line {
+            queue,
+            faults: Mutex::default(),
+            mute: false.into(),
+            way: Duration::ZERO,
+            ready: watch::Sender::new(()),
+        };
         let store = Flaky { store: Store::new(), failures: 0.into(), no_logs: false };
         let builder = Scripted { plans: Mutex::new(plans.into_iter().collect()), ..Scripted::default() };
         Self { line: line.into(), store: store.into(), builder: builder.into(), shutdown: CancellationToken::new() }
@@ -304,6 +314,20 @@ async fn a_job_succeeds_with_its_bytes_and_its_log_in_the_store() {
     assert_eq!(yard.store.read_all(&artifact.digest, 0..10).await.unwrap(), b"the binary");
     let log = yard.store.log(&LogName { job: id, epoch: done.epoch }).await.unwrap().unwrap();
     assert_eq!(log, "building abcdef0\n");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hint_starts_a_build_before_the_worker_would_look() {
+    let yard = Yard::new([]);
+    let _running = yard.run(WorkerSettings::default().with_poll(secs(3_600)));
+    sleep(secs(1)).await;
+    // The first look found nothing; the next is an hour away.
+    let id = yard.enqueue(job()).await;
+    sleep(secs(1_800)).await;
+    assert_eq!(yard.job(id).await.status, JobStatus::Queued);
+    yard.line.ready.send_replace(());
+    sleep(secs(1)).await;
+    assert_eq!(yard.job(id).await.status, JobStatus::Succeeded);
 }
 
 #[tokio::test(start_paused = true)]

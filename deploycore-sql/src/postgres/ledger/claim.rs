@@ -1,0 +1,104 @@
+//! Handing out copies to be made.
+
+use deploycore::model::{ArtifactName, ArtifactRef, CopyLease, CopyTask, RegionName};
+use deploycore::port::BackendError;
+use deploycore::port::ledger::ClaimRequest;
+use deploycore::port::ledger::transition::{self, CopyRow};
+use sqlx::postgres::{PgConnection, PgRow};
+
+use super::row;
+use crate::postgres::database::{self, failed};
+use crate::postgres::row::Columns;
+
+/// What a claim gives.
+pub(super) struct Taken {
+    pub(super) tasks: Vec<CopyTask>,
+    /// Copies whose lease of another claim had run out.
+    pub(super) expired: usize,
+    /// False for a repeated call.
+    pub(super) is_new: bool,
+}
+
+pub(super) async fn claim(connection: &mut PgConnection, request: &ClaimRequest) -> Result<Taken, BackendError> {
+    // A repeated call waits until the first has ended, though the first caller is gone. ("deploy" and "l" in ASCII.)
+    const TURN: &str = "SELECT pg_advisory_xact_lock(hashtextextended($1, x'6465706c6f79006c'::bigint))";
+    let turn = sqlx::query(TURN).bind(request.claim.to_string());
+    turn.execute(&mut *connection).await.map_err(failed)?;
+    let known = taken(connection, request).await?;
+    if !known.is_empty() {
+        let now = database::now(connection).await?;
+        let held = known.into_iter().filter(|candidate| transition::is_leased(&candidate.copy, now));
+        let tasks = held.filter_map(|candidate| candidate.task(&request.region)).collect();
+        return Ok(Taken { tasks, expired: 0, is_new: false });
+    }
+    take(connection, request).await
+}
+
+/// A copy to a region, with its artifact.
+struct Candidate {
+    artifact: ArtifactRef,
+    copy: CopyRow,
+}
+
+impl Candidate {
+    fn read(row: &PgRow) -> Result<Self, BackendError> {
+        let columns = Columns(row);
+        let artifact = ArtifactRef {
+            name: columns.parse::<ArtifactName>("artifact")?,
+            digest: columns.parse("digest")?,
+            size: columns.number("size")?,
+        };
+        Ok(Self { artifact, copy: row::copy(row)? })
+    }
+
+    /// `None` for a copy that nobody claimed.
+    fn task(self, region: &RegionName) -> Option<CopyTask> {
+        let Self { artifact, copy } = self;
+        let (claim, epoch) = (copy.claim?, copy.status.epoch);
+        let lease = CopyLease { artifact: artifact.name.clone(), region: region.clone(), claim, epoch };
+        Some(CopyTask { lease, artifact, attempt: copy.status.attempts })
+    }
+}
+
+/// The copies that this claim took last, whether their attempt still runs or not.
+async fn taken(connection: &mut PgConnection, request: &ClaimRequest) -> Result<Vec<Candidate>, BackendError> {
+    const TAKEN: &str = "
+        SELECT c.*, a.digest, a.size FROM deploycore.copies c JOIN deploycore.artifacts a ON a.name = c.artifact
+        WHERE c.claim_id = $1 AND c.region = $2
+        ORDER BY c.registered_at, c.artifact";
+    let query = sqlx::query(TAKEN).bind(request.claim.as_uuid()).bind(request.region.as_str());
+    let rows = query.fetch_all(connection).await.map_err(failed)?;
+    rows.iter().map(Candidate::read).collect()
+}
+
+/// A copy that another call holds is left to that: it reports on it, or claims it.
+async fn take(connection: &mut PgConnection, request: &ClaimRequest) -> Result<Taken, BackendError> {
+    const CLAIMABLE: &str = "
+        WITH clock AS MATERIALIZED (SELECT deploycore.instant() AS now)
+        SELECT c.*, a.digest, a.size, clock.now
+        FROM clock CROSS JOIN deploycore.copies c JOIN deploycore.artifacts a ON a.name = c.artifact
+        WHERE c.state = 'pending' AND c.region = $1 AND c.eligible_at <= clock.now
+          AND (c.leased_until IS NULL OR c.leased_until <= clock.now)
+        ORDER BY c.registered_at, c.artifact LIMIT $2 FOR UPDATE OF c SKIP LOCKED";
+    let query = sqlx::query(CLAIMABLE).bind(request.region.as_str()).bind(request.limit as i64);
+    let rows = query.fetch_all(&mut *connection).await.map_err(failed)?;
+    let mut taken = Taken { tasks: Vec::with_capacity(rows.len()), expired: 0, is_new: true };
+    let Some(first) = rows.first() else {
+        return Ok(taken);
+    };
+    let now = Columns(first).time("now")?;
+    let mut copies = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let Candidate { artifact, copy: before } = Candidate::read(row)?;
+        taken.expired += usize::from(before.status.leased_until.is_some());
+        let mut after = before.clone();
+        transition::claim(&mut after, request, now);
+        copies.push((artifact, before, after));
+    }
+    let changes: Vec<_> = copies.iter().map(|(artifact, before, after)| (&artifact.name, before, after)).collect();
+    row::update(connection, &request.region, &changes).await?;
+    for (artifact, _, copy) in copies {
+        taken.tasks.extend(Candidate { artifact, copy }.task(&request.region));
+    }
+    Ok(taken)
+}

@@ -1,0 +1,96 @@
+//! The schema, version by version. A version that was released is never edited: the next one adds to it.
+
+use sqlx::SqlSafeStr as _;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+
+const VERSIONS: [(i64, &str, &str); 2] = [
+    (1, "queue", include_str!("../../migrations/postgres/0001_queue.sql")),
+    (2, "ledger", include_str!("../../migrations/postgres/0002_ledger.sql")),
+];
+
+/// The newest version that this crate knows.
+pub(super) const NEWEST: i64 = VERSIONS[VERSIONS.len() - 1].0;
+
+/// For a connection that holds the lock of migrations, in a transaction, in a database that has the schema.
+pub(super) fn migrator() -> Migrator {
+    let migrations = VERSIONS.map(|(version, name, sql)| {
+        Migration::new(version, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
+    });
+    let mut migrator = Migrator::with_migrations(migrations.into());
+    migrator.dangerous_set_table_name("deploycore.migrations");
+    migrator.set_locking(false);
+    migrator
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::OnceLock;
+
+    use deploycore::model::{ArtifactName, JobId, JobStatus};
+    use deploycore::port::{JobQueueExt as _, ReplicationLedger as _};
+    use servers::postgres::{Database, Options, Postgres as Server};
+    use sqlx::{Connection as _, PgConnection};
+
+    use super::{NEWEST, migrator};
+    use crate::postgres::{OpenError, Postgres};
+
+    /// A database of an earlier version.
+    async fn at_version(version: i64) -> (Database<'static>, PgConnection) {
+        static SERVER: OnceLock<Server> = OnceLock::new();
+        let server = SERVER.get_or_init(|| Server::start(&Options::default()).unwrap());
+        let database = server.create_database().unwrap();
+        let mut connection = PgConnection::connect(&database.url()).await.unwrap();
+        sqlx::raw_sql("CREATE SCHEMA deploycore").execute(&mut connection).await.unwrap();
+        migrator().run_direct(Some(version), &mut connection, false).await.unwrap();
+        (database, connection)
+    }
+
+    #[tokio::test]
+    async fn a_database_of_an_earlier_version_keeps_its_jobs() {
+        const INSERT: &str = "
+            INSERT INTO deploycore.jobs (id, created_at, \"commit\", name, status, priority, max_attempts, max_releases,
+                                         build_timeout, eligible_at, delayed)
+            VALUES ($1, 1, 'abcdef0', 'web', 'QUEUED', 0, 3, 10, 60000000, 1, false)";
+        let (database, mut connection) = at_version(1).await;
+        let job = JobId::new();
+        sqlx::query(INSERT).bind(job.as_uuid()).execute(&mut connection).await.unwrap();
+        let no_ledger = sqlx::query("SELECT FROM deploycore.artifacts").execute(&mut connection).await.unwrap_err();
+        assert!(no_ledger.to_string().contains("does not exist"), "{no_ledger}");
+
+        // Two at once: one migrates.
+        let url = database.url();
+        let (one, other) = tokio::join!(Postgres::open(&url), Postgres::open(&url));
+        let (one, other) = (one.unwrap(), other.unwrap());
+        assert_eq!(one.queue().require(job).await.unwrap().status, JobStatus::Queued);
+        let name = ArtifactName::new("web-1").unwrap();
+        assert_eq!(other.ledger().status(&name).await.unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_database_of_a_newer_version_is_refused_and_left_alone() {
+        const NEWER: &str = "
+            INSERT INTO deploycore.migrations (version, description, success, checksum, execution_time)
+            VALUES ($1, 'later', true, '', 0)";
+        let (database, mut connection) = at_version(NEWEST).await;
+        sqlx::query(NEWER).bind(NEWEST + 1).execute(&mut connection).await.unwrap();
+        let error = Postgres::open(&database.url()).await.unwrap_err();
+        assert!(matches!(error, OpenError::NewerSchema { found, known, .. } if found == known + 1), "{error:?}");
+        assert!(error.to_string().contains(database.name()) && error.to_string().contains("upgrade"), "{error}");
+        assert!(!error.is_retryable());
+    }
+
+    #[tokio::test]
+    async fn a_failed_migration_leaves_nothing_behind() {
+        const TABLES: &str =
+            "SELECT count(*) FROM pg_tables WHERE schemaname = 'deploycore' AND tablename IN ('artifacts', 'copies')";
+        let (database, mut connection) = at_version(1).await;
+        // A table of somebody is in the way of one in the middle of version 2.
+        sqlx::raw_sql("CREATE TABLE deploycore.pins (own text)").execute(&mut connection).await.unwrap();
+        let error = Postgres::open(&database.url()).await.unwrap_err();
+        assert!(matches!(error, OpenError::Migration { .. }), "{error:?}");
+        assert_eq!(sqlx::query_scalar::<_, i64>(TABLES).fetch_one(&mut connection).await.unwrap(), 0);
+
+        sqlx::raw_sql("DROP TABLE deploycore.pins").execute(&mut connection).await.unwrap();
+        Postgres::open(&database.url()).await.unwrap();
+    }
+}

@@ -1,0 +1,268 @@
+//! Opening a database: its URL, its connections, its schema.
+
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use sqlx::error::DatabaseError;
+use sqlx::migrate::MigrateError;
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{ConnectOptions as _, Connection as _};
+use tokio::time::timeout;
+
+use super::database::{Database, may_pass};
+use super::{Settings, migrations};
+
+/// Why a database could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The URL is for something else, or names no database. It is not shown whole: it may hold a password.
+    #[error(
+        "the URL of a PostgreSQL database is postgres://user:password@host:port/database, and this is not one: {why}"
+    )]
+    Url {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Nobody answers there.
+    #[error("cannot reach the PostgreSQL server at {place}: look at its address and port, and whether it runs")]
+    Unreachable {
+        /// Where: `host:port/database`.
+        place: String,
+        /// Why.
+        source: sqlx::Error,
+    },
+    /// The server answers, and is not ready: it starts, stops, or has too many connections.
+    #[error("the PostgreSQL server at {place} is not ready")]
+    NotReady {
+        /// Where.
+        place: String,
+        /// What it says.
+        source: sqlx::Error,
+    },
+    /// The server does not know the user, or not with this password, or not from here.
+    #[error("the PostgreSQL server at {place} refuses user {user:?}: look at user, password and pg_hba.conf")]
+    Refused {
+        /// Where.
+        place: String,
+        /// Who.
+        user: String,
+        /// What it says.
+        source: sqlx::Error,
+    },
+    /// The server has no such database.
+    #[error(
+        "the PostgreSQL server of {place} has no such database: create it (CREATE DATABASE), or name another in the URL"
+    )]
+    MissingDatabase {
+        /// Where.
+        place: String,
+    },
+    /// The database holds text in another encoding.
+    #[error("the database {place} is encoded as {encoding}: create one with ENCODING 'UTF8'")]
+    Encoding {
+        /// Where.
+        place: String,
+        /// As what.
+        encoding: String,
+    },
+    /// The server is too old.
+    #[error("the PostgreSQL server at {place} is of version {version}: 13 is the oldest that is known to do")]
+    OldServer {
+        /// Where.
+        place: String,
+        /// Its version.
+        version: String,
+    },
+    /// The schema was written by a newer version of this crate.
+    #[error("{place} has schema version {found}, and this program knows {known} at most: upgrade the program")]
+    NewerSchema {
+        /// Where.
+        place: String,
+        /// Its version.
+        found: i64,
+        /// The newest version that this program knows.
+        known: i64,
+    },
+    /// The role may not make or change the schema, or not use it.
+    #[error(
+        "the role of {user:?} lacks a right in {place}: it must own the schema deploycore to bring it to version {known}"
+    )]
+    Forbidden {
+        /// Where.
+        place: String,
+        /// Who.
+        user: String,
+        /// The newest version that this program knows.
+        known: i64,
+        /// What the server says.
+        source: sqlx::Error,
+    },
+    /// The schema could not be brought to the newest version.
+    #[error("cannot bring the schema deploycore of {place} to version {known}; it is as it was")]
+    Migration {
+        /// Where.
+        place: String,
+        /// The newest version that this program knows.
+        known: i64,
+        /// Why.
+        source: MigrateError,
+    },
+    /// Anything else that the server reports.
+    #[error("cannot open {place}")]
+    Failed {
+        /// Where.
+        place: String,
+        /// What it says.
+        source: sqlx::Error,
+    },
+}
+
+impl OpenError {
+    /// Whether opening may succeed later without anyone's doing.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::NotReady { .. })
+    }
+}
+
+/// Who migrates a large database takes its time; those who wait for it give up after this.
+const MIGRATE_WITHIN: Duration = Duration::from_mins(10);
+/// The lock of those who migrate: "deploy" and "m" in ASCII.
+const LOCK: i64 = 0x6465_706c_6f79_006d;
+
+pub(super) async fn open(url: &str, settings: &Settings) -> Result<Database, OpenError> {
+    let options = parse(url)?;
+    let place = Place::of(&options);
+    let mut connection = match timeout(settings.connect_timeout, options.connect()).await {
+        Ok(connected) => connected.map_err(|error| place.explain(error))?,
+        Err(late) => {
+            let source = sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, late));
+            return Err(OpenError::Unreachable { place: place.name, source });
+        }
+    };
+    match timeout(MIGRATE_WITHIN, prepare(&place, &mut connection)).await {
+        Ok(prepared) => prepared?,
+        Err(late) => {
+            let source = sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, late));
+            return Err(OpenError::NotReady { place: place.name, source });
+        }
+    }
+    // It has done its work either way.
+    let _ = timeout(settings.connect_timeout, connection.close()).await;
+    Ok(Database::new(&place.name, &options, settings))
+}
+
+fn parse(url: &str) -> Result<PgConnectOptions, OpenError> {
+    let refuse = |why: &str| OpenError::Url { why: why.to_owned() };
+    let scheme = url.split_once("://").map(|(scheme, _)| scheme);
+    match scheme {
+        Some("postgres" | "postgresql") => {}
+        Some(other) => return Err(refuse(&format!("its scheme is {other}"))),
+        None => return Err(refuse("it does not start with postgres://")),
+    }
+    let options = PgConnectOptions::from_str(url).map_err(|error| match error {
+        sqlx::Error::Configuration(why) => refuse(&why.to_string()),
+        error => refuse(&error.to_string()),
+    })?;
+    if options.get_database().is_none_or(str::is_empty) {
+        return Err(refuse("it names no database"));
+    }
+    let options = match options.get_application_name() {
+        Some(_) => options,
+        None => options.application_name("deploycore"),
+    };
+    Ok(options.disable_statement_logging())
+}
+
+/// What an error tells of where it happened.
+struct Place {
+    name: String,
+    user: String,
+}
+
+impl Place {
+    fn of(options: &PgConnectOptions) -> Self {
+        let (host, port) = (options.get_host(), options.get_port());
+        let database = options.get_database().unwrap_or_default();
+        let name = match options.get_socket() {
+            Some(socket) => format!("{}:{port}/{database}", socket.display()),
+            None => format!("{host}:{port}/{database}"),
+        };
+        Self { name, user: options.get_username().to_owned() }
+    }
+
+    fn explain(&self, source: sqlx::Error) -> OpenError {
+        let (place, user) = (self.name.clone(), self.user.clone());
+        if matches!(source, sqlx::Error::Io(_)) {
+            return OpenError::Unreachable { place, source };
+        }
+        let code = source.as_database_error().and_then(DatabaseError::code).unwrap_or_default().into_owned();
+        match code.as_str() {
+            "3D000" => OpenError::MissingDatabase { place },
+            "28P01" | "28000" => OpenError::Refused { place, user, source },
+            "42501" => OpenError::Forbidden { place, user, known: migrations::NEWEST, source },
+            _ if may_pass(&source) => OpenError::NotReady { place, source },
+            _ => OpenError::Failed { place, source },
+        }
+    }
+
+    fn explain_migration(&self, error: MigrateError) -> OpenError {
+        let (place, known) = (self.name.clone(), migrations::NEWEST);
+        match error {
+            MigrateError::VersionMissing(found) => OpenError::NewerSchema { place, found, known },
+            MigrateError::Execute(source) => self.explain(source),
+            source => OpenError::Migration { place, known, source },
+        }
+    }
+}
+
+/// Looks at the server, and migrates if need be: a role that may not does not have to when there is nothing to do.
+async fn prepare(place: &Place, connection: &mut PgConnection) -> Result<(), OpenError> {
+    const SERVER: &str = "
+        SELECT current_setting('server_version') AS version, current_setting('server_version_num')::bigint AS number,
+               current_setting('server_encoding') AS encoding";
+    let server: (String, i64, String) =
+        sqlx::query_as(SERVER).fetch_one(&mut *connection).await.map_err(|error| place.explain(error))?;
+    let (version, number, encoding) = server;
+    if number < 13_00_00 {
+        return Err(OpenError::OldServer { place: place.name.clone(), version });
+    }
+    if encoding != "UTF8" {
+        return Err(OpenError::Encoding { place: place.name.clone(), encoding });
+    }
+    match found(connection).await.map_err(|error| place.explain(error))? {
+        Some(found) if found == migrations::NEWEST => Ok(()),
+        Some(found) if found > migrations::NEWEST => {
+            Err(OpenError::NewerSchema { place: place.name.clone(), found, known: migrations::NEWEST })
+        }
+        _ => migrate(place, connection).await,
+    }
+}
+
+/// The version of the schema, if there is one.
+async fn found(connection: &mut PgConnection) -> Result<Option<i64>, sqlx::Error> {
+    const HAS_TABLE: &str = "SELECT to_regclass('deploycore.migrations') IS NOT NULL";
+    const NEWEST: &str = "SELECT max(version) FROM deploycore.migrations";
+    if !sqlx::query_scalar::<_, bool>(HAS_TABLE).fetch_one(&mut *connection).await? {
+        return Ok(None);
+    }
+    sqlx::query_scalar(NEWEST).fetch_one(connection).await
+}
+
+/// Under a lock, in one transaction: of several processes that open a database at once, one does the work.
+async fn migrate(place: &Place, connection: &mut PgConnection) -> Result<(), OpenError> {
+    const SETTINGS: &str =
+        "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; SET LOCAL client_min_messages = warning";
+    const HAS_SCHEMA: &str = "SELECT to_regnamespace('deploycore') IS NOT NULL";
+    let explain = |error| place.explain(error);
+    let mut transaction = connection.begin_with("BEGIN ISOLATION LEVEL READ COMMITTED").await.map_err(explain)?;
+    sqlx::raw_sql(SETTINGS).execute(&mut *transaction).await.map_err(explain)?;
+    let lock = sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(LOCK);
+    lock.execute(&mut *transaction).await.map_err(explain)?;
+    if !sqlx::query_scalar::<_, bool>(HAS_SCHEMA).fetch_one(&mut *transaction).await.map_err(explain)? {
+        sqlx::raw_sql("CREATE SCHEMA deploycore").execute(&mut *transaction).await.map_err(explain)?;
+    }
+    let migrated = migrations::migrator().run_direct(None, &mut *transaction, false).await;
+    migrated.map_err(|error| place.explain_migration(error))?;
+    transaction.commit().await.map_err(explain)
+}

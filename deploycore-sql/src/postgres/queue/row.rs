@@ -1,0 +1,241 @@
+//! Jobs and attempts as rows.
+
+use deploycore::model::{
+    ArtifactRef, Attempt, AttemptOutcome, Epoch, Job, JobId, JobStatus, Lease, NewJob, RunningLease, Timestamp,
+};
+use deploycore::port::BackendError;
+use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::types::Uuid;
+
+use crate::postgres::database::{NAME, corrupt, failed};
+use crate::postgres::row::Columns;
+use crate::stored::{self, Corrupt};
+
+/// The columns that [`job`] reads.
+macro_rules! job_columns {
+    () => {
+        "j.id, j.created_at, j.\"commit\", j.name, j.status, j.last_heartbeat, j.priority, j.not_before, j.max_attempts, \
+         j.max_releases, j.build_timeout, j.dedup_key, j.concurrency_key, j.epoch, j.attempts, j.releases, j.rescues, \
+         j.eligible_at, j.cancel_requested, j.claim_id, j.worker, j.claimed_at, j.deadline, j.finished_at, j.artifact, \
+         j.digest, j.size, j.failure"
+    };
+}
+pub(super) use job_columns;
+
+/// Reads [`job_columns`].
+pub(super) fn job(row: &PgRow) -> Result<Job, BackendError> {
+    let columns = Columns(row);
+    let spec = NewJob {
+        id: columns.id("id")?,
+        service: columns.parse("name")?,
+        commit: columns.parse("commit")?,
+        priority: columns.number("priority")?,
+        not_before: columns.optional_time("not_before")?,
+        max_attempts: columns.number::<u32>("max_attempts")?.try_into().map_err(|_| out_of_range("max_attempts", 0))?,
+        max_releases: columns.number("max_releases")?,
+        build_timeout: stored::between(0, columns.integer("build_timeout")?),
+        dedup_key: columns.optional_parse("dedup_key")?,
+        concurrency_key: columns.optional_parse("concurrency_key")?,
+    };
+    let status = columns.word("status", JobStatus::parse)?;
+    let epoch = Epoch::new(columns.number("epoch")?);
+    let running = match status {
+        JobStatus::Running => Some(RunningLease {
+            lease: Lease { job: spec.id, claim: columns.id("claim_id")?, epoch },
+            worker: columns.parse("worker")?,
+            claimed_at: columns.time("claimed_at")?,
+            last_heartbeat: columns.time("last_heartbeat")?,
+            deadline: columns.time("deadline")?,
+        }),
+        _ => None,
+    };
+    let artifact = match status {
+        JobStatus::Succeeded => Some(ArtifactRef {
+            name: columns.parse("artifact")?,
+            digest: columns.parse("digest")?,
+            size: columns.number("size")?,
+        }),
+        _ => None,
+    };
+    Ok(Job {
+        spec,
+        created_at: columns.time("created_at")?,
+        status,
+        epoch,
+        attempts: columns.number("attempts")?,
+        releases: columns.number("releases")?,
+        rescues: columns.number("rescues")?,
+        eligible_at: columns.time("eligible_at")?,
+        running,
+        cancel_requested: columns.is_set("cancel_requested")?,
+        finished_at: columns.optional_time("finished_at")?,
+        artifact,
+        failure: columns.optional_json("failure")?,
+    })
+}
+
+fn out_of_range(column: &'static str, value: i64) -> BackendError {
+    corrupt(Corrupt::new(column, value))
+}
+
+pub(super) async fn find(connection: &mut PgConnection, id: JobId) -> Result<Option<Job>, BackendError> {
+    const FIND: &str = concat!("SELECT ", job_columns!(), " FROM deploycore.jobs j WHERE j.id = $1");
+    let row = sqlx::query(FIND).bind(id.as_uuid()).fetch_optional(connection).await.map_err(failed)?;
+    row.as_ref().map(job).transpose()
+}
+
+/// A job as it stands, until the end of the transaction.
+pub(super) async fn lock(connection: &mut PgConnection, id: JobId) -> Result<Option<Job>, BackendError> {
+    const LOCK: &str = concat!("SELECT ", job_columns!(), " FROM deploycore.jobs j WHERE j.id = $1 FOR UPDATE");
+    let row = sqlx::query(LOCK).bind(id.as_uuid()).fetch_optional(connection).await.map_err(failed)?;
+    row.as_ref().map(job).transpose()
+}
+
+/// A job whose attempt ends.
+pub(super) struct Ended {
+    /// As it was locked in this transaction.
+    pub(super) before: Job,
+    /// What a transition made of it.
+    pub(super) after: Job,
+    pub(super) outcome: AttemptOutcome,
+}
+
+/// Writes the ends of attempts, and what became of their jobs.
+pub(super) async fn end(
+    connection: &mut PgConnection,
+    ended: &mut [Ended],
+    now: Timestamp,
+) -> Result<(), BackendError> {
+    if ended.is_empty() {
+        return Ok(());
+    }
+    let mut jobs: Vec<_> = ended.iter_mut().map(|ended| (&ended.before, &mut ended.after)).collect();
+    update(connection, &mut jobs, now).await?;
+    end_attempts(connection, ended, now).await
+}
+
+/// Writes what transitions made of jobs, each with the job as it was locked in this transaction: its status, epoch and claim guard the
+/// write. Instants of what came out are cut as they are stored. The lease stays in its columns: it is the current one while RUNNING.
+pub(super) async fn update(
+    connection: &mut PgConnection,
+    jobs: &mut [(&Job, &mut Job)],
+    now: Timestamp,
+) -> Result<(), BackendError> {
+    const UPDATE: &str = "
+        UPDATE deploycore.jobs j SET
+            status = n.status, attempts = n.attempts, releases = n.releases, rescues = n.rescues,
+            eligible_at = n.eligible_at, delayed = n.delayed, cancel_requested = n.cancel_requested,
+            finished_at = n.finished_at, artifact = n.artifact, digest = n.digest, size = n.size, failure = n.failure
+        FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::uuid[], $5::text[], $6::bigint[], $7::bigint[],
+                    $8::bigint[], $9::bigint[], $10::boolean[], $11::boolean[], $12::bigint[], $13::text[], $14::text[],
+                    $15::bigint[], $16::text[])
+            AS n (id, was, epoch, claim_id, status, attempts, releases, rescues, eligible_at, delayed, cancel_requested,
+                  finished_at, artifact, digest, size, failure)
+        WHERE j.id = n.id AND j.status = n.was AND j.epoch = n.epoch AND (n.claim_id IS NULL OR j.claim_id = n.claim_id)";
+    for (_, after) in jobs.iter_mut() {
+        let stored = stored::timestamp("eligible_at", stored::micros(after.eligible_at)).map_err(corrupt)?;
+        after.eligible_at = stored;
+    }
+    let before = |value: fn(&Job) -> String| -> Vec<String> { jobs.iter().map(|(before, _)| value(before)).collect() };
+    let integers = |value: fn(&Job) -> i64| -> Vec<i64> { jobs.iter().map(|(_, after)| value(after)).collect() };
+    let texts = |value: fn(&Job) -> Option<String>| -> Vec<Option<String>> {
+        jobs.iter().map(|(_, after)| value(after)).collect()
+    };
+    let ids: Vec<Uuid> = jobs.iter().map(|(before, _)| before.spec.id.as_uuid()).collect();
+    let claims: Vec<Option<Uuid>> =
+        jobs.iter().map(|(before, _)| before.running.as_ref().map(|running| running.lease.claim.as_uuid())).collect();
+    let delayed: Vec<bool> = jobs.iter().map(|(_, after)| after.eligible_at > now).collect();
+    let asked: Vec<bool> = jobs.iter().map(|(_, after)| after.cancel_requested).collect();
+    let finished: Vec<Option<i64>> = jobs.iter().map(|(_, after)| after.finished_at.map(stored::micros)).collect();
+    let size = |job: &Job| job.artifact.as_ref().map(|artifact| i64::try_from(artifact.size)).transpose();
+    let sizes: Result<Vec<Option<i64>>, _> = jobs.iter().map(|(_, after)| size(after)).collect();
+    let updated = sqlx::query(UPDATE)
+        .bind(ids)
+        .bind(before(|job| job.status.as_str().to_owned()))
+        .bind(jobs.iter().map(|(before, _)| before.epoch.get() as i64).collect::<Vec<_>>())
+        .bind(claims)
+        .bind(texts(|job| Some(job.status.as_str().to_owned())))
+        .bind(integers(|job| i64::from(job.attempts)))
+        .bind(integers(|job| i64::from(job.releases)))
+        .bind(integers(|job| i64::from(job.rescues)))
+        .bind(integers(|job| stored::micros(job.eligible_at)))
+        .bind(delayed)
+        .bind(asked)
+        .bind(finished)
+        .bind(texts(|job| job.artifact.as_ref().map(|artifact| artifact.name.to_string())))
+        .bind(texts(|job| job.artifact.as_ref().map(|artifact| artifact.digest.to_string())))
+        .bind(sizes.map_err(|error| BackendError::permanent(NAME, error))?)
+        .bind(texts(|job| job.failure.as_ref().map(stored::json)))
+        .execute(connection)
+        .await
+        .map_err(failed)?;
+    if updated.rows_affected() == jobs.len() as u64 {
+        return Ok(());
+    }
+    let (updated, locked) = (updated.rows_affected(), jobs.len());
+    Err(BackendError::permanent(NAME, format!("{updated} of {locked} jobs were as they were when they were locked")))
+}
+
+async fn end_attempts(connection: &mut PgConnection, ended: &[Ended], now: Timestamp) -> Result<(), BackendError> {
+    const END: &str = "
+        INSERT INTO deploycore.attempts (job, epoch, claim_id, worker, claimed_at, ended_at, outcome)
+        SELECT n.job, n.epoch, n.claim_id, n.worker, n.claimed_at, $6, n.outcome
+        FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::text[], $5::bigint[], $7::text[])
+            AS n (job, epoch, claim_id, worker, claimed_at, outcome)";
+    let mut running = Vec::with_capacity(ended.len());
+    for Ended { before, .. } in ended {
+        let none = || BackendError::permanent(NAME, format!("job {} ends and did not run", before.spec.id));
+        running.push(before.running.as_ref().ok_or_else(none)?);
+    }
+    sqlx::query(END)
+        .bind(running.iter().map(|running| running.lease.job.as_uuid()).collect::<Vec<_>>())
+        .bind(running.iter().map(|running| running.lease.epoch.get() as i64).collect::<Vec<_>>())
+        .bind(running.iter().map(|running| running.lease.claim.as_uuid()).collect::<Vec<_>>())
+        .bind(running.iter().map(|running| running.worker.to_string()).collect::<Vec<_>>())
+        .bind(running.iter().map(|running| stored::micros(running.claimed_at)).collect::<Vec<_>>())
+        .bind(stored::micros(now))
+        .bind(ended.iter().map(|ended| stored::json(&ended.outcome)).collect::<Vec<_>>())
+        .execute(connection)
+        .await
+        .map_err(failed)?;
+    Ok(())
+}
+
+/// The ended attempt at a job with the epoch of a lease, whatever its claim.
+pub(super) async fn attempt(connection: &mut PgConnection, lease: &Lease) -> Result<Option<Attempt>, BackendError> {
+    const FIND: &str = "
+        SELECT job, epoch, claim_id, worker, claimed_at, ended_at, outcome
+        FROM deploycore.attempts WHERE job = $1 AND epoch = $2";
+    let Ok(epoch) = i64::try_from(lease.epoch.get()) else {
+        return Ok(None);
+    };
+    let query = sqlx::query(FIND).bind(lease.job.as_uuid()).bind(epoch);
+    let row = query.fetch_optional(connection).await.map_err(failed)?;
+    row.as_ref().map(read_attempt).transpose()
+}
+
+pub(super) async fn attempts(connection: &mut PgConnection, job: JobId) -> Result<Vec<Attempt>, BackendError> {
+    const ALL: &str = "
+        SELECT job, epoch, claim_id, worker, claimed_at, ended_at, outcome FROM deploycore.attempts WHERE job = $1
+        UNION ALL
+        SELECT id, epoch, claim_id, worker, claimed_at, NULL, NULL FROM deploycore.jobs
+        WHERE id = $1 AND status = 'RUNNING'
+        ORDER BY epoch";
+    let rows = sqlx::query(ALL).bind(job.as_uuid()).fetch_all(connection).await.map_err(failed)?;
+    rows.iter().map(read_attempt).collect()
+}
+
+fn read_attempt(row: &PgRow) -> Result<Attempt, BackendError> {
+    let columns = Columns(row);
+    Ok(Attempt {
+        lease: Lease {
+            job: columns.id("job")?,
+            claim: columns.id("claim_id")?,
+            epoch: Epoch::new(columns.number("epoch")?),
+        },
+        worker: columns.parse("worker")?,
+        claimed_at: columns.time("claimed_at")?,
+        ended_at: columns.optional_time("ended_at")?,
+        outcome: columns.optional_json("outcome")?,
+    })
+}
