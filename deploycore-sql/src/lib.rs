@@ -1,7 +1,7 @@
 //! SQL backends of the deploycore queue and ledger.
 //!
 //! [`Sqlite`] is the embedded default: one file, shared by the processes of one host. [`Postgres`] (feature `postgres`) is a server for
-//! any number of hosts. Each database has its own module with its own plain SQL and its own migrations; what they have in common is how
+//! any number of hosts. [`open_url`] opens either. Each database has its own module with its own plain SQL and its own migrations; what they have in common is how
 //! values are stored.
 //!
 //! ```
@@ -31,6 +31,7 @@
 
 #![warn(missing_docs)]
 
+mod open;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod stored;
 
@@ -40,6 +41,7 @@ pub mod sqlite;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 
+pub use open::{Database, OpenUrlError, open_url};
 #[cfg(feature = "postgres")]
 pub use postgres::Postgres;
 #[cfg(feature = "sqlite")]

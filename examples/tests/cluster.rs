@@ -11,3 +11,5 @@ mod mistakes;
 mod own;
 #[path = "cluster/road.rs"]
 mod road;
+#[path = "cluster/servers.rs"]
+mod with_servers;

@@ -70,11 +70,15 @@ pub(super) async fn run(command: Command) -> Result<()> {
             let regions = client(&target)?.swarm().await?;
             show(&target, &regions, |regions| {
                 for (region, standings) in regions {
-                    match standings {
-                        Some(standings) => {
-                            standings.iter().for_each(|standing| println!("{region:<12} {}", line(standing)))
+                    let Some(standings) = standings else {
+                        println!("{region:<12} does not answer");
+                        continue;
+                    };
+                    for standing in standings {
+                        println!("{region:<12} {}", line(standing));
+                        for (addr, what) in &standing.waiting {
+                            println!("    {addr} waits for {what}");
                         }
-                        None => println!("{region:<12} does not answer"),
                     }
                 }
             })
@@ -205,18 +209,17 @@ fn line(standing: &SwarmStanding) -> String {
     let SwarmStanding { digest, fetchers, complete, share, bound, ratios, .. } = standing;
     let seconds = |time: Option<Duration>| time.map_or("-".to_owned(), |time| format!("{:.1} s", time.as_secs_f64()));
     let (p50, p99, max) = (seconds(standing.p50), seconds(standing.p99), seconds(standing.max));
-    let mut line = format!(
-        "{} {complete} of {fetchers} machines, {:.1} % of the bytes; p50 {p50}, p99 {p99}, all {max}, expected {}",
+    let bound = match (bound, ratios.and_then(|ratios| ratios.expected)) {
+        (Some(bound), Some(expected)) => {
+            let least = seconds(Some(bound.time));
+            format!(", {expected:.2} times the bound of {least} by the {}", bound.term)
+        }
+        _ => String::new(),
+    };
+    format!(
+        "{} {complete} of {fetchers} machines, {:.1} % of the bytes; p50 {p50}, p99 {p99}, all {max}, expected {}{bound}",
         digest.short(),
         share * 100.0,
         seconds(standing.expected)
-    );
-    if let (Some(bound), Some(expected)) = (bound, ratios.and_then(|ratios| ratios.expected)) {
-        let seconds = bound.time.as_secs_f64();
-        line += &format!(", {expected:.2} times the bound of {seconds:.1} s by the {}", bound.term);
-    }
-    for (addr, what) in &standing.waiting {
-        line += &format!("\n    {addr} waits for {what}");
-    }
-    line
+    )
 }

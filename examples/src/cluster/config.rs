@@ -22,11 +22,11 @@ pub struct Control {
     pub api: SocketAddr,
     /// Where the gateway of the global goals listens.
     pub goals: SocketAddr,
-    /// The file of the global goals.
-    pub goals_file: PathBuf,
-    /// The queue's database.
+    /// URL of the store of the global goals.
+    pub goals_store: String,
+    /// URL of the queue's database.
     pub queue: String,
-    /// The ledger's database.
+    /// URL of the ledger's database.
     pub ledger: String,
     /// The main store, for build logs.
     pub store: Url,
@@ -69,7 +69,7 @@ pub struct Worker {
     /// A lease without a heartbeat for this long is lost.
     #[serde(with = "friendly")]
     pub lost_after: Duration,
-    /// The queue's database.
+    /// URL of the queue's database.
     pub queue: String,
     /// The main store.
     pub store: Url,
@@ -106,13 +106,13 @@ pub struct Region {
     pub main_store: Url,
     /// Its own store.
     pub store: Url,
-    /// The ledger's database.
+    /// URL of the ledger's database.
     pub ledger: String,
     /// How often the replicator looks for work in the databases.
     #[serde(with = "friendly")]
     pub look: Duration,
-    /// The file of its goals.
-    pub goals_file: PathBuf,
+    /// URL of the store of its goals.
+    pub goals_store: String,
     /// The folder of the gate's counts.
     pub gate_dir: PathBuf,
     /// What its machines and its store can send and receive, in bytes a second: `GET /v1/swarm` tells times as multiples of the least

@@ -73,6 +73,10 @@ struct Wanted {
     machines: u16,
     workers: u16,
     payload: Option<ByteSize>,
+    #[serde(default)]
+    database: Option<String>,
+    #[serde(default)]
+    goals: Option<String>,
     own_repository: bool,
 }
 
@@ -231,6 +235,8 @@ impl Wanted {
             machines: args.machines,
             workers: args.workers,
             payload: args.payload,
+            database: args.database.clone(),
+            goals: args.goals.clone(),
             own_repository: false,
         }
     }
@@ -306,7 +312,11 @@ fn write_configs(args: &RunArgs, wanted: &Wanted, data: &DataDir) -> Result<Ends
         None => ports.pick()?,
     };
     let goals = ports.pick()?;
-    let database = |name: &str| format!("sqlite://{}", data.join("main").join(name).display());
+    let database = |name: &str| match &wanted.database {
+        Some(url) => url.clone(),
+        None => format!("sqlite://{}", data.join("main").join(name).display()),
+    };
+    let redb = |path: PathBuf| format!("redb://{}", path.display());
     let (queue, ledger, main_store) =
         (database("queue.db"), database("ledger.db"), file_url(&data.join("main/store"))?);
     let mut regions = Vec::new();
@@ -325,7 +335,7 @@ fn write_configs(args: &RunArgs, wanted: &Wanted, data: &DataDir) -> Result<Ends
             store: file_url(&folder.join("store"))?,
             ledger: ledger.clone(),
             look: LOOK,
-            goals_file: folder.join("goals.redb"),
+            goals_store: redb(folder.join("goals.redb")),
             gate_dir: folder.join("gate"),
             links: None,
         };
@@ -350,7 +360,7 @@ fn write_configs(args: &RunArgs, wanted: &Wanted, data: &DataDir) -> Result<Ends
     let control = config::Control {
         api,
         goals,
-        goals_file: data.join("main/goals.redb"),
+        goals_store: wanted.goals.clone().unwrap_or_else(|| redb(data.join("main/goals.redb"))),
         queue: queue.clone(),
         ledger,
         store: main_store.clone(),

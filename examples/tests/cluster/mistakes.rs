@@ -91,7 +91,7 @@ fn a_port_that_is_taken_later_is_named() {
     let text = format!(
         "name = 'region-1'\ngateway = '{address}'\ntracker = '127.0.0.1:0'\ngate = '127.0.0.1:0'\nglobal = 'http://{address}/'\n\
          main_store = 'file://{0}/main/'\nstore = 'file://{0}/store/'\nledger = 'sqlite://{0}/ledger.db'\nlook = '1s'\n\
-         goals_file = '{0}/goals.redb'\ngate_dir = '{0}/gate'\n",
+         goals_store = 'redb://{0}/goals.redb'\ngate_dir = '{0}/gate'\n",
         folder.path().display()
     );
     std::fs::write(&config, text).unwrap();

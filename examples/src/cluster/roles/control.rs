@@ -11,9 +11,7 @@ use deploycore::deploy::{Deployer, DeployerSettings};
 use deploycore::model::{RegionName, RunSpec, ServiceName};
 use deploycore::port::{ArtifactStore, GoalStateStore, JobQueue, ReplicationLedger};
 use deploycore::store::{BlobStore, Registrar, RegistrarSettings};
-use deploycore_kv::RedbGoals;
 use deploycore_kv::gateway::{Gateway, GatewayClient, GatewaySettings};
-use deploycore_sql::Sqlite;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
@@ -42,10 +40,10 @@ struct Region {
 }
 
 pub(super) async fn run(config: config::Control, shutdown: CancellationToken) -> Result<()> {
-    let queue: Arc<dyn JobQueue> = Sqlite::open(&config.queue).await?.queue();
-    let ledger: Arc<dyn ReplicationLedger> = Sqlite::open(&config.ledger).await?.ledger();
+    let queue = deploycore_sql::open_url(&config.queue).await?.queue;
+    let ledger = deploycore_sql::open_url(&config.ledger).await?.ledger;
     let store = Arc::new(BlobStore::open(&config.store)?);
-    let goals: Arc<dyn GoalStateStore> = Arc::new(RedbGoals::open(&config.goals_file).await?);
+    let goals = deploycore_kv::open_url(&config.goals_store).await?;
 
     let mut regions = BTreeMap::new();
     for region in &config.regions {

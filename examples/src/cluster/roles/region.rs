@@ -11,13 +11,11 @@ use axum::routing::get;
 use axum::{Json, Router};
 use deploycore::deploy::{Mirror, MirrorSettings, ReportBoard};
 use deploycore::model::Digest;
-use deploycore::port::{ArtifactStore, GoalStateStore};
+use deploycore::port::ArtifactStore;
 use deploycore::store::{BlobStore, Replicator, ReplicatorSettings};
-use deploycore_kv::RedbGoals;
 use deploycore_kv::gateway::{Gateway, GatewayClient, GatewaySettings};
 use deploycore_p2p::core::tracker::SwarmStanding;
 use deploycore_p2p::{Gate, GateSettings, Security, Tracker, TrackerSettings};
-use deploycore_sql::Sqlite;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -28,8 +26,8 @@ use crate::cluster::config;
 pub(super) async fn run(config: config::Region, shutdown: CancellationToken) -> Result<()> {
     let main: Arc<dyn ArtifactStore> = Arc::new(BlobStore::open(&config.main_store)?);
     let store = Arc::new(BlobStore::open(&config.store)?);
-    let ledger = Sqlite::open(&config.ledger).await?.ledger();
-    let goals: Arc<dyn GoalStateStore> = Arc::new(RedbGoals::open(&config.goals_file).await?);
+    let ledger = deploycore_sql::open_url(&config.ledger).await?.ledger;
+    let goals = deploycore_kv::open_url(&config.goals_store).await?;
     let global = Arc::new(GatewayClient::new(config.global)?);
     let board = Arc::new(ReportBoard::default());
 

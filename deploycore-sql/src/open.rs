@@ -1,0 +1,96 @@
+//! A database chosen by URL.
+
+use std::sync::Arc;
+
+use deploycore::port::{JobQueue, ReplicationLedger};
+
+/// The queue and the ledger of one database, whatever its engine. Cloning shares its connections.
+#[derive(Debug, Clone)]
+pub struct Database {
+    /// The queue.
+    pub queue: Arc<dyn JobQueue>,
+    /// The ledger.
+    pub ledger: Arc<dyn ReplicationLedger>,
+}
+
+/// Why a database could not be opened by its URL.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenUrlError {
+    /// The URL names no database of this build. It is not shown whole: it may hold a password.
+    #[error(
+        "the database cannot be opened by this URL: {why}; use sqlite:///path/file.db or postgres://user:password@host:port/database"
+    )]
+    Url {
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The file could not be opened.
+    #[cfg(feature = "sqlite")]
+    #[error(transparent)]
+    Sqlite(#[from] crate::sqlite::OpenError),
+    /// The server's database could not be opened.
+    #[cfg(feature = "postgres")]
+    #[error(transparent)]
+    Postgres(#[from] crate::postgres::OpenError),
+}
+
+/// Opens the database of a URL, with the engine's default settings:
+///
+/// | URL | database | feature |
+/// |---|---|---|
+/// | `sqlite:///absolute/path.db`, `sqlite://relative/path.db` | a file, shared by the processes of one host | `sqlite` |
+/// | `postgres://user:password@host:port/database`, `postgresql://...` | a server | `postgres` |
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let folder = folder.path().display();
+/// let database = deploycore_sql::open_url(&format!("sqlite://{folder}/queue.db")).await?;
+/// assert_eq!(database.queue.stats().await?.running, 0);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Errors: [`OpenUrlError::Url`] for a URL that names no database of this build; otherwise as the engine's own.
+pub async fn open_url(url: &str) -> Result<Database, OpenUrlError> {
+    let why = match url.split_once("://") {
+        #[cfg(feature = "sqlite")]
+        Some(("sqlite", _)) => {
+            let sqlite = crate::Sqlite::open(url).await?;
+            return Ok(Database { queue: sqlite.queue(), ledger: sqlite.ledger() });
+        }
+        #[cfg(feature = "postgres")]
+        Some(("postgres" | "postgresql", _)) => {
+            let postgres = crate::Postgres::open(url).await?;
+            return Ok(Database { queue: postgres.queue(), ledger: postgres.ledger() });
+        }
+        #[cfg(not(feature = "sqlite"))]
+        Some(("sqlite", _)) => left_out("sqlite"),
+        #[cfg(not(feature = "postgres"))]
+        Some(("postgres" | "postgresql", _)) => left_out("postgres"),
+        Some((scheme, _)) => format!("{scheme}:// is none of sqlite, postgres"),
+        None => "it has no scheme".to_owned(),
+    };
+    Err(OpenUrlError::Url { why })
+}
+
+#[cfg(not(all(feature = "sqlite", feature = "postgres")))]
+fn left_out(feature: &str) -> String {
+    format!("this build has no such database; it is the feature {feature:?} of deploycore-sql")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_url_that_names_no_database_is_refused_on_one_line_without_a_password() {
+        for url in ["", "queue.db", "/var/queue.db", "mysql://u:s3cret@h/d", "sqlite://", "postgres://u:s3cret@"] {
+            let text = open_url(url).await.unwrap_err().to_string();
+            assert!(!text.contains("s3cret") && !text.contains('\n'), "{url}: {text}");
+            assert!(text.contains("sqlite:///") || text.contains("postgres://"), "{url}: {text}");
+        }
+    }
+}
