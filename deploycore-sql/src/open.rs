@@ -48,7 +48,7 @@ pub enum OpenUrlError {
 /// # let folder = tempfile::tempdir()?;
 /// # let folder = folder.path().display();
 /// let database = deploycore_sql::open_url(&format!("sqlite://{folder}/queue.db")).await?;
-/// assert_eq!(database.queue.stats().await?.running, 0);
+/// assert_eq!(database.queue.stats().await?.oldest_queued_seconds, None);
 /// # Ok(())
 /// # }
 /// ```
