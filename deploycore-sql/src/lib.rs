@@ -31,6 +31,8 @@
 
 #![warn(missing_docs)]
 
+#[cfg(any(feature = "sqlite", feature = "postgres"))]
+mod columns;
 mod open;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod stored;

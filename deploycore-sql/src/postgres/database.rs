@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::Settings;
 use super::connections::{Borrowed, Connections, too_late};
 use super::hints::Hints;
-use super::row::Columns;
+use crate::columns::Columns;
 use crate::stored::Corrupt;
 
 pub(super) const NAME: &str = "postgres";

@@ -8,7 +8,7 @@ use deploycore::port::BackendError;
 use sqlx::sqlite::{SqliteConnection, SqlitePool};
 use sqlx::{Sqlite, Transaction};
 
-use super::row;
+use crate::columns::Columns;
 use crate::stored::Corrupt;
 
 pub(super) const NAME: &str = "sqlite";
@@ -66,7 +66,7 @@ impl Database {
 async fn begin(pool: &SqlitePool, statement: &'static str) -> Result<Moment, BackendError> {
     let mut transaction = pool.begin_with(statement).await.map_err(failed)?;
     let row = sqlx::query(NOW).fetch_one(&mut *transaction).await.map_err(failed)?;
-    let now = row::Columns(&row).time("now")?;
+    let now = Columns(&row).time("now")?;
     Ok(Moment { transaction, now })
 }
 

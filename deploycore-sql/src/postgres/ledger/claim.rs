@@ -7,8 +7,8 @@ use deploycore::port::ledger::transition::{self, CopyRow};
 use sqlx::postgres::{PgConnection, PgRow};
 
 use super::row;
+use crate::columns::Columns;
 use crate::postgres::database::{self, failed};
-use crate::postgres::row::Columns;
 
 /// What a claim gives.
 pub(super) struct Taken {
@@ -48,7 +48,7 @@ impl Candidate {
             digest: columns.parse("digest")?,
             size: columns.number("size")?,
         };
-        Ok(Self { artifact, copy: row::copy(row)? })
+        Ok(Self { artifact, copy: Columns(row).copy()? })
     }
 
     /// `None` for a copy that nobody claimed.

@@ -1,18 +1,14 @@
 //! Artifacts and copies as rows.
 
-use std::collections::BTreeSet;
-
-use deploycore::model::{
-    ArtifactName, ArtifactRef, ClaimId, CopyState, CopyStatus, Epoch, NewArtifact, PinHolder, RegionName,
-};
+use deploycore::model::{ArtifactName, ClaimId, CopyState, CopyStatus, NewArtifact, PinHolder, RegionName};
 use deploycore::port::BackendError;
 use deploycore::port::ledger::transition::CopyRow;
 use deploycore::port::ledger::{Error, Registered};
-use sqlx::postgres::{PgConnection, PgRow};
+use sqlx::postgres::PgConnection;
 
 use super::{Found, read};
+use crate::columns::Columns;
 use crate::postgres::database::{NAME, failed};
-use crate::postgres::row::Columns;
 use crate::stored;
 
 /// The copies begin as `transition::register` says, which the conformance kit holds them against.
@@ -65,38 +61,6 @@ pub(super) async fn pin(
     Ok(())
 }
 
-/// Reads a row of `artifacts`.
-pub(super) fn artifact(row: &PgRow, required: BTreeSet<RegionName>) -> Result<NewArtifact, BackendError> {
-    let columns = Columns(row);
-    Ok(NewArtifact {
-        artifact: ArtifactRef {
-            name: columns.parse("name")?,
-            digest: columns.parse("digest")?,
-            size: columns.number("size")?,
-        },
-        service: columns.parse("service")?,
-        job: columns.id("job")?,
-        required,
-    })
-}
-
-/// Reads a row of `copies`.
-pub(super) fn copy(row: &PgRow) -> Result<CopyRow, BackendError> {
-    let columns = Columns(row);
-    let status = CopyStatus {
-        state: columns.word("state", CopyState::parse)?,
-        epoch: Epoch::new(columns.number("epoch")?),
-        attempts: columns.number("attempts")?,
-        bytes: columns.number("bytes")?,
-        eligible_at: columns.time("eligible_at")?,
-        leased_until: columns.optional_time("leased_until")?,
-        updated_at: columns.time("updated_at")?,
-        completed_at: columns.optional_time("completed_at")?,
-        last_error: columns.optional_text("last_error")?,
-    };
-    Ok(CopyRow { status, claim: columns.optional_id("claim_id")? })
-}
-
 /// A copy as it stands, until the end of the transaction.
 pub(super) async fn lock(
     connection: &mut PgConnection,
@@ -110,7 +74,7 @@ pub(super) async fn lock(
     let Some(row) = query.fetch_optional(connection).await.map_err(failed)? else {
         return Ok(None);
     };
-    Ok(Some(Found { copy: copy(&row)?, size: Columns(&row).number("size")? }))
+    Ok(Some(Found { copy: Columns(&row).copy()?, size: Columns(&row).number("size")? }))
 }
 
 /// Writes what transitions made of copies in a region, guarded by the state, epoch and claim that each had when it was locked in this

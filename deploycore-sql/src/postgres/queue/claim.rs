@@ -6,9 +6,9 @@ use deploycore::model::Job;
 use deploycore::port::BackendError;
 use deploycore::port::queue::ClaimRequest;
 
-use super::row::{self, job_columns};
+use crate::columns::Columns;
+use crate::columns::job_columns;
 use crate::postgres::database::{Database, failed};
-use crate::postgres::row::Columns;
 
 /// What a claim gives.
 pub(super) struct Claimed {
@@ -28,7 +28,7 @@ pub(super) async fn claim(database: &Database, request: &ClaimRequest) -> Result
     let rows = query.bind(request.limit as i64).fetch_all(borrowed.connection()).await.map_err(failed)?;
     borrowed.give_back();
     let is_new = rows.first().map_or(Ok(true), |row| Columns(row).is_set("is_new"))?;
-    let mut jobs = rows.iter().map(row::job).collect::<Result<Vec<_>, _>>()?;
+    let mut jobs = rows.iter().map(|row| Columns(row).job()).collect::<Result<Vec<_>, _>>()?;
     // Rows of an UPDATE come in no order.
     jobs.sort_unstable_by_key(|job| (Reverse(job.spec.priority), job.created_at, job.spec.id));
     Ok(Claimed { jobs, is_new })

@@ -9,9 +9,9 @@ use deploycore::port::queue::{Enqueued, Error};
 use sqlx::postgres::PgConnection;
 use sqlx::types::Uuid;
 
-use super::row::{self, job_columns};
+use crate::columns::Columns;
+use crate::columns::job_columns;
 use crate::postgres::database::{NAME, corrupt, failed};
-use crate::postgres::row::Columns;
 use crate::stored;
 
 /// Whom a job gave way to may be gone by the time it is looked for; each time it is, somebody else's job has ended.
@@ -118,7 +118,7 @@ async fn insert(connection: &mut PgConnection, jobs: &[&NewJob]) -> Result<Vec<J
         .fetch_all(connection)
         .await
         .map_err(failed)?;
-    rows.iter().map(|row| Columns(row).id("id")).collect()
+    rows.iter().map(|row| Columns(row).job_id("id")).collect()
 }
 
 /// What is kept under the ids of these jobs.
@@ -126,7 +126,7 @@ async fn known(connection: &mut PgConnection, jobs: &[&NewJob]) -> Result<BTreeM
     const KNOWN: &str = concat!("SELECT ", job_columns!(), " FROM deploycore.jobs j WHERE j.id = ANY ($1)");
     let ids: Vec<Uuid> = jobs.iter().map(|job| job.id.as_uuid()).collect();
     let rows = sqlx::query(KNOWN).bind(ids).fetch_all(connection).await.map_err(failed)?;
-    rows.iter().map(|row| row::job(row).map(|job| (job.spec.id, job.spec))).collect()
+    rows.iter().map(|row| Columns(row).job().map(|job| (job.spec.id, job.spec))).collect()
 }
 
 /// The unfinished jobs that have the dedup keys of these jobs.
@@ -138,5 +138,5 @@ async fn holders(connection: &mut PgConnection, jobs: &[&NewJob]) -> Result<BTre
         return Ok(BTreeMap::new());
     }
     let rows = sqlx::query(HOLDERS).bind(keys).fetch_all(connection).await.map_err(failed)?;
-    rows.iter().map(|row| Ok((Columns(row).parse("dedup_key")?, Columns(row).id("id")?))).collect()
+    rows.iter().map(|row| Ok((Columns(row).parse("dedup_key")?, Columns(row).job_id("id")?))).collect()
 }

@@ -10,9 +10,10 @@ use deploycore::port::queue::{Beat, Error, Fate, RescueRequest, Rescued, bounds}
 use sqlx::postgres::PgConnection;
 use sqlx::types::Uuid;
 
-use super::row::{self, Ended, job_columns};
+use super::row::{self, Ended};
+use crate::columns::Columns;
+use crate::columns::job_columns;
 use crate::postgres::database::{self, Database, failed};
-use crate::postgres::row::Columns;
 use crate::stored;
 
 /// One statement, on a connection that no other call has. Each lease is guarded by epoch and claim, and nothing indexed is written. It
@@ -38,8 +39,8 @@ pub(super) async fn heartbeat(database: &Database, leases: &[Lease]) -> Result<V
     for row in &rows {
         let columns = Columns(row);
         let lease = Lease {
-            job: columns.id("id")?,
-            claim: columns.id("claim_id")?,
+            job: columns.job_id("id")?,
+            claim: columns.claim_id("claim_id")?,
             epoch: Epoch::new(columns.number("epoch")?),
         };
         let time_left = stored::between(columns.integer("now")?, columns.integer("deadline")?);
@@ -100,7 +101,7 @@ async fn succeed(database: &Database, lease: &Lease, completion: &Completion) ->
         .await
         .map_err(failed)?;
     borrowed.give_back();
-    Ok(ended.as_ref().map(row::job).transpose()?)
+    Ok(ended.as_ref().map(|row| Columns(row).job()).transpose()?)
 }
 
 async fn end(connection: &mut PgConnection, lease: &Lease, completion: &Completion) -> Result<Job, Error> {
@@ -188,7 +189,7 @@ async fn take_back(connection: &mut PgConnection, request: &RescueRequest) -> Re
     let now = Columns(first).time("now")?;
     let mut ended = Vec::with_capacity(rows.len());
     for row in &rows {
-        let before = row::job(row)?;
+        let before = Columns(row).job()?;
         let mut job = before.clone();
         let Some((rescued, outcome)) = transition::rescue(&mut job, request, now) else {
             continue;

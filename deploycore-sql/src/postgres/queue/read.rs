@@ -8,9 +8,9 @@ use deploycore::port::queue::{JobCursor, JobFilter, JobPage, QueueStats};
 use sqlx::postgres::PgConnection;
 use sqlx::types::Uuid;
 
-use super::row::{self, job_columns};
+use crate::columns::Columns;
+use crate::columns::job_columns;
 use crate::postgres::database::failed;
-use crate::postgres::row::Columns;
 use crate::stored;
 
 /// A page along one index. Each has all parameters: 1 a status, 2 a service, 3 a commit, 4 the earliest end (each may be NULL for
@@ -99,7 +99,7 @@ async fn walk(
         .fetch_all(connection)
         .await
         .map_err(failed)?;
-    rows.iter().map(row::job).collect()
+    rows.iter().map(|row| Columns(row).job()).collect()
 }
 
 pub(super) async fn stats(connection: &mut PgConnection) -> Result<QueueStats, BackendError> {

@@ -7,8 +7,8 @@ use deploycore::port::ledger::transition::{self, CopyRow};
 use sqlx::sqlite::SqliteRow;
 
 use super::{count_expired, count_taken, row};
+use crate::columns::Columns;
 use crate::sqlite::database::{Moment, failed};
-use crate::sqlite::row::Columns;
 use crate::stored;
 
 pub(super) async fn claim(moment: &mut Moment, request: &ClaimRequest) -> Result<Vec<CopyTask>, BackendError> {
@@ -46,7 +46,7 @@ impl Candidate {
             digest: columns.parse("digest")?,
             size: columns.number("size")?,
         };
-        Ok(Self { artifact, copy: row::copy(row)? })
+        Ok(Self { artifact, copy: Columns(row).copy()? })
     }
 
     /// `None` for a copy that nobody claimed.

@@ -7,9 +7,9 @@ use deploycore::port::BackendError;
 use deploycore::port::ledger::{LedgerCursor, LedgerFilter, LedgerPage};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
-use super::{names_json, row};
+use super::names_json;
+use crate::columns::Columns;
 use crate::sqlite::database::failed;
-use crate::sqlite::row::Columns;
 use crate::stored;
 
 pub(super) async fn unregistered(
@@ -97,7 +97,7 @@ async fn with_copies(
     let mut copies: BTreeMap<ArtifactName, BTreeMap<RegionName, CopyStatus>> = BTreeMap::new();
     for row in sqlx::query(COPIES).bind(&names).fetch_all(&mut *connection).await.map_err(failed)? {
         let (artifact, region) = (Columns(&row).parse("artifact")?, Columns(&row).parse("region")?);
-        copies.entry(artifact).or_default().insert(region, row::copy(&row)?.status);
+        copies.entry(artifact).or_default().insert(region, Columns(&row).copy()?.status);
     }
     let mut pins: BTreeMap<ArtifactName, BTreeSet<PinHolder>> = BTreeMap::new();
     for row in sqlx::query(PINS).bind(&names).fetch_all(connection).await.map_err(failed)? {
@@ -109,7 +109,7 @@ async fn with_copies(
         let name: ArtifactName = Columns(row).parse("name")?;
         let copies = copies.remove(&name).unwrap_or_default();
         statuses.push(ArtifactStatus {
-            registered: row::artifact(row, copies.keys().cloned().collect())?,
+            registered: Columns(row).artifact(copies.keys().cloned().collect())?,
             registered_at: Columns(row).time("registered_at")?,
             copies,
             pins: pins.remove(&name).unwrap_or_default(),

@@ -1,16 +1,14 @@
 //! Artifacts and copies as rows.
 
-use std::collections::BTreeSet;
-
-use deploycore::model::{ArtifactName, ArtifactRef, CopyState, CopyStatus, Epoch, NewArtifact, RegionName};
+use deploycore::model::{ArtifactName, NewArtifact, RegionName};
 use deploycore::port::BackendError;
 use deploycore::port::ledger::transition::{self, CopyRow};
 use deploycore::port::ledger::{Error, Registered};
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use sqlx::sqlite::SqliteConnection;
 
 use super::{Found, read};
+use crate::columns::Columns;
 use crate::sqlite::database::{Moment, NAME, failed};
-use crate::sqlite::row::Columns;
 use crate::stored;
 
 pub(super) async fn register(moment: &mut Moment, artifact: &NewArtifact) -> Result<Registered, Error> {
@@ -51,38 +49,6 @@ pub(super) async fn register(moment: &mut Moment, artifact: &NewArtifact) -> Res
     Ok(Registered::Created)
 }
 
-/// Reads a row of `artifacts`.
-pub(super) fn artifact(row: &SqliteRow, required: BTreeSet<RegionName>) -> Result<NewArtifact, BackendError> {
-    let columns = Columns(row);
-    Ok(NewArtifact {
-        artifact: ArtifactRef {
-            name: columns.parse("name")?,
-            digest: columns.parse("digest")?,
-            size: columns.number("size")?,
-        },
-        service: columns.parse("service")?,
-        job: columns.parse("job")?,
-        required,
-    })
-}
-
-/// Reads a row of `copies`.
-pub(super) fn copy(row: &SqliteRow) -> Result<CopyRow, BackendError> {
-    let columns = Columns(row);
-    let status = CopyStatus {
-        state: columns.word("state", CopyState::parse)?,
-        epoch: Epoch::new(columns.number("epoch")?),
-        attempts: columns.number("attempts")?,
-        bytes: columns.number("bytes")?,
-        eligible_at: columns.time("eligible_at")?,
-        leased_until: columns.optional_time("leased_until")?,
-        updated_at: columns.time("updated_at")?,
-        completed_at: columns.optional_time("completed_at")?,
-        last_error: columns.optional_text("last_error")?,
-    };
-    Ok(CopyRow { status, claim: columns.optional_parse("claim_id")? })
-}
-
 pub(super) async fn find(
     connection: &mut SqliteConnection,
     artifact: &ArtifactName,
@@ -95,7 +61,7 @@ pub(super) async fn find(
     let Some(row) = query.fetch_optional(connection).await.map_err(failed)? else {
         return Ok(None);
     };
-    Ok(Some(Found { copy: copy(&row)?, size: Columns(&row).number("size")? }))
+    Ok(Some(Found { copy: Columns(&row).copy()?, size: Columns(&row).number("size")? }))
 }
 
 /// Writes what a transition made of a copy, guarded by the state, epoch and claim that it had when it was read in this transaction.

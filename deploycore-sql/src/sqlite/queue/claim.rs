@@ -5,9 +5,10 @@ use deploycore::port::BackendError;
 use deploycore::port::queue::{ClaimRequest, transition};
 use sqlx::sqlite::SqliteConnection;
 
-use super::row::{self, job_columns};
+use super::row;
+use crate::columns::Columns;
+use crate::columns::job_columns;
 use crate::sqlite::database::{Moment, failed};
-use crate::sqlite::row::Columns;
 use crate::stored;
 
 /// What a claim gives.
@@ -60,7 +61,7 @@ async fn held(connection: &mut SqliteConnection, claim: ClaimId) -> Result<Vec<J
           ORDER BY j.priority DESC, j.created_at, j.id"
     );
     let rows = sqlx::query(HELD).bind(claim.to_string()).fetch_all(connection).await.map_err(failed)?;
-    rows.iter().map(row::job).collect()
+    rows.iter().map(|row| Columns(row).job()).collect()
 }
 
 async fn is_paused(connection: &mut SqliteConnection) -> Result<bool, BackendError> {
@@ -156,7 +157,7 @@ pub(in crate::sqlite) const CLAIMABLE: &str = concat!(
 
 async fn claimable(connection: &mut SqliteConnection, limit: usize) -> Result<Vec<Job>, BackendError> {
     let rows = sqlx::query(CLAIMABLE).bind(limit as i64).fetch_all(connection).await.map_err(failed)?;
-    rows.iter().map(row::job).collect()
+    rows.iter().map(|row| Columns(row).job()).collect()
 }
 
 #[cfg(test)]

@@ -8,8 +8,8 @@ use deploycore::port::queue::{Enqueued, Error, transition};
 use sqlx::sqlite::SqliteConnection;
 
 use super::row;
+use crate::columns::Columns;
 use crate::sqlite::database::{Moment, NAME, corrupt, failed};
-use crate::sqlite::row::Columns;
 use crate::stored;
 
 pub(super) async fn enqueue(moment: &mut Moment, jobs: &[NewJob]) -> Result<Vec<Enqueued>, Error> {

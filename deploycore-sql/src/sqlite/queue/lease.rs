@@ -7,9 +7,10 @@ use deploycore::port::BackendError;
 use deploycore::port::queue::transition::{self, Standing};
 use deploycore::port::queue::{Beat, Error, Fate, RescueRequest, Rescued, bounds};
 
-use super::row::{self, job_columns};
+use super::row;
+use crate::columns::Columns;
+use crate::columns::job_columns;
 use crate::sqlite::database::{Moment, failed};
-use crate::sqlite::row::Columns;
 use crate::stored;
 
 /// One statement a lease, guarded by epoch and claim, and nothing indexed is written.
@@ -114,7 +115,7 @@ pub(super) async fn rescue(moment: &mut Moment, request: &RescueRequest) -> Resu
         .map_err(failed)?;
     let mut taken = Taken { jobs: Vec::with_capacity(rows.len()), lost: 0 };
     for row in &rows {
-        let before = row::job(row)?;
+        let before = Columns(row).job()?;
         let mut job = before.clone();
         let Some((rescued, outcome)) = transition::rescue(&mut job, &request, now) else {
             continue;

@@ -7,9 +7,9 @@ use deploycore::port::BackendError;
 use deploycore::port::queue::{JobCursor, JobFilter, JobPage, QueueStats};
 use sqlx::sqlite::SqliteConnection;
 
-use super::row::{self, job_columns};
+use crate::columns::Columns;
+use crate::columns::job_columns;
 use crate::sqlite::database::{Moment, failed};
-use crate::sqlite::row::Columns;
 use crate::stored;
 
 /// A page along one index. Each has all parameters: 1 a status, 2 a service, 3 a commit, 4 the earliest end (each may be NULL for
@@ -83,7 +83,7 @@ async fn walk(
         .fetch_all(connection)
         .await
         .map_err(failed)?;
-    rows.iter().map(row::job).collect()
+    rows.iter().map(|row| Columns(row).job()).collect()
 }
 
 pub(in crate::sqlite) const READY_AND_DUE: &str = "

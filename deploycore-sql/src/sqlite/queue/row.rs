@@ -1,86 +1,17 @@
 //! Jobs and attempts as rows.
 
-use deploycore::model::{
-    ArtifactRef, Attempt, AttemptOutcome, Epoch, Job, JobId, JobStatus, Lease, NewJob, RunningLease, Timestamp,
-};
+use deploycore::model::{Attempt, AttemptOutcome, Job, JobId, Lease, Timestamp};
 use deploycore::port::BackendError;
-use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use sqlx::sqlite::SqliteConnection;
 
+use crate::columns::{Columns, job_columns};
 use crate::sqlite::database::{NAME, corrupt, failed};
-use crate::sqlite::row::Columns;
-use crate::stored::{self, Corrupt};
-
-/// The columns that [`job`] reads.
-macro_rules! job_columns {
-    () => {
-        "j.id, j.created_at, j.\"commit\", j.name, j.status, j.last_heartbeat, j.priority, j.not_before, j.max_attempts, \
-         j.max_releases, j.build_timeout, j.dedup_key, j.concurrency_key, j.epoch, j.attempts, j.releases, j.rescues, \
-         j.eligible_at, j.cancel_requested, j.claim_id, j.worker, j.claimed_at, j.deadline, j.finished_at, j.artifact, \
-         j.digest, j.size, j.failure"
-    };
-}
-pub(super) use job_columns;
-
-/// Reads [`job_columns`].
-pub(super) fn job(row: &SqliteRow) -> Result<Job, BackendError> {
-    let columns = Columns(row);
-    let spec = NewJob {
-        id: columns.parse("id")?,
-        service: columns.parse("name")?,
-        commit: columns.parse("commit")?,
-        priority: columns.number("priority")?,
-        not_before: columns.optional_time("not_before")?,
-        max_attempts: columns.number::<u32>("max_attempts")?.try_into().map_err(|_| out_of_range("max_attempts", 0))?,
-        max_releases: columns.number("max_releases")?,
-        build_timeout: stored::between(0, columns.integer("build_timeout")?),
-        dedup_key: columns.optional_parse("dedup_key")?,
-        concurrency_key: columns.optional_parse("concurrency_key")?,
-    };
-    let status = columns.word("status", JobStatus::parse)?;
-    let epoch = Epoch::new(columns.number("epoch")?);
-    let running = match status {
-        JobStatus::Running => Some(RunningLease {
-            lease: Lease { job: spec.id, claim: columns.parse("claim_id")?, epoch },
-            worker: columns.parse("worker")?,
-            claimed_at: columns.time("claimed_at")?,
-            last_heartbeat: columns.time("last_heartbeat")?,
-            deadline: columns.time("deadline")?,
-        }),
-        _ => None,
-    };
-    let artifact = match status {
-        JobStatus::Succeeded => Some(ArtifactRef {
-            name: columns.parse("artifact")?,
-            digest: columns.parse("digest")?,
-            size: columns.number("size")?,
-        }),
-        _ => None,
-    };
-    Ok(Job {
-        spec,
-        created_at: columns.time("created_at")?,
-        status,
-        epoch,
-        attempts: columns.number("attempts")?,
-        releases: columns.number("releases")?,
-        rescues: columns.number("rescues")?,
-        eligible_at: columns.time("eligible_at")?,
-        running,
-        cancel_requested: columns.is_set("cancel_requested")?,
-        finished_at: columns.optional_time("finished_at")?,
-        artifact,
-        failure: columns.optional_json("failure")?,
-    })
-}
-
-fn out_of_range(column: &'static str, value: i64) -> BackendError {
-    corrupt(Corrupt::new(column, value))
-}
+use crate::stored;
 
 pub(super) async fn find(connection: &mut SqliteConnection, id: JobId) -> Result<Option<Job>, BackendError> {
     const FIND: &str = concat!("SELECT ", job_columns!(), " FROM jobs j WHERE j.id = ?1");
     let row = sqlx::query(FIND).bind(id.to_string()).fetch_optional(connection).await.map_err(failed)?;
-    row.as_ref().map(job).transpose()
+    row.as_ref().map(|row| Columns(row).job()).transpose()
 }
 
 /// Writes what a transition made of a job. `before` is the job as it was read in this transaction: its status, epoch and claim guard
@@ -180,26 +111,11 @@ pub(super) async fn attempt(connection: &mut SqliteConnection, lease: &Lease) ->
     };
     let query = sqlx::query(FIND).bind(lease.job.to_string()).bind(epoch);
     let row = query.fetch_optional(connection).await.map_err(failed)?;
-    row.as_ref().map(read_attempt).transpose()
+    row.as_ref().map(|row| Columns(row).attempt()).transpose()
 }
 
 pub(super) async fn attempts(connection: &mut SqliteConnection, job: JobId) -> Result<Vec<Attempt>, BackendError> {
     const ALL: &str = "SELECT * FROM attempts WHERE job = ?1 ORDER BY epoch";
     let rows = sqlx::query(ALL).bind(job.to_string()).fetch_all(connection).await.map_err(failed)?;
-    rows.iter().map(read_attempt).collect()
-}
-
-fn read_attempt(row: &SqliteRow) -> Result<Attempt, BackendError> {
-    let columns = Columns(row);
-    Ok(Attempt {
-        lease: Lease {
-            job: columns.parse("job")?,
-            claim: columns.parse("claim_id")?,
-            epoch: Epoch::new(columns.number("epoch")?),
-        },
-        worker: columns.parse("worker")?,
-        claimed_at: columns.time("claimed_at")?,
-        ended_at: columns.optional_time("ended_at")?,
-        outcome: columns.optional_json("outcome")?,
-    })
+    rows.iter().map(|row| Columns(row).attempt()).collect()
 }
