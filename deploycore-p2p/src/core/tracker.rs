@@ -5,6 +5,7 @@
 //! it lacks, and those with the fewest introductions are named first.
 
 mod standing;
+mod swarm;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -13,11 +14,10 @@ use deploycore::model::{Digest, friendly};
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 
-use self::standing::Gone;
 pub use self::standing::{Ratios, SwarmStanding};
-use super::bitfield::Bitfield;
+use self::swarm::{Member, Swarm};
 use super::bound::Links;
-use super::message::{Addr, ConnId, Contact, MAX_CONTACTS, Message, PeerId, Role, Standing};
+use super::message::{Addr, ConnId, Contact, MAX_CONTACTS, Message, PeerId, Role};
 use super::shape::Shape;
 use super::time::Instant;
 
@@ -111,29 +111,6 @@ struct Client {
 }
 
 #[derive(Debug)]
-struct Member {
-    contact: Contact,
-    conn: ConnId,
-    have: Bitfield,
-    standing: Standing,
-    heard: Instant,
-    /// When it is forgotten unless it is heard of.
-    expires: Instant,
-    /// Introductions it is part of, as far as known.
-    degree: u16,
-}
-
-#[derive(Debug)]
-struct Swarm {
-    shape: Shape,
-    members: Vec<Member>,
-    index: BTreeMap<PeerId, usize>,
-    /// How many members hold each piece.
-    holders: Vec<u32>,
-    gone: Gone,
-}
-
-#[derive(Debug)]
 struct KnownGate {
     contact: Contact,
     conn: ConnId,
@@ -153,9 +130,6 @@ pub struct Tracker {
     sweep_at: Instant,
     outputs: VecDeque<Output>,
 }
-
-/// How many members at most are looked at for one introduction.
-const SCAN: usize = 2_048;
 
 impl Tracker {
     /// A tracker that knows nobody.
@@ -367,249 +341,5 @@ fn reachable(addr: &Addr, host: &str) -> Addr {
     }
 }
 
-impl Swarm {
-    fn new(shape: Shape) -> Self {
-        Self {
-            shape,
-            members: Vec::new(),
-            index: BTreeMap::new(),
-            holders: vec![0; shape.pieces() as usize],
-            gone: Gone::new(),
-        }
-    }
-
-    fn note(&mut self, member: Member) {
-        self.gone.remove(&member.contact.peer);
-        if let Some(at) = self.index.get(&member.contact.peer) {
-            let known = &mut self.members[*at];
-            known.have.minus(&member.have).for_each(|piece| self.holders[piece as usize] -= 1);
-            member.have.minus(&known.have).for_each(|piece| self.holders[piece as usize] += 1);
-            let degree = known.degree;
-            *known = Member { degree, ..member };
-        } else {
-            member.have.iter().for_each(|piece| self.holders[piece as usize] += 1);
-            self.index.insert(member.contact.peer, self.members.len());
-            self.members.push(member);
-        }
-    }
-
-    fn holders_except(&self, piece: u32, except: &[PeerId]) -> u32 {
-        let holds = |peer: &&PeerId| self.index.get(peer).is_some_and(|at| self.members[*at].have.contains(piece));
-        let all = self.holders.get(piece as usize).copied().unwrap_or(0);
-        all.saturating_sub(except.iter().filter(holds).count() as u32)
-    }
-
-    /// One that fetched all of it still counts among those that did, for as many as `max_gone`.
-    fn forget(&mut self, peer: PeerId, max_gone: usize) {
-        let Some(at) = self.index.remove(&peer) else {
-            return;
-        };
-        let member = self.members.swap_remove(at);
-        if member.have.is_full() && member.standing.millis.is_some() && self.gone.len() < max_gone {
-            self.gone.insert(peer, member.standing);
-        }
-        member.have.iter().for_each(|piece| self.holders[piece as usize] -= 1);
-        if let Some(moved) = self.members.get(at) {
-            self.index.insert(moved.contact.peer, at);
-        }
-    }
-
-    /// Up to `wanted` members for `peer`, and beyond that a few that hold what it needs.
-    fn introduce(&mut self, peer: PeerId, need: &[u32], wanted: usize, rng: &mut Rng) -> Vec<Contact> {
-        let own = self.index[&peer];
-        let mut chosen: Vec<usize> = Vec::new();
-        if !need.is_empty() {
-            let start = rng.usize(..self.members.len());
-            let scanned = (0..self.members.len().min(SCAN)).map(|step| (start + step) % self.members.len());
-            let holds = |at: &usize| *at != own && need.iter().any(|piece| self.members[*at].have.contains(*piece));
-            chosen.extend(scanned.filter(holds).take(8));
-        }
-        if self.members.len() <= wanted + 1 {
-            chosen.extend((0..self.members.len()).filter(|at| *at != own));
-        } else {
-            let len = self.members.len();
-            let mut sample: Vec<usize> = match len {
-                len if len <= wanted * 4 => (0..len).collect(),
-                _ => (0..wanted * 3).map(|_| rng.usize(..len)).collect(),
-            };
-            sample.sort_unstable();
-            sample.dedup();
-            sample.retain(|at| *at != own);
-            rng.shuffle(&mut sample);
-            sample.sort_by_key(|at| self.members[*at].degree);
-            chosen.extend(sample.into_iter().take(wanted));
-        }
-        chosen.sort_unstable();
-        chosen.dedup();
-        rng.shuffle(&mut chosen);
-        chosen.truncate(MAX_CONTACTS);
-        for at in &chosen {
-            self.members[*at].degree = self.members[*at].degree.saturating_add(1);
-        }
-        self.members[own].degree = self.members[own].degree.saturating_add(chosen.len() as u16);
-        chosen.into_iter().map(|at| self.members[at].contact.clone()).collect()
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::core::bitfield::PackedBits;
-    use crate::core::message::Waiting;
-
-    const MIB: u64 = 1 << 20;
-
-    fn announce(tracker: &mut Tracker, conn: u64, have: &Bitfield, wanted: u16, now: Instant) -> Vec<Contact> {
-        announce_as(tracker, conn, have, wanted, Standing::default(), now)
-    }
-
-    fn announce_as(
-        tracker: &mut Tracker,
-        conn: u64,
-        have: &Bitfield,
-        wanted: u16,
-        standing: Standing,
-        now: Instant,
-    ) -> Vec<Contact> {
-        let (digest, size) = (Digest::of(b"artifact"), u64::from(have.len()) * MIB / 4);
-        let (addr, have) = (Addr::from(format!("10.0.0.{conn}:1")), PackedBits::from(have));
-        let message = Message::Announce { digest, size, addr, have, need: vec![], wanted, standing };
-        tracker.handle(Input::Message(ConnId(conn), message), now);
-        let mut peers = Vec::new();
-        while let Some(output) = tracker.poll_output() {
-            match output {
-                Output::Send(_, Message::Introduce { peers: found, .. }) => peers = found,
-                Output::Send(..) => {}
-                Output::Close(_, reason) => panic!("{reason}"),
-            }
-        }
-        peers
-    }
-
-    fn connect(tracker: &mut Tracker, conn: u64, role: Role, now: Instant) {
-        let peer = PeerId(conn);
-        tracker.handle(Input::Connected { conn: ConnId(conn), peer, role, host: "10.1.1.1".into() }, now);
-    }
-
-    fn census(tracker: &mut Tracker, now: Instant) -> (Vec<(u32, u32)>, bool) {
-        let message = Message::Census { digest: Digest::of(b"artifact"), pieces: vec![0, 1, 2, 77], except: vec![] };
-        tracker.handle(Input::Message(ConnId(1_000_000), message), now);
-        loop {
-            if let Output::Send(_, Message::Holders { pieces, settled, .. }) = tracker.poll_output().unwrap() {
-                return (pieces, settled);
-            }
-        }
-    }
-
-    #[test]
-    fn it_builds_a_graph_of_about_equal_degrees() {
-        let mut tracker = Tracker::new(Settings::default(), Rng::with_seed(1), Instant::ZERO);
-        let mut degrees = BTreeMap::new();
-        for conn in 0..2_000 {
-            connect(&mut tracker, conn, Role::Node, Instant::ZERO);
-            let peers = announce(&mut tracker, conn, &Bitfield::new(4), 16, Instant::ZERO);
-            assert_eq!(peers.len() as u64, conn.min(16));
-            *degrees.entry(conn).or_insert(0) += peers.len();
-            for contact in &peers {
-                *degrees.entry(contact.peer.0).or_insert(0) += 1;
-            }
-        }
-        let (least, most) = (degrees.values().min().unwrap(), degrees.values().max().unwrap());
-        assert!(*least >= 16 && *most <= 80, "{least}..{most}");
-    }
-
-    #[test]
-    fn holders_follow_announces_departures_and_silence() {
-        let at = |secs| Instant::at(Duration::from_secs(secs));
-        let mut tracker = Tracker::new(Settings::default(), Rng::with_seed(1), at(0));
-        connect(&mut tracker, 1_000_000, Role::Gate, at(0));
-        for conn in 0..3 {
-            connect(&mut tracker, conn, Role::Node, at(0));
-        }
-        let mut have = Bitfield::new(4);
-        have.insert(1);
-        announce(&mut tracker, 0, &have, 4, at(0));
-        announce(&mut tracker, 1, &Bitfield::full(4), 4, at(0));
-        announce(&mut tracker, 2, &Bitfield::new(4), 4, at(0));
-        assert_eq!(census(&mut tracker, at(1)), (vec![(0, 1), (1, 2), (2, 1), (77, 0)], false));
-        tracker.handle(Input::Disconnected(ConnId(1)), at(2));
-        announce(&mut tracker, 0, &have, 4, at(2));
-        announce(&mut tracker, 2, &have, 4, at(2));
-        assert_eq!(census(&mut tracker, at(2)).0, [(0, 1), (1, 3), (2, 1), (77, 0)]);
-        announce(&mut tracker, 2, &have, 4, at(6));
-        tracker.handle(Input::Timeout, at(6));
-        assert_eq!(census(&mut tracker, at(6)), (vec![(0, 0), (1, 1), (2, 0), (77, 0)], true));
-        let withdraw = Message::Withdraw { digest: Digest::of(b"artifact") };
-        tracker.handle(Input::Message(ConnId(2), withdraw), at(6));
-        assert_eq!(tracker.census(), (1, 0));
-    }
-
-    #[test]
-    fn it_tells_how_long_fetches_take_and_who_waits_for_what() {
-        let at = |secs| Instant::at(Duration::from_secs(secs));
-        let links = Links { down: MIB / 4, up: MIB / 4, store: MIB };
-        let mut tracker =
-            Tracker::new(Settings { links: Some(links), ..Settings::default() }, Rng::with_seed(1), at(0));
-        let mut say = |conn, pieces: u32, millis, waiting, now| {
-            let mut have = Bitfield::new(4);
-            (0..pieces).for_each(|piece| {
-                have.insert(piece);
-            });
-            let standing = Standing { millis, from_store: 1, from_peers: 2, waiting };
-            connect(&mut tracker, conn, Role::Node, now);
-            announce_as(&mut tracker, conn, &have, 4, standing, now);
-            let mut standings = tracker.standings(now);
-            assert_eq!(standings.len(), 1);
-            standings.remove(0)
-        };
-        let seed = say(0, 4, None, None, at(0));
-        assert_eq!((seed.members, seed.fetchers, seed.complete, seed.max), (1, 0, 0, None));
-        let lost = Waiting::Pieces { missing: 3, peers: 1 };
-        let one = say(1, 1, Some(1_000), Some(lost), at(1));
-        assert_eq!((one.fetchers, one.complete, one.p50, one.share), (1, 0, None, 0.25));
-        assert_eq!((one.elapsed, one.expected), (Duration::from_secs(1), Some(Duration::from_secs(4))));
-        assert_eq!(one.waiting, [("10.0.0.1:1".into(), lost)]);
-        assert_eq!(one.bound, Some(links.bound(MIB, 1)));
-        let two = say(2, 4, Some(6_000), None, at(3));
-        assert_eq!((two.fetchers, two.complete, two.p50, two.p99), (2, 1, Some(Duration::from_secs(6)), None));
-        assert_eq!(two.elapsed, Duration::from_secs(6), "the first is at it for three seconds by now");
-        assert_eq!((two.from_store, two.from_peers), (2, 4), "not what the seed had");
-        assert_eq!(two.ratios.and_then(|ratios| ratios.p50), Some(1.5));
-
-        // Who has it may go. Who dies before is waited for no more.
-        tracker.handle(Input::Message(ConnId(2), Message::Withdraw { digest: Digest::of(b"artifact") }), at(3));
-        tracker.handle(Input::Disconnected(ConnId(1)), at(3));
-        announce(&mut tracker, 0, &Bitfield::full(4), 4, at(9));
-        let end = tracker.standings(at(9)).remove(0);
-        assert_eq!((end.members, end.fetchers, end.max), (1, 1, Some(Duration::from_secs(6))));
-    }
-
-    #[test]
-    fn gates_are_told_to_everyone_and_outlive_a_restart() {
-        let at = |secs| Instant::at(Duration::from_secs(secs));
-        let mut tracker = Tracker::new(Settings::default(), Rng::with_seed(1), at(0));
-        connect(&mut tracker, 1, Role::Node, at(0));
-        connect(&mut tracker, 2, Role::Gate, at(0));
-        tracker.handle(Input::Message(ConnId(2), Message::GateHere { addr: "0.0.0.0:7".into() }), at(0));
-        let gates = vec![Contact { peer: PeerId(2), addr: "10.1.1.1:7".into() }];
-        assert_eq!(tracker.poll_output(), Some(Output::Send(ConnId(1), Message::Gates { gates: gates.clone() })));
-        tracker.handle(Input::Disconnected(ConnId(2)), at(1));
-        tracker.handle(Input::Timeout, at(5));
-        connect(&mut tracker, 3, Role::Node, at(5));
-        assert!(
-            std::iter::from_fn(|| tracker.poll_output())
-                .any(|o| o == Output::Send(ConnId(3), Message::Gates { gates: gates.clone() }))
-        );
-        tracker.handle(Input::Timeout, at(20));
-        assert_eq!(tracker.gates(), 0);
-    }
-
-    #[test]
-    fn a_member_out_of_its_role_is_closed() {
-        let mut tracker = Tracker::new(Settings::default(), Rng::with_seed(1), Instant::ZERO);
-        connect(&mut tracker, 1, Role::Node, Instant::ZERO);
-        let message = Message::GateHere { addr: "x:1".into() };
-        tracker.handle(Input::Message(ConnId(1), message), Instant::ZERO);
-        assert!(matches!(tracker.poll_output(), Some(Output::Close(ConnId(1), _))));
-    }
-}
+mod tests;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use deploycore::model::Digest;
 use serde::{Deserialize, Serialize};
 
-use super::Swarm;
+use super::swarm::Swarm;
 use crate::core::bound::{Bound, Links, seconds};
 use crate::core::message::{Addr, PeerId, Standing, Waiting};
 use crate::core::time::Instant;

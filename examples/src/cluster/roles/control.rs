@@ -40,8 +40,10 @@ struct Region {
 }
 
 pub(super) async fn run(config: config::Control, shutdown: CancellationToken) -> Result<()> {
-    let queue = deploycore_sql::open_url(&config.queue).await?.queue;
-    let ledger = deploycore_sql::open_url(&config.ledger).await?.ledger;
+    let database = deploycore_sql::open_url(&config.queue).await?;
+    let same = config.ledger == config.queue;
+    let ledger = if same { database.ledger } else { deploycore_sql::open_url(&config.ledger).await?.ledger };
+    let queue = database.queue;
     let store = Arc::new(BlobStore::open(&config.store)?);
     let goals = deploycore_kv::open_url(&config.goals_store).await?;
 

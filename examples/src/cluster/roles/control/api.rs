@@ -19,9 +19,9 @@ use deploycore::port::queue::{JobCursor, JobFilter, JobPage};
 use deploycore::port::{
     GoalStateStore, JobQueueExt, MachineDirectory, ReplicationLedgerExt, chain, goals, ledger, queue, store,
 };
-use deploycore_p2p::core::tracker::SwarmStanding;
 use futures::future::join_all;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::{Region, State};
 use crate::cluster::api::{
@@ -206,29 +206,29 @@ async fn machines(Shared(state): Context) -> Answer<Vec<KnownMachine>> {
 }
 
 async fn usage(Shared(state): Context, Path(digest): Path<Digest>) -> Answer<UsageByRegion> {
-    let asked = state.regions.iter().map(|(name, region)| async {
-        let url = region.url.join(&usage_path(&digest)).ok()?;
-        let answer = state.http.get(url).send().await.ok()?.error_for_status().ok()?;
-        Some((name.clone(), answer.json::<StoreUsage>().await.ok()?))
-    });
-    let usage: BTreeMap<_, _> = join_all(asked).await.into_iter().flatten().collect();
-    if let Some(silent) = state.regions.keys().find(|name| !usage.contains_key(*name)) {
-        let message = format!("{silent} does not answer");
-        return Err(Error::new(StatusCode::SERVICE_UNAVAILABLE, "region_unavailable", message));
+    let mut usage = UsageByRegion::new();
+    for (name, answer) in ask_regions::<StoreUsage>(&state, &usage_path(&digest)).await {
+        let silent =
+            || Error::new(StatusCode::SERVICE_UNAVAILABLE, "region_unavailable", format!("{name} does not answer"));
+        usage.insert(name.clone(), answer.ok_or_else(silent)?);
     }
     Ok(Json(usage))
 }
 
 async fn swarm(Shared(state): Context) -> Json<StandingsByRegion> {
+    Json(ask_regions(&state, SWARM_PATH).await)
+}
+
+/// What each region answers; `None` where it does not.
+async fn ask_regions<T: DeserializeOwned>(state: &State, path: &str) -> BTreeMap<RegionName, Option<T>> {
     let asked = state.regions.iter().map(|(name, region)| async {
         let ask = async {
-            let answer =
-                state.http.get(region.url.join(SWARM_PATH).ok()?).send().await.ok()?.error_for_status().ok()?;
-            answer.json::<Vec<SwarmStanding>>().await.ok()
+            let answer = state.http.get(region.url.join(path).ok()?).send().await.ok()?.error_for_status().ok()?;
+            answer.json::<T>().await.ok()
         };
         (name.clone(), ask.await)
     });
-    Json(join_all(asked).await.into_iter().collect())
+    join_all(asked).await.into_iter().collect()
 }
 
 impl State {
