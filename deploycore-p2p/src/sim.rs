@@ -358,7 +358,7 @@ impl World {
         let have = have.unwrap_or_else(|| Bitfield::new(shape.pieces()));
         let priority = if artifact == 1 { self.settings.second_priority } else { Priority::Normal };
         let limits = Limits::default();
-        self.peer_input(machine, peer::Input::Start { shape, have, priority, limits });
+        self.peer_input(machine, peer::Input::Start(Box::new(peer::Start { shape, have, priority, limits })));
     }
 
     /// Ends a machine; gives the pieces it had, if it was running.

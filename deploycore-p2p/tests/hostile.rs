@@ -7,7 +7,9 @@ use deploycore::model::Digest;
 use deploycore::port::swarm::{Limits, Priority};
 use deploycore_p2p::core::bitfield::{Bitfield, PackedBits};
 use deploycore_p2p::core::gate::{self, Gate, Record};
-use deploycore_p2p::core::message::{Addr, Block, ConnId, Contact, Message, PeerId, Refusal, Role, Standing};
+use deploycore_p2p::core::message::{
+    Addr, Announcement, Block, ConnId, Contact, Message, PeerId, Refusal, Role, Standing,
+};
 use deploycore_p2p::core::peer::{self, Peer};
 use deploycore_p2p::core::shape::Shape;
 use deploycore_p2p::core::time::Instant;
@@ -91,7 +93,8 @@ fn message() -> impl Strategy<Value = Message> {
                 let (addr, wanted) = ("0.0.0.0:1".into(), number as u16);
                 let (millis, much) = ((number % 3 > 0).then_some(number), u64::MAX / u64::from(number % 3 + 1));
                 let standing = Standing { millis, from_store: much, from_peers: much, ..Standing::default() };
-                Message::Announce { digest: of, size, addr, have, need: pieces, wanted, standing }
+                let part = Announcement { digest: of, size, addr, have, need: pieces, wanted, standing };
+                Message::Announce(Box::new(part))
             }
             18 => Message::Withdraw { digest },
             19 => Message::Introduce { digest, peers: contacts, millis: number },
@@ -206,7 +209,7 @@ proptest! {
                         have.insert(piece);
                     });
                     let (priority, limits) = (Priority::Normal, Limits::default());
-                    Some(peer::Input::Start { shape, have, priority, limits })
+                    Some(peer::Input::Start(Box::new(peer::Start { shape, have, priority, limits })))
                 }
                 Step::Adjust(Some(which), priority, limits) => {
                     Some(peer::Input::Adjust(digest(which), priority, limits))

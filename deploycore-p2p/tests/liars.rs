@@ -13,7 +13,7 @@ use deploycore::port::PeerSwarm;
 use deploycore::port::swarm::{Limits, Priority};
 use deploycore_p2p::Node;
 use deploycore_p2p::core::bitfield::{Bitfield, PackedBits};
-use deploycore_p2p::core::message::{Block, Hello, Message, Refusal, Role, Standing};
+use deploycore_p2p::core::message::{Announcement, Block, Hello, Message, Refusal, Role, Standing};
 use deploycore_p2p::core::shape::Shape;
 use deploycore_p2p::core::wire::{self, Frame, HEADER};
 use futures::future::join_all;
@@ -103,9 +103,9 @@ impl Liar {
     async fn stay_known(&self, mut tracker: TcpStream) {
         let (digest, size) = (self.shape.digest(), self.shape.size());
         let (addr, have) = (self.addr.as_str().into(), self.all());
-        let announce =
-            Message::Announce { digest, size, addr, have, need: vec![], wanted: 0, standing: Standing::default() };
-        let announce = wire::encode_control(&announce);
+        let standing = Standing::default();
+        let part = Announcement { digest, size, addr, have, need: vec![], wanted: 0, standing };
+        let announce = wire::encode_control(&Message::Announce(Box::new(part)));
         while tracker.write_all(&announce).await.is_ok() {
             // What the tracker says is of no interest, but has to be taken.
             let _ = tokio::time::timeout(Duration::from_millis(500), async {

@@ -9,7 +9,9 @@ use bytes::Bytes;
 use deploycore::model::RegionName;
 use deploycore::port::swarm::Priority;
 use deploycore_p2p::core::bitfield::{Bitfield, PackedBits};
-use deploycore_p2p::core::message::{Block, Contact, Hello, Message, PeerId, Refusal, Role, Standing, Waiting};
+use deploycore_p2p::core::message::{
+    Announcement, Block, Contact, Hello, Message, PeerId, Refusal, Role, Standing, Waiting,
+};
 use deploycore_p2p::core::wire::{BLOCK_HEADER, Frame, HEADER};
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -200,7 +202,7 @@ fn kind(message: &Message) -> usize {
         Message::Drained { .. } => 10,
         Message::Absent { .. } => 11,
         Message::Stuck { .. } => 12,
-        Message::Announce { .. } => 13,
+        Message::Announce(_) => 13,
         Message::Withdraw { .. } => 14,
         Message::GateHere { .. } => 15,
         Message::Census { .. } => 16,
@@ -232,7 +234,8 @@ fn announce(which: usize, pieces: impl IntoIterator<Item = u32>, need: Vec<u32>)
     let (digest, size, have) = (digest(which), shape(which).size(), bits(which, pieces));
     let waiting = (!need.is_empty()).then_some(Waiting::Pieces { missing: need.len() as u32, peers: 3 });
     let standing = Standing { millis: Some(1_500), from_store: 7, from_peers: 1 << 20, waiting };
-    Message::Announce { digest, size, addr: "0.0.0.0:7".into(), have, need, wanted: 16, standing }
+    let addr = "0.0.0.0:7".into();
+    Message::Announce(Box::new(Announcement { digest, size, addr, have, need, wanted: 16, standing }))
 }
 
 fn request(which: usize, piece: u32, block: u32, count: u32) -> Message {
@@ -333,7 +336,7 @@ fn scripts() -> Vec<(&'static str, &'static str, Vec<Step>)> {
                 Disconnect(0),
                 Say(
                     7,
-                    Message::Announce {
+                    Message::Announce(Box::new(Announcement {
                         digest: one,
                         size: 5,
                         addr: "a:1".into(),
@@ -341,7 +344,7 @@ fn scripts() -> Vec<(&'static str, &'static str, Vec<Step>)> {
                         need: vec![],
                         wanted: 0,
                         standing: Standing::default(),
-                    },
+                    })),
                 ),
                 Say(7, Message::GateHere { addr: "a:1".into() }),
                 Connect(1, Tracker, false),

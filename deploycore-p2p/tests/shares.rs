@@ -8,7 +8,7 @@ use deploycore::model::Digest;
 use deploycore::port::swarm::{Limits, Priority};
 use deploycore_p2p::core::bitfield::{Bitfield, PackedBits};
 use deploycore_p2p::core::message::{Block, ConnId, Message, PeerId, Role};
-use deploycore_p2p::core::peer::{Input, Output, Peer, Settings};
+use deploycore_p2p::core::peer::{Input, Output, Peer, Settings, Start};
 use deploycore_p2p::core::shape::{MAX_BLOCK, Shape};
 use deploycore_p2p::core::time::Instant;
 
@@ -76,7 +76,7 @@ impl World {
     fn start(&mut self, which: u8, whole: bool, priority: Priority, limits: Limits) {
         let shape = shape(which);
         let have = if whole { Bitfield::full(shape.pieces()) } else { Bitfield::new(shape.pieces()) };
-        self.input(Input::Start { shape, have, priority, limits });
+        self.input(Input::Start(Box::new(Start { shape, have, priority, limits })));
     }
 
     /// A neighbour asks for a piece, and has nobody else to ask.

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use deploycore::port::swarm::{Limits, Priority};
 use deploycore_p2p::core::bitfield::Bitfield;
 use deploycore_p2p::core::message::{Addr, Block, Message, PeerId};
-use deploycore_p2p::core::peer::{Input, Output, Peer, Settings};
+use deploycore_p2p::core::peer::{Input, Output, Peer, Settings, Start};
 use deploycore_p2p::core::time::Instant;
 
 use super::script::{MAX_BLOCK, PLACES, Places, SIZES, Step, digest, shape, shape_of, steps};
@@ -83,7 +83,7 @@ impl World {
                     have.insert(piece);
                 });
                 let (priority, limits) = (Priority::Normal, Limits::default());
-                self.input(Input::Start { shape, have, priority, limits });
+                self.input(Input::Start(Box::new(Start { shape, have, priority, limits })));
             }
             Step::Leave(which) => self.input(Input::Stop(digest(which))),
             Step::Answer { well, which } => {

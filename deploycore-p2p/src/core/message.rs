@@ -256,22 +256,7 @@ pub enum Message {
         refused: Vec<PeerId>,
     },
     /// Node to tracker: I take part in this artifact. Sent again from time to time.
-    Announce {
-        /// In what.
-        digest: Digest,
-        /// Bytes.
-        size: u64,
-        /// Where I listen.
-        addr: Addr,
-        /// Verified pieces.
-        have: PackedBits,
-        /// Pieces that nobody I know has.
-        need: Vec<u32>,
-        /// How many more peers I would like to connect to.
-        wanted: u16,
-        /// How far I am, for people.
-        standing: Standing,
-    },
+    Announce(Box<Announcement>),
     /// Node to tracker: I take no part any more.
     Withdraw {
         /// In what.
@@ -325,6 +310,25 @@ pub enum Message {
     },
 }
 
+/// A node's part in an artifact, as trackers are told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Announcement {
+    /// In what.
+    pub digest: Digest,
+    /// Bytes.
+    pub size: u64,
+    /// Where the node listens.
+    pub addr: Addr,
+    /// Verified pieces.
+    pub have: PackedBits,
+    /// Pieces that nobody it knows has.
+    pub need: Vec<u32>,
+    /// How many more peers it would like to connect to.
+    pub wanted: u16,
+    /// How far it is, for people.
+    pub standing: Standing,
+}
+
 impl Message {
     /// Whether lists are within their bounds; what is not is malformed.
     pub(crate) fn is_bounded(&self) -> bool {
@@ -333,7 +337,7 @@ impl Message {
             Self::Stuck { pieces, refused: peers, .. } | Self::Census { pieces, except: peers, .. } => {
                 pieces.len() <= MAX_LIST && peers.len() <= MAX_CONTACTS
             }
-            Self::Announce { need, addr, .. } => need.len() <= MAX_LIST && addr.0.len() <= MAX_ADDR,
+            Self::Announce(part) => part.need.len() <= MAX_LIST && part.addr.0.len() <= MAX_ADDR,
             Self::Holders { pieces, .. } => pieces.len() <= MAX_LIST,
             Self::Introduce { peers: contacts, .. } | Self::Gates { gates: contacts } => {
                 contacts.len() <= MAX_CONTACTS && contacts.iter().all(|contact| contact.addr.0.len() <= MAX_ADDR)

@@ -28,7 +28,7 @@ use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 
 use self::artifact::Artifact;
-pub use self::io::{Input, Output, Progress, Totals};
+pub use self::io::{Input, Output, Progress, Start, Totals};
 use self::link::{Link, Links, Remote};
 use self::membership::Dial;
 use self::precedence::Precedence;
@@ -101,7 +101,7 @@ impl Default for Settings {
             max_links: 96,
             slots: 6,
             max_outstanding: 32 << 20,
-            ahead: Duration::from_millis(330),
+            ahead: Duration::from_millis(250),
             max_outstanding_per_link: 4 << 20,
             max_begun: 64 << 20,
             request_timeout: Duration::from_secs(20),
@@ -221,7 +221,7 @@ impl<B: Payload> Peer<B> {
     /// Takes an input. Outputs are polled until there is none before the next.
     pub fn handle(&mut self, input: Input<B>, now: Instant) {
         match input {
-            Input::Start { shape, have, priority, limits } => self.start(shape, have, priority, limits, now),
+            Input::Start(start) => self.start(*start, now),
             Input::Adjust(digest, priority, limits) => self.adjust(&digest, priority, limits, now),
             Input::Limit(limits) => {
                 self.rates.set(limits, now);
@@ -328,7 +328,8 @@ impl<B: Payload> Peer<B> {
         self.disconnected(conn, now);
     }
 
-    fn start(&mut self, shape: Shape, have: Bitfield, priority: Priority, limits: Limits, now: Instant) {
+    fn start(&mut self, start: Start, now: Instant) {
+        let Start { shape, have, priority, limits } = start;
         if self.artifact(&shape.digest()).is_some() || have.len() != shape.pieces() {
             return;
         }

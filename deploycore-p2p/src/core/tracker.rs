@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use self::standing::{Ratios, SwarmStanding};
 use self::swarm::{Member, Swarm};
 use super::bound::Links;
-use super::message::{Addr, ConnId, Contact, MAX_CONTACTS, Message, PeerId, Role};
+use super::message::{Addr, Announcement, ConnId, Contact, MAX_CONTACTS, Message, PeerId, Role};
 use super::shape::Shape;
 use super::time::Instant;
 
@@ -211,7 +211,8 @@ impl Tracker {
             return;
         };
         match (client.role, message) {
-            (Role::Node, Message::Announce { digest, size, addr, have, need, wanted, standing }) => {
+            (Role::Node, Message::Announce(part)) => {
+                let Announcement { digest, size, addr, have, need, wanted, standing } = *part;
                 let contact = Contact { peer: client.peer, addr: reachable(&addr, &client.host) };
                 let claimed = Shape::claimed(digest, size);
                 match claimed.and_then(|shape| Some((shape, have.unpack(shape.pieces())?))) {

@@ -172,7 +172,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::bitfield::{Bitfield, PackedBits};
-    use super::super::message::{Addr, Contact, PeerId, Refusal, Role, Standing, Waiting};
+    use super::super::message::{Addr, Announcement, Contact, PeerId, Refusal, Role, Standing, Waiting};
     use super::*;
 
     fn decode(bytes: &Bytes) -> Result<Frame, Error> {
@@ -218,7 +218,8 @@ mod tests {
                     let waiting = (size % 3 == 0).then_some(Waiting::Pieces { missing: piece, peers: block });
                     let millis = (size % 2 == 0).then_some(piece);
                     let standing = Standing { millis, from_store: size, from_peers: size / 2, waiting };
-                    Message::Announce { digest, size, addr: "h:1".into(), have, need: pieces, wanted, standing }
+                    let part = Announcement { digest, size, addr: "h:1".into(), have, need: pieces, wanted, standing };
+                    Message::Announce(Box::new(part))
                 }
                 9 => Message::Introduce { digest, peers: gates, millis: piece },
                 10 => Message::Gates { gates },

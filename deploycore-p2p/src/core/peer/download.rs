@@ -22,9 +22,11 @@ const MIN_BEGUN: u64 = 2;
 /// Pieces of one artifact that may be begun with neighbours.
 const MAX_BEGUN: u64 = 64;
 /// Blocks that may be asked for in all, however slowly they come.
-const MIN_BLOCKS: u64 = 8;
+const MIN_BLOCKS: u64 = 6;
 /// Pieces that may be asked for in all, however slowly they come.
 const MIN_PIECES: u64 = 4;
+/// Neighbours whose answers differ by less are equally quick, in milliseconds.
+const WAIT_STEP: u32 = 50;
 /// At the end, late blocks are looked for this often.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Blocks that nobody asked for, after which the connection is closed.
@@ -40,30 +42,39 @@ struct Wanted {
 impl<B: Payload> Peer<B> {
     /// Asks a neighbour for all that it should be asked for now.
     pub(super) fn fill(&mut self, at: usize, now: Instant) {
-        while let Some(Wanted { artifact, piece, blocks }) = self.next_wanted(at, now) {
-            let shape = self.artifacts[artifact].shape;
-            let (digest, block, count) = (shape.digest(), blocks.start, blocks.len() as u32);
-            let mut begun = self.artifacts[artifact].begun_mut(piece);
-            let mut bytes = 0;
-            for block in blocks {
-                if let Some(begun) = &mut begun {
-                    let state = &mut begun.blocks[block as usize];
-                    *state = match state {
-                        BlockState::Asked(n) => BlockState::Asked(*n + 1),
-                        _ => BlockState::Asked(1),
-                    };
-                }
-                let len = shape.block_len(piece, block);
-                self.links.ask(at, digest, piece, block, len, now);
-                bytes += u64::from(len);
-            }
-            let conn = self.links[at].conn;
-            self.asked(artifact, bytes, now);
-            self.send(conn, Message::Request { digest, piece, block, count });
-        }
+        while self.ask(at, now) {}
     }
 
-    /// Asks every neighbour in turn until a bound of the node is reached: first those that were asked for the least, from a random one on.
+    /// Asks a neighbour for what it should be asked for next; `false` if that is nothing.
+    fn ask(&mut self, at: usize, now: Instant) -> bool {
+        let Some(Wanted { artifact, piece, blocks }) = self.next_wanted(at, now) else {
+            return false;
+        };
+        let shape = self.artifacts[artifact].shape;
+        let (digest, block, count) = (shape.digest(), blocks.start, blocks.len() as u32);
+        let mut begun = self.artifacts[artifact].begun_mut(piece);
+        let mut bytes = 0;
+        for block in blocks {
+            if let Some(begun) = &mut begun {
+                let state = &mut begun.blocks[block as usize];
+                *state = match state {
+                    BlockState::Asked(n) => BlockState::Asked(*n + 1),
+                    _ => BlockState::Asked(1),
+                };
+            }
+            let len = shape.block_len(piece, block);
+            self.links.ask(at, digest, piece, block, len, now);
+            bytes += u64::from(len);
+        }
+        let conn = self.links[at].conn;
+        self.asked(artifact, bytes, now);
+        self.send(conn, Message::Request { digest, piece, block, count });
+        true
+    }
+
+    /// Asks every neighbour in turn until a bound of the node is reached: first those that are asked for the least, of these the ones that
+    /// answered soonest, from a random one on. Each that is idle is asked once before any is asked for more. So requests do not queue with
+    /// some while others have nothing to do.
     pub(super) fn fill_all(&mut self, now: Instant) {
         self.held_back = false;
         if self.artifacts.iter().all(|artifact| artifact.have.is_full()) {
@@ -74,16 +85,26 @@ impl<B: Payload> Peer<B> {
                 self.fill(at, now);
             }
         }
-        let asked = self.links.asked_bytes();
+        let (asked, waits) = (self.links.asked_bytes(), self.links.waits());
         let (len, start) = (asked.len(), self.rng.usize(..asked.len().max(1)));
-        let mut order: SmallVec<[(u64, usize); 64]> =
-            (0..len).map(|step| (asked[(start + step) % len], step)).collect();
-        order.sort_unstable();
-        for (_, step) in order {
+        let rank = |step| {
             let at = (start + step) % len;
-            if self.links[at].role != Role::Tracker {
-                self.fill(at, now);
+            (asked[at], waits[at] / WAIT_STEP, step)
+        };
+        let mut order: SmallVec<[(u64, u32, usize); 64]> = (0..len).map(rank).collect();
+        order.sort_unstable();
+        let mut more: SmallVec<[usize; 64]> = SmallVec::new();
+        for (asked, _, step) in order {
+            let at = (start + step) % len;
+            if self.links[at].role != Role::Tracker && (asked > 0 || self.ask(at, now)) {
+                more.push(at);
             }
+            if self.held_back {
+                return;
+            }
+        }
+        for at in more {
+            self.fill(at, now);
             if self.held_back {
                 return;
             }
@@ -320,7 +341,7 @@ impl<B: Payload> Peer<B> {
         if let Some(ask) = asked {
             self.no_more_asked(&digest, u64::from(ask.len), true);
             self.received += u64::from(ask.len);
-            self.links[at].received(&ask, now);
+            self.links.received(at, &ask, now);
         } else {
             self.links[at].unasked += 1;
             if self.links[at].unasked > MAX_UNASKED {

@@ -12,16 +12,7 @@ use crate::core::shape::Shape;
 #[derive(Debug, Clone)]
 pub enum Input<B = Bytes> {
     /// Take part in an artifact, with these verified pieces.
-    Start {
-        /// Which.
-        shape: Shape,
-        /// What is on disk, verified.
-        have: Bitfield,
-        /// Before or after others.
-        priority: Priority,
-        /// How fast.
-        limits: Limits,
-    },
+    Start(Box<Start>),
     /// Change how urgent an artifact is and how fast it may go.
     Adjust(Digest, Priority, Limits),
     /// Change how fast the node may go, all artifacts together.
@@ -75,6 +66,19 @@ pub enum Input<B = Bytes> {
     },
     /// The instant of [`Peer::poll_timeout`](super::Peer::poll_timeout) has come.
     Timeout,
+}
+
+/// Which artifact to take part in, and how.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// Which.
+    pub shape: Shape,
+    /// What is on disk, verified.
+    pub have: Bitfield,
+    /// Before or after others.
+    pub priority: Priority,
+    /// How fast.
+    pub limits: Limits,
 }
 
 /// What a node wants done.

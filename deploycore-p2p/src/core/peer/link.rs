@@ -43,9 +43,11 @@ pub(super) struct Ask {
 #[derive(Debug, Default)]
 pub(super) struct Links {
     all: Vec<Link>,
-    /// The connection of each, and how many bytes it is asked for: what is looked up most lies close together.
+    /// The connection of each, how many bytes it is asked for, and how many milliseconds the last block took to come from there: what is
+    /// looked up most lies close together.
     conns: Vec<ConnId>,
     asked: Vec<u64>,
+    waits: Vec<u32>,
     gates: SmallVec<[ConnId; 2]>,
 }
 
@@ -53,6 +55,7 @@ impl Links {
     pub(super) fn push(&mut self, link: Link) {
         self.conns.push(link.conn);
         self.asked.push(0);
+        self.waits.push(0);
         if link.role == Role::Gate {
             self.gates.push(link.conn);
         }
@@ -62,6 +65,7 @@ impl Links {
     pub(super) fn swap_remove(&mut self, at: usize) -> Link {
         let conn = self.conns.swap_remove(at);
         self.asked.swap_remove(at);
+        self.waits.swap_remove(at);
         self.gates.retain(|gate| *gate != conn);
         self.all.swap_remove(at)
     }
@@ -74,6 +78,17 @@ impl Links {
     /// How many bytes each neighbour is asked for.
     pub(super) fn asked_bytes(&self) -> &[u64] {
         &self.asked
+    }
+
+    /// How many milliseconds the last block took to come from each neighbour; 0 before the first.
+    pub(super) fn waits(&self) -> &[u32] {
+        &self.waits
+    }
+
+    /// Notes that a block came that a neighbour was asked for.
+    pub(super) fn received(&mut self, at: usize, ask: &Ask, now: Instant) {
+        self.waits[at] = now.since(ask.at).as_millis() as u32;
+        self.all[at].received(ask, now);
     }
 
     /// Notes a request to a neighbour.
@@ -241,7 +256,7 @@ impl Link {
     }
 
     /// A block that was asked for came: learns the path's rate and latency.
-    pub(super) fn received(&mut self, ask: &Ask, now: Instant) {
+    fn received(&mut self, ask: &Ask, now: Instant) {
         let busy = now.since(self.last_block.max(ask.at)).as_secs_f64().max(1e-6);
         let sample = f64::from(ask.len) / busy;
         self.rate = if self.rate == 0.0 { sample } else { self.rate * 0.8 + sample * 0.2 };

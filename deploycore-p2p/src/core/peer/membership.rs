@@ -9,7 +9,7 @@ use super::link::Link;
 use super::{Output, Peer};
 use crate::core::bitfield::PackedBits;
 use crate::core::gate::rendezvous;
-use crate::core::message::{Addr, ConnId, Contact, Message, Payload, PeerId, Role, Standing, Waiting};
+use crate::core::message::{Addr, Announcement, ConnId, Contact, Message, Payload, PeerId, Role, Standing, Waiting};
 use crate::core::time::Instant;
 
 /// An address that is dialed, or was. It is kept while its connection is young: one that is accepted and closed at once counts as
@@ -317,7 +317,8 @@ impl<B: Payload> Peer<B> {
         let have = PackedBits::from(&artifact.have);
         let standing = Standing { waiting: self.waiting_for(artifact), ..artifact.standing(now) };
         let addr = self.addr.clone();
-        self.send(conn, Message::Announce { digest, size, addr, have, need, wanted, standing });
+        let part = Announcement { digest, size, addr, have, need, wanted, standing };
+        self.send(conn, Message::Announce(Box::new(part)));
     }
 
     /// Whether it is time to look for holders of pieces that no neighbour has. At first that is so of most pieces, and they come by

@@ -1,6 +1,6 @@
 use super::*;
 use crate::core::bitfield::{Bitfield, PackedBits};
-use crate::core::message::{Standing, Waiting};
+use crate::core::message::{Announcement, Standing, Waiting};
 
 const MIB: u64 = 1 << 20;
 
@@ -18,7 +18,8 @@ fn announce_as(
 ) -> Vec<Contact> {
     let (digest, size) = (Digest::of(b"artifact"), u64::from(have.len()) * MIB / 4);
     let (addr, have) = (Addr::from(format!("10.0.0.{conn}:1")), PackedBits::from(have));
-    let message = Message::Announce { digest, size, addr, have, need: vec![], wanted, standing };
+    let message =
+        Message::Announce(Box::new(Announcement { digest, size, addr, have, need: vec![], wanted, standing }));
     tracker.handle(Input::Message(ConnId(conn), message), now);
     let mut peers = Vec::new();
     while let Some(output) = tracker.poll_output() {

@@ -440,7 +440,7 @@ impl<'a> Running<'a> {
         entry.resumed = have.iter().map(|piece| shape.piece_len(piece)).sum();
         entry.checkpointed = (have.count(), Clock::now());
         let (priority, limits) = (entry.priority, entry.limits);
-        self.input(peer::Input::Start { shape, have, priority, limits });
+        self.input(peer::Input::Start(Box::new(peer::Start { shape, have, priority, limits })));
     }
 
     fn finished(&mut self, digest: &Digest) {
