@@ -14,13 +14,23 @@ use serde::de::DeserializeOwned;
 
 use crate::stored::{self, Corrupt};
 
-/// The columns that [`Columns::job`] reads, of the table of jobs as `j`.
+/// The columns that [`Columns::job`] reads, of the table of jobs as `j`. A word that the language keeps for itself is quoted in the
+/// engine's way: `"` of the standard where none is given.
 macro_rules! job_columns {
     () => {
-        "j.id, j.created_at, j.\"commit\", j.name, j.status, j.last_heartbeat, j.priority, j.not_before, j.max_attempts, \
-         j.max_releases, j.build_timeout, j.dedup_key, j.concurrency_key, j.epoch, j.attempts, j.releases, j.rescues, \
-         j.eligible_at, j.cancel_requested, j.claim_id, j.worker, j.claimed_at, j.deadline, j.finished_at, j.artifact, \
-         j.digest, j.size, j.failure"
+        job_columns!("\"")
+    };
+    ($quote:literal) => {
+        concat!(
+            "j.id, j.created_at, j.",
+            $quote,
+            "commit",
+            $quote,
+            ", j.name, j.status, j.last_heartbeat, j.priority, j.not_before, j.max_attempts, \
+             j.max_releases, j.build_timeout, j.dedup_key, j.concurrency_key, j.epoch, j.attempts, j.releases, j.rescues, \
+             j.eligible_at, j.cancel_requested, j.claim_id, j.worker, j.claimed_at, j.deadline, j.finished_at, j.artifact, \
+             j.digest, j.size, j.failure"
+        )
     };
 }
 pub(crate) use job_columns;

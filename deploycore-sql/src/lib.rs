@@ -1,7 +1,7 @@
 //! SQL backends of the deploycore queue and ledger.
 //!
-//! [`Sqlite`] is the embedded default: one file, shared by the processes of one host. [`Postgres`] (feature `postgres`) is a server for
-//! any number of hosts. [`open_url`] opens either. Each database has its own module with its own plain SQL and its own migrations; what they have in common is how
+//! [`Sqlite`] is the embedded default: one file, shared by the processes of one host. [`Postgres`] (feature `postgres`) and
+//! [`MariaDb`] (feature `mariadb`) are servers for any number of hosts. [`open_url`] opens any of them. Each database has its own module with its own plain SQL and its own migrations; what they have in common is how
 //! values are stored.
 //!
 //! ```
@@ -31,10 +31,12 @@
 
 #![warn(missing_docs)]
 
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mariadb"))]
 mod columns;
+#[cfg(any(feature = "postgres", feature = "mariadb"))]
+mod connections;
 mod open;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mariadb"))]
 mod stored;
 
 #[cfg(feature = "sqlite")]
@@ -43,6 +45,11 @@ pub mod sqlite;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 
+#[cfg(feature = "mariadb")]
+pub mod mariadb;
+
+#[cfg(feature = "mariadb")]
+pub use mariadb::MariaDb;
 pub use open::{Database, OpenUrlError, open_url};
 #[cfg(feature = "postgres")]
 pub use postgres::Postgres;

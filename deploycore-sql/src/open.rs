@@ -19,7 +19,8 @@ pub struct Database {
 pub enum OpenUrlError {
     /// The URL names no database of this build. It is not shown whole: it may hold a password.
     #[error(
-        "the database cannot be opened by this URL: {why}; use sqlite:///path/file.db or postgres://user:password@host:port/database"
+        "the database cannot be opened by this URL: {why}; use sqlite:///path/file.db, \
+         postgres://user:password@host:port/database or mysql://user:password@host:port/database"
     )]
     Url {
         /// What is wrong with it.
@@ -33,6 +34,10 @@ pub enum OpenUrlError {
     #[cfg(feature = "postgres")]
     #[error(transparent)]
     Postgres(#[from] crate::postgres::OpenError),
+    /// The server's database could not be opened.
+    #[cfg(feature = "mariadb")]
+    #[error(transparent)]
+    MariaDb(#[from] crate::mariadb::OpenError),
 }
 
 /// Opens the database of a URL, with the engine's default settings:
@@ -40,7 +45,8 @@ pub enum OpenUrlError {
 /// | URL | database | feature |
 /// |---|---|---|
 /// | `sqlite:///absolute/path.db`, `sqlite://relative/path.db` | a file, shared by the processes of one host | `sqlite` |
-/// | `postgres://user:password@host:port/database`, `postgresql://...` | a server | `postgres` |
+/// | `postgres://user:password@host:port/database`, `postgresql://...` | a PostgreSQL server | `postgres` |
+/// | `mysql://user:password@host:port/database`, `mariadb://...` | a MariaDB or MySQL server | `mariadb` |
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -66,17 +72,24 @@ pub async fn open_url(url: &str) -> Result<Database, OpenUrlError> {
             let postgres = crate::Postgres::open(url).await?;
             return Ok(Database { queue: postgres.queue(), ledger: postgres.ledger() });
         }
+        #[cfg(feature = "mariadb")]
+        Some(("mysql" | "mariadb", _)) => {
+            let mariadb = crate::MariaDb::open(url).await?;
+            return Ok(Database { queue: mariadb.queue(), ledger: mariadb.ledger() });
+        }
         #[cfg(not(feature = "sqlite"))]
         Some(("sqlite", _)) => left_out("sqlite"),
         #[cfg(not(feature = "postgres"))]
         Some(("postgres" | "postgresql", _)) => left_out("postgres"),
-        Some((scheme, _)) => format!("{scheme}:// is none of sqlite, postgres"),
+        #[cfg(not(feature = "mariadb"))]
+        Some(("mysql" | "mariadb", _)) => left_out("mariadb"),
+        Some((scheme, _)) => format!("{scheme}:// is none of sqlite, postgres, mysql"),
         None => "it has no scheme".to_owned(),
     };
     Err(OpenUrlError::Url { why })
 }
 
-#[cfg(not(all(feature = "sqlite", feature = "postgres")))]
+#[cfg(not(all(feature = "sqlite", feature = "postgres", feature = "mariadb")))]
 fn left_out(feature: &str) -> String {
     format!("this build has no such database; it is the feature {feature:?} of deploycore-sql")
 }
@@ -87,10 +100,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_url_that_names_no_database_is_refused_on_one_line_without_a_password() {
-        for url in ["", "queue.db", "/var/queue.db", "mysql://u:s3cret@h/d", "sqlite://", "postgres://u:s3cret@"] {
+        let servers = ["oracle://u:s3cret@h/d", "postgres://u:s3cret@", "mysql://u:s3cret@h", "mariadb://u:s3cret@"];
+        for url in ["", "queue.db", "/var/queue.db", "sqlite://"].into_iter().chain(servers) {
             let text = open_url(url).await.unwrap_err().to_string();
             assert!(!text.contains("s3cret") && !text.contains('\n'), "{url}: {text}");
-            assert!(text.contains("sqlite:///") || text.contains("postgres://"), "{url}: {text}");
+            assert!(["sqlite:///", "postgres://", "mysql://"].iter().any(|form| text.contains(form)), "{url}: {text}");
         }
     }
 }

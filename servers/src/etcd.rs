@@ -69,8 +69,10 @@ pub struct Certificates {
     pub client: PathBuf,
     /// Its key.
     pub client_key: PathBuf,
-    server: PathBuf,
-    server_key: PathBuf,
+    /// A server's, for loopback.
+    pub server: PathBuf,
+    /// Its key.
+    pub server_key: PathBuf,
 }
 
 impl Certificates {

@@ -1,7 +1,8 @@
 //! Real servers for tests: each a process on free ports of loopback, with throw-away data in a temporary folder.
 //!
 //! A [`Process`] is killed when it is dropped, and also when the test process dies, however it dies; a [`Folder`] is removed then too. A
-//! server that does not start gives its log. What a server is started with is in a module of its own: [`etcd`], [`postgres`].
+//! server that does not start gives its log. What a server is started with is in a module of its own: [`etcd`], [`mariadb`],
+//! [`postgres`].
 //!
 //! ```no_run
 //! let server = servers::postgres::Postgres::start(&servers::postgres::Options::default())?;
@@ -20,6 +21,7 @@ mod process;
 mod user;
 
 pub mod etcd;
+pub mod mariadb;
 pub mod postgres;
 
 pub use error::Error;

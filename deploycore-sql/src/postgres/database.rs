@@ -9,26 +9,29 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use tokio::time::timeout;
 
 use super::Settings;
-use super::connections::{Borrowed, Connections, too_late};
+use super::connections::Session;
 use super::hints::Hints;
 use crate::columns::Columns;
+use crate::connections::{self, Connections, too_late};
 use crate::stored::Corrupt;
 
 pub(super) const NAME: &str = "postgres";
 
+pub(super) type Borrowed = connections::Borrowed<Session>;
+
 #[derive(Debug, Clone)]
 pub(super) struct Database {
     place: Arc<str>,
-    calls: Connections,
-    beats: Connections,
+    calls: Connections<Session>,
+    beats: Connections<Session>,
     hints: Arc<Hints>,
     call_timeout: Duration,
 }
 
 impl Database {
     pub(super) fn new(place: &str, options: &PgConnectOptions, settings: &Settings) -> Self {
-        let connections =
-            |most| Connections::new(options.clone(), most, settings.connect_timeout, settings.call_timeout);
+        let session = || Session::new(options.clone(), settings.call_timeout);
+        let connections = |most| Connections::new(session(), most, settings.connect_timeout);
         Self {
             place: place.into(),
             calls: connections(settings.connections),
@@ -71,7 +74,7 @@ impl Database {
         call: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E> {
         let limit = self.call_timeout;
-        timeout(limit, call).await.unwrap_or_else(|_| Err(too_late("no answer", limit).into()))
+        timeout(limit, call).await.unwrap_or_else(|_| Err(too_late(NAME, "no answer", limit).into()))
     }
 }
 

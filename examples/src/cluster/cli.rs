@@ -54,7 +54,7 @@ pub struct RunArgs {
     /// Folder for everything; goes on where an earlier run on it stopped [default: a temporary one]
     #[arg(long, value_name = "DIR", env = "DEPLOYCORE_DATA_DIR")]
     pub data_dir: Option<PathBuf>,
-    /// Database of queue and ledger: postgres://user:password@host:port/database [default: SQLite files in the folder]
+    /// Database of queue and ledger: postgres://user:password@host:port/database, or mysql:// [default: SQLite files in the folder]
     #[arg(long, value_name = "URL")]
     pub database: Option<String>,
     /// Store of the global goals: etcd://host:port,host:port/prefix [default: a file in the folder]

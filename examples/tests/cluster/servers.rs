@@ -41,7 +41,7 @@ fn the_road_goes_on_while_the_database_and_a_member_of_etcd_are_killed() {
 fn servers_that_are_not_there_are_named() {
     for (option, url, named) in [
         ("--database", "postgres://u:s3cret@127.0.0.1:1/d", "cannot reach the PostgreSQL server at 127.0.0.1:1/d"),
-        ("--database", "mysql://u:s3cret@127.0.0.1:1/d", "mysql:// is none of sqlite, postgres"),
+        ("--database", "mysql://u:s3cret@127.0.0.1:1/d", "cannot reach the MariaDB server at 127.0.0.1:1/d"),
         ("--goals", "etcd://u:s3cret@127.0.0.1:1/p", "http://127.0.0.1:1"),
     ] {
         let bed = Bed::new(&[option, url, "--regions", "1", "--machines", "1"]);

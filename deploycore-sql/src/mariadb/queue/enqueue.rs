@@ -1,0 +1,182 @@
+//! Adding jobs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use deploycore::model::{DedupKey, JobId, NewJob};
+use deploycore::port::BackendError;
+use deploycore::port::queue::{Enqueued, Error};
+use serde::Serialize;
+use sqlx::mysql::MySqlConnection;
+
+use crate::columns::{Columns, job_columns};
+use crate::mariadb::database::{NAME, corrupt, failed, instant, is_duplicate};
+use crate::mariadb::row::Hex;
+use crate::stored;
+
+/// Whom a job gave way to may be gone by the time it is looked for; each time it is, somebody else's job has ended. Of jobs of one call that
+/// stand in each other's way, one is added or answered each time.
+const TRIES: usize = 10;
+
+/// Adds jobs; in a transaction, unless it is one job.
+///
+/// All are added in one statement, or none: nearly always no id and no dedup key is taken. If one is, that is found out, and the others are tried
+/// again. So what was added is known to be new.
+pub(super) async fn enqueue(connection: &mut MySqlConnection, jobs: &[NewJob]) -> Result<Vec<Enqueued>, Error> {
+    let jobs = jobs.iter().map(as_stored).collect::<Result<Vec<_>, _>>()?;
+    let mut answers: Vec<Option<Enqueued>> = vec![None; jobs.len()];
+    let mut vain = 0;
+    while vain < TRIES {
+        let open: Vec<usize> = (0..jobs.len()).filter(|index| answers[*index].is_none()).collect();
+        if open.is_empty() {
+            return Ok(answers.into_iter().flatten().collect());
+        }
+        let before = open.len();
+        let new = without_rivals(&jobs, &open);
+        if insert(connection, new.iter().map(|index| &jobs[*index])).await? {
+            for index in new {
+                answers[index] = Some(Enqueued::Created { job: jobs[index].id });
+            }
+        } else {
+            let rivals: Vec<&NewJob> = open.iter().map(|index| &jobs[*index]).collect();
+            let known = known(connection, &rivals).await?;
+            let holders = holders(connection, &rivals).await?;
+            for index in open {
+                answers[index] = answer(&jobs[index], &known, &holders)?;
+            }
+        }
+        let after = answers.iter().filter(|answer| answer.is_none()).count();
+        vain = if after < before { 0 } else { vain + 1 };
+    }
+    let open = jobs.iter().zip(&answers).find(|(_, answer)| answer.is_none());
+    let job = open.map(|(job, _)| job.id.to_string()).unwrap_or_default();
+    Err(BackendError::retryable(NAME, format!("job {job} could neither be added nor found, {TRIES} times")).into())
+}
+
+/// The first job of each id and of each dedup key. In the order of dedup keys, so that two calls do not wait for each other.
+fn without_rivals(jobs: &[NewJob], open: &[usize]) -> Vec<usize> {
+    let (mut ids, mut keys) = (BTreeSet::new(), BTreeSet::new());
+    let mut first = Vec::with_capacity(open.len());
+    for index in open {
+        let job = &jobs[*index];
+        let is_first = ids.insert(job.id) & job.dedup_key.as_ref().is_none_or(|key| keys.insert(key));
+        first.extend(is_first.then_some(*index));
+    }
+    first.sort_by_key(|index| &jobs[*index].dedup_key);
+    first
+}
+
+/// What is to be said of a job whose id or dedup key may be taken; `None` while neither is.
+fn answer(
+    job: &NewJob,
+    known: &BTreeMap<JobId, NewJob>,
+    holders: &BTreeMap<DedupKey, JobId>,
+) -> Result<Option<Enqueued>, Error> {
+    match (known.get(&job.id), job.dedup_key.as_ref().and_then(|key| holders.get(key))) {
+        (Some(spec), _) if spec == job => Ok(Some(Enqueued::Repeated { job: job.id })),
+        (Some(_), _) => Err(Error::Conflict { job: job.id }),
+        (None, Some(existing)) => Ok(Some(Enqueued::Deduplicated { existing: *existing })),
+        (None, None) => Ok(None),
+    }
+}
+
+/// Columns count microseconds; what is finer is cut.
+fn as_stored(spec: &NewJob) -> Result<NewJob, BackendError> {
+    let cut = |instant| stored::timestamp("not_before", stored::micros(instant)).map_err(corrupt);
+    Ok(NewJob {
+        not_before: spec.not_before.map(cut).transpose()?,
+        build_timeout: Duration::from_micros(stored::micros_of(spec.build_timeout) as u64),
+        ..spec.clone()
+    })
+}
+
+/// A job to be added, for the statement.
+#[derive(Serialize)]
+struct Row<'j> {
+    id: Hex,
+    commit: &'j str,
+    name: &'j str,
+    priority: i64,
+    not_before: Option<i64>,
+    max_attempts: u32,
+    max_releases: u32,
+    build_timeout: i64,
+    dedup_key: Option<&'j str>,
+    concurrency_key: Option<&'j str>,
+}
+
+impl<'j> Row<'j> {
+    fn of(job: &'j NewJob) -> Self {
+        Self {
+            id: job.id.into(),
+            commit: job.commit.as_str(),
+            name: job.service.as_str(),
+            priority: i64::from(job.priority),
+            not_before: job.not_before.map(stored::micros),
+            max_attempts: job.max_attempts.get(),
+            max_releases: job.max_releases,
+            build_timeout: stored::micros_of(job.build_timeout),
+            dedup_key: job.dedup_key.as_ref().map(AsRef::as_ref),
+            concurrency_key: job.concurrency_key.as_ref().map(AsRef::as_ref),
+        }
+    }
+}
+
+/// Adds all of these jobs, or none when an id or a dedup key is taken; whether it did. It decides as `transition::enqueue`, which a test
+/// compares it with.
+async fn insert<'j>(
+    connection: &mut MySqlConnection,
+    jobs: impl Iterator<Item = &'j NewJob>,
+) -> Result<bool, BackendError> {
+    const INSERT: &str = concat!(
+        "INSERT INTO deploycore_jobs (id, created_at, `commit`, name, status, priority, not_before, max_attempts, max_releases,
+                                      build_timeout, dedup_key, concurrency_key, eligible_at, is_delayed)
+         SELECT UNHEX(n.id), c.instant, n.`commit`, n.name, 'QUEUED', n.priority, n.not_before, n.max_attempts, n.max_releases,
+                n.build_timeout, n.dedup_key, n.concurrency_key, GREATEST(COALESCE(n.not_before, c.instant), c.instant),
+                COALESCE(n.not_before > c.instant, FALSE)
+         FROM (SELECT ",
+        instant!(),
+        " AS instant) c STRAIGHT_JOIN JSON_TABLE(?, '$[*]' COLUMNS (
+             id CHAR(32) PATH '$.id', `commit` VARCHAR(64) PATH '$.commit', name VARCHAR(63) PATH '$.name',
+             priority BIGINT PATH '$.priority', not_before BIGINT PATH '$.not_before',
+             max_attempts BIGINT PATH '$.max_attempts', max_releases BIGINT PATH '$.max_releases',
+             build_timeout BIGINT PATH '$.build_timeout', dedup_key VARCHAR(200) PATH '$.dedup_key',
+             concurrency_key VARCHAR(200) PATH '$.concurrency_key')) n"
+    );
+    let rows: Vec<_> = jobs.map(Row::of).collect();
+    match sqlx::query(INSERT).bind(stored::json(&rows)).execute(connection).await {
+        Ok(_) => Ok(true),
+        Err(error) if is_duplicate(&error) => Ok(false),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// What is kept under the ids of these jobs, as committed by now: a host's transaction may see an earlier state.
+async fn known(connection: &mut MySqlConnection, jobs: &[&NewJob]) -> Result<BTreeMap<JobId, NewJob>, BackendError> {
+    const KNOWN: &str = concat!(
+        "SELECT ",
+        job_columns!("`"),
+        " FROM JSON_TABLE(?, '$[*]' COLUMNS (id CHAR(32) PATH '$')) n
+          STRAIGHT_JOIN deploycore_jobs j ON j.id = UNHEX(n.id) LOCK IN SHARE MODE"
+    );
+    let ids: Vec<Hex> = jobs.iter().map(|job| job.id.into()).collect();
+    let rows = sqlx::query(KNOWN).bind(stored::json(&ids)).fetch_all(connection).await.map_err(failed)?;
+    rows.iter().map(|row| Columns(row).job().map(|job| (job.spec.id, job.spec))).collect()
+}
+
+pub(in crate::mariadb) const HOLDERS: &str = "
+    SELECT j.dedup_key, j.id FROM JSON_TABLE(?, '$[*]' COLUMNS (dedup_key VARCHAR(200) PATH '$')) n
+    STRAIGHT_JOIN deploycore_jobs j FORCE INDEX (jobs_dedup) ON j.open_dedup_key = n.dedup_key LOCK IN SHARE MODE";
+
+/// The unfinished jobs that have the dedup keys of these jobs.
+async fn holders(
+    connection: &mut MySqlConnection,
+    jobs: &[&NewJob],
+) -> Result<BTreeMap<DedupKey, JobId>, BackendError> {
+    let keys: BTreeSet<&str> = jobs.iter().filter_map(|job| job.dedup_key.as_ref()).map(AsRef::as_ref).collect();
+    if keys.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let rows = sqlx::query(HOLDERS).bind(stored::json(&keys)).fetch_all(connection).await.map_err(failed)?;
+    rows.iter().map(|row| Ok((Columns(row).parse("dedup_key")?, Columns(row).job_id("id")?))).collect()
+}

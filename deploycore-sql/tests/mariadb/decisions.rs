@@ -1,0 +1,193 @@
+//! What statements decide is what the shared pure functions decide.
+
+use std::time::Duration;
+
+use deploycore::model::{
+    AttemptOutcome, Completion, ConcurrencyKey, DedupKey, Failure, FailureKind, JobStatus, NewJob, Retry,
+};
+use deploycore::port::queue::{Beat, Enqueued, Error, Fate, transition};
+use deploycore::port::{JobQueue, JobQueueExt};
+use deploycore_sql::mariadb::Queue;
+use sqlx::{Connection, MySqlConnection};
+
+use crate::bed::{self, job, lease, request, success};
+
+fn keyed() -> NewJob {
+    job().with_concurrency_key(ConcurrencyKey::new("db").unwrap())
+}
+
+#[tokio::test]
+async fn an_enqueue_is_that_of_the_transition() {
+    let (mariadb, _database) = bed::open().await;
+    let queue = mariadb.queue();
+    let (past, future) = ("2001-01-01T00:00:00Z", "2200-01-01T00:00:00.000001Z");
+    let at = |instant: &str| job().with_not_before(instant.parse().unwrap()).with_priority(-3);
+    for spec in [job(), keyed(), at(past), at(future)] {
+        queue.enqueue_one(&spec).await.unwrap();
+        let stored = queue.require(spec.id).await.unwrap();
+        assert_eq!(stored, transition::enqueue(&spec, stored.created_at));
+    }
+}
+
+#[tokio::test]
+async fn a_claim_is_that_of_the_transition() {
+    let (mariadb, _database) = bed::open().await;
+    let queue = mariadb.queue();
+    // Without a key, with one (other statements), and a second time after a lost lease.
+    for spec in [job(), keyed()] {
+        queue.enqueue_one(&spec).await.unwrap();
+        for _ in 0..2 {
+            let mut expected = queue.require(spec.id).await.unwrap();
+            let claim = request(1);
+            let claimed = queue.claim(&claim).await.unwrap().pop().unwrap();
+            let now = claimed.running.as_ref().unwrap().claimed_at;
+            let attempt = transition::claim(&mut expected, &claim, now);
+            assert_eq!(claimed, expected);
+            assert_eq!(queue.require(spec.id).await.unwrap(), expected);
+            assert_eq!(queue.attempts(spec.id).await.unwrap().pop().unwrap(), attempt);
+            queue.release(&lease(&claimed), "again", Duration::ZERO).await.unwrap();
+        }
+        queue.cancel(spec.id).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_heartbeat_is_that_of_the_transition() {
+    let (mariadb, _database) = bed::open().await;
+    let queue = mariadb.queue();
+    queue.enqueue_one(&job()).await.unwrap();
+    let mut expected = queue.claim(&request(1)).await.unwrap().pop().unwrap();
+    let held = lease(&expected);
+    queue.cancel(expected.spec.id).await.unwrap();
+    expected.cancel_requested = true;
+    let beat = queue.heartbeat_one(&held).await.unwrap();
+    let stored = queue.require(expected.spec.id).await.unwrap();
+    let now = stored.running.as_ref().unwrap().last_heartbeat;
+    assert!(now > expected.running.as_ref().unwrap().last_heartbeat);
+    assert_eq!(beat, transition::heartbeat(&mut expected, &held, now));
+    assert_eq!(stored, expected);
+    // A lease twice in one batch is answered twice; one that is not the current one is lost.
+    let stale = deploycore::model::Lease { epoch: held.epoch.next(), ..held };
+    let beats = queue.heartbeat(&[held, stale, held]).await.unwrap();
+    assert!(matches!(beats[..], [Beat::Held { .. }, Beat::Lost, Beat::Held { .. }]), "{beats:?}");
+}
+
+#[tokio::test]
+async fn a_success_is_that_of_the_transition() {
+    let (mariadb, _database) = bed::open().await;
+    let queue = mariadb.queue();
+    for cancel in [false, true] {
+        queue.enqueue_one(&job()).await.unwrap();
+        let mut expected = queue.claim(&request(1)).await.unwrap().pop().unwrap();
+        let held = lease(&expected);
+        if cancel {
+            queue.cancel(held.job).await.unwrap();
+            expected.cancel_requested = true;
+        }
+        let completion = success(&expected);
+        let completed = queue.complete(&held, &completion).await.unwrap();
+        transition::complete(&mut expected, &completion, completed.finished_at.unwrap()).unwrap();
+        assert_eq!(completed, expected);
+        assert_eq!(queue.require(held.job).await.unwrap(), expected);
+        let attempt = queue.attempts(held.job).await.unwrap().pop().unwrap();
+        assert_eq!((attempt.lease, attempt.ended_at), (held, completed.finished_at));
+        assert_eq!(attempt.outcome, Some(AttemptOutcome::Completed { completion }));
+    }
+}
+
+#[tokio::test]
+async fn text_of_every_kind_is_held() {
+    let (mariadb, _database) = bed::open().await;
+    let queue = mariadb.queue();
+    queue.enqueue_one(&job()).await.unwrap();
+    let claimed = queue.claim(&request(1)).await.unwrap().pop().unwrap();
+    let fate = queue.release(&lease(&claimed), "a\0b", Duration::ZERO).await.unwrap();
+    assert!(matches!(fate, Fate::Requeued { .. }));
+    let claimed = queue.claim(&request(1)).await.unwrap().pop().unwrap();
+    let failure = Failure::new(FailureKind::Build, "c\0\\ \"\u{1f980}\n\u{10ffff}d").with_retry(Retry::Never);
+    let completion = Completion::Failed { failure: failure.clone() };
+    let failed = queue.complete(&lease(&claimed), &completion).await.unwrap();
+    assert_eq!((failed.status, failed.failure), (JobStatus::Failed, Some(failure)));
+    let again = queue.complete(&lease(&claimed), &completion).await.unwrap();
+    assert_eq!(again.status, JobStatus::Failed);
+    let outcomes: Vec<_> = queue.attempts(claimed.spec.id).await.unwrap().into_iter().map(|a| a.outcome).collect();
+    let released = AttemptOutcome::Released { reason: "a\0b".to_owned() };
+    assert_eq!(outcomes, [Some(released), Some(AttemptOutcome::Completed { completion })]);
+}
+
+#[tokio::test]
+async fn a_host_enqueues_in_its_own_transaction() {
+    let (mariadb, database) = bed::open().await;
+    let queue = mariadb.queue();
+    let mut host = MySqlConnection::connect(&database.url()).await.unwrap();
+    sqlx::raw_sql("CREATE TABLE commits (id VARCHAR(64) PRIMARY KEY)").execute(&mut host).await.unwrap();
+    let insert = "INSERT INTO commits VALUES ('abcdef0')";
+    let (first, second) = (job(), job().with_priority(1));
+
+    let mut transaction = host.begin().await.unwrap();
+    sqlx::raw_sql(insert).execute(&mut *transaction).await.unwrap();
+    Queue::enqueue_in(&mut transaction, &[first.clone(), second.clone()]).await.unwrap();
+    assert_eq!(queue.get(first.id).await.unwrap(), None, "it is not there before the host commits");
+    assert_eq!(queue.claim(&request(2)).await.unwrap(), []);
+    transaction.rollback().await.unwrap();
+    assert_eq!(queue.get(first.id).await.unwrap(), None);
+
+    // The server's default, at which a snapshot would hide what others commit meanwhile.
+    let mut transaction = host.begin().await.unwrap();
+    sqlx::raw_sql(insert).execute(&mut *transaction).await.unwrap();
+    let answers = Queue::enqueue_in(&mut transaction, &[first.clone(), second.clone()]).await.unwrap();
+    assert_eq!(answers, [Enqueued::Created { job: first.id }, Enqueued::Created { job: second.id }]);
+    let key: DedupKey = "nightly".parse().unwrap();
+    let theirs = job().with_dedup_key(key.clone()).with_priority(-1);
+    queue.enqueue_one(&theirs).await.unwrap();
+    let ours = Queue::enqueue_in(&mut transaction, &[theirs.clone(), job().with_dedup_key(key)]).await.unwrap();
+    assert_eq!(ours, [Enqueued::Repeated { job: theirs.id }, Enqueued::Deduplicated { existing: theirs.id }]);
+    // A refused call adds nothing, and the transaction goes on.
+    let other = job();
+    let refused = Queue::enqueue_in(&mut transaction, &[other.clone(), first.clone().with_priority(7)]).await;
+    assert!(matches!(refused, Err(Error::Conflict { job }) if job == first.id), "{refused:?}");
+    let again = Queue::enqueue_in(&mut transaction, std::slice::from_ref(&first)).await.unwrap();
+    assert_eq!(again, [Enqueued::Repeated { job: first.id }]);
+    transaction.commit().await.unwrap();
+
+    assert_eq!(queue.get(other.id).await.unwrap(), None);
+    let claimed: Vec<_> = queue.claim(&request(9)).await.unwrap().into_iter().map(|job| job.spec).collect();
+    assert_eq!(claimed, [second, first, theirs]);
+    let kept: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM commits").fetch_one(&mut host).await.unwrap();
+    assert_eq!(kept, 1);
+}
+
+#[tokio::test]
+async fn a_host_whose_transaction_the_server_ended_begins_again() {
+    let (mariadb, database) = bed::open().await;
+    let queue = mariadb.queue();
+    let (mut one, mut other) = (
+        MySqlConnection::connect(&database.url()).await.unwrap(),
+        MySqlConnection::connect(&database.url()).await.unwrap(),
+    );
+    sqlx::raw_sql("CREATE TABLE commits (id INT PRIMARY KEY); INSERT INTO commits VALUES (1)")
+        .execute(&mut one)
+        .await
+        .unwrap();
+    let spec = job();
+    // The first host waits for the row of the second, which then waits for the first one's job. The server ends the one that wrote less.
+    let mut first = one.begin().await.unwrap();
+    let mut second = other.begin().await.unwrap();
+    Queue::enqueue_in(&mut first, &(0..9).map(|_| job()).chain([spec.clone()]).collect::<Vec<_>>()).await.unwrap();
+    sqlx::raw_sql("UPDATE commits SET id = 2").execute(&mut *second).await.unwrap();
+    let (blocked, ended) = tokio::join!(
+        async { sqlx::raw_sql("UPDATE commits SET id = 3").execute(&mut *first).await },
+        Queue::enqueue_in(&mut second, std::slice::from_ref(&spec)),
+    );
+    blocked.unwrap();
+    let error = ended.unwrap_err();
+    assert!(error.is_retryable(), "{error:?}");
+    second.rollback().await.unwrap();
+    first.commit().await.unwrap();
+
+    let mut again = other.begin().await.unwrap();
+    let answers = Queue::enqueue_in(&mut again, std::slice::from_ref(&spec)).await.unwrap();
+    assert_eq!(answers, [Enqueued::Repeated { job: spec.id }]);
+    again.commit().await.unwrap();
+    assert_eq!(queue.claim(&request(99)).await.unwrap().len(), 10);
+}
