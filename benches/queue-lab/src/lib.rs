@@ -6,6 +6,7 @@
 
 pub mod check;
 pub mod cpu;
+pub mod database;
 pub mod figures;
 pub mod history;
 pub mod job;

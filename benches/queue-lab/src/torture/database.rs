@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use servers::postgres::{Database, Postgres};
+use servers::postgres::Postgres;
+
+use crate::database::create;
 
 /// Where the queue is.
 #[derive(Debug)]
@@ -19,12 +21,7 @@ impl Target {
     ///
     /// Errors: as of making a database.
     pub fn server(server: Postgres) -> Result<Self> {
-        let url = server.create_database().map(|database: Database<'_>| {
-            let url = database.url();
-            // The server goes as a whole.
-            std::mem::forget(database);
-            url
-        })?;
+        let url = create(&server, "torture")?;
         Ok(Self::Server(Box::new(server), url))
     }
 

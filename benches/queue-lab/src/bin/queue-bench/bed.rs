@@ -15,8 +15,12 @@ use crate::cli::Cli;
 /// The database of the queue, on a server of our own.
 const DATABASE: &str = "queue";
 
+/// So many workers share the connections of a process.
+const WORKERS_OF_PROCESS: usize = 8;
+
 pub(crate) struct Bed {
-    pub(crate) queue: Arc<dyn JobQueue>,
+    /// One a process, as far as connections go.
+    handles: Vec<Arc<dyn JobQueue>>,
     engine: String,
     server: Option<Server>,
 }
@@ -31,13 +35,27 @@ impl Bed {
             (None, None) => bail!("neither a URL nor a server"),
         };
         let engine = url.split_once("://").map_or("", |(scheme, _)| scheme).to_owned();
-        let queue = deploycore_sql::open_url(&url).await.context("the queue could not be opened")?.queue;
-        let counts = queue.stats().await?.counts;
+        // A file belongs to one host, and there to one process as a rule.
+        let processes = if engine == "sqlite" { 1 } else { usize::from(cli.workers).div_ceil(WORKERS_OF_PROCESS) };
+        let mut handles = Vec::with_capacity(processes);
+        for _ in 0..processes {
+            handles.push(deploycore_sql::open_url(&url).await.context("the queue could not be opened")?.queue);
+        }
+        let counts = handles[0].stats().await?.counts;
         let open = counts[&JobStatus::Queued] + counts[&JobStatus::Running];
         if open > 0 {
             bail!("the queue holds {open} jobs that have not ended, and this would take them: give an empty one");
         }
-        Ok(Self { queue, engine, server })
+        Ok(Self { handles, engine, server })
+    }
+
+    /// The queue as the process of a worker has it.
+    pub(crate) fn queue(&self, worker: u16) -> Arc<dyn JobQueue> {
+        Arc::clone(&self.handles[usize::from(worker) % self.handles.len()])
+    }
+
+    pub(crate) fn processes(&self) -> usize {
+        self.handles.len()
     }
 
     pub(crate) fn engine(&self) -> String {
@@ -101,11 +119,7 @@ impl Server {
 
     /// Makes a database; its URL.
     pub(crate) fn create(&self, database: &str) -> Result<String> {
-        let status = self.program("createdb", "postgres").args(["--template=template0", database]).status()?;
-        if !status.success() {
-            bail!("createdb {database}: {status}");
-        }
-        Ok(self.postgres.url(database))
+        queue_lab::database::create(&self.postgres, database)
     }
 
     pub(crate) async fn connect(&self, database: &str) -> Result<PgConnection> {

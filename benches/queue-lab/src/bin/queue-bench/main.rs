@@ -35,7 +35,7 @@ async fn bench(cli: &Cli) -> Result<()> {
     cli.check()?;
     let load_before = queue_lab::figures::load();
     let bed = Bed::open(cli).await?;
-    let mut report = Report::new(cli, bed.engine());
+    let mut report = Report::new(cli, &bed);
     bed.add_history(cli.finished).await.context("the finished jobs could not be added")?;
 
     report.enqueue_per_s = measure::enqueue(&bed, cli).await.context("enqueueing")?;

@@ -31,8 +31,8 @@ const LATENCY_LIMIT: Duration = Duration::from_secs(20);
 pub(crate) async fn enqueue(bed: &Bed, cli: &Cli) -> Result<f64> {
     let (at_once, left) = (cli.at_once() as u32, Arc::new(AtomicU32::new(cli.jobs)));
     let start = Instant::now();
-    at_once_by(cli.workers, |_| {
-        let (queue, left) = (Arc::clone(&bed.queue), Arc::clone(&left));
+    at_once_by(cli.workers, |number| {
+        let (queue, left) = (bed.queue(number), Arc::clone(&left));
         async move {
             loop {
                 let taken = take(&left, at_once);
@@ -72,7 +72,7 @@ pub(crate) async fn drain(bed: &Bed, cli: &Cli) -> Result<Drained> {
     let start = Instant::now();
     let at_once = cli.at_once() as u32;
     let times = at_once_by(cli.workers, |number| {
-        let (queue, left) = (Arc::clone(&bed.queue), Arc::clone(&left));
+        let (queue, left) = (bed.queue(number), Arc::clone(&left));
         async move {
             let mut times = Times::default();
             loop {
@@ -136,13 +136,13 @@ fn request(number: u16, limit: usize) -> ClaimRequest {
 
 /// Claims the last jobs one by one with no other caller beside: how long a claim takes behind all that was claimed before.
 pub(crate) async fn claim_alone(bed: &Bed) -> Result<Option<Spread>> {
-    let mut times = Times::default();
+    let (queue, mut times) = (bed.queue(0), Times::default());
     for _ in 0..LEFT {
-        let jobs = times.claim(&*bed.queue, 0, 1).await?;
+        let jobs = times.claim(&*queue, 0, 1).await?;
         if jobs.is_empty() {
             bail!("a job is missing: does somebody else use this queue?");
         }
-        times.complete(&*bed.queue, &jobs).await?;
+        times.complete(&*queue, &jobs).await?;
     }
     Ok(Spread::of(times.claims))
 }
@@ -153,18 +153,18 @@ pub(crate) async fn latency(bed: &Bed, cli: &Cli) -> Result<Option<Spread>> {
     let (sender, mut started) = mpsc::channel::<(JobId, Instant)>(1_000);
     let mut workers = JoinSet::new();
     for number in 0..cli.workers {
-        workers.spawn(wait_for_jobs(Arc::clone(&bed.queue), number, sender.clone()));
+        workers.spawn(wait_for_jobs(bed.queue(number), number, sender.clone()));
     }
     // The workers have looked once, and the connection that listens is there.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let (begin, mut times) = (Instant::now(), Vec::new());
+    let (queue, begin, mut times) = (bed.queue(0), Instant::now(), Vec::new());
     for _ in 0..cli.latency_jobs {
         if begin.elapsed() > LATENCY_LIMIT {
             break;
         }
         let job = job();
         let start = Instant::now();
-        bed.queue.enqueue_one(&job).await?;
+        queue.enqueue_one(&job).await?;
         let next = tokio::time::timeout(POLL * 5, started.recv()).await;
         let (id, at) = next.context("no worker started a job")?.context("the workers ended")?;
         if id != job.id {

@@ -4,6 +4,7 @@ use queue_lab::figures::{Spread, millis, per_second};
 use serde::Serialize;
 
 use crate::bare::Bare;
+use crate::bed::Bed;
 use crate::cli::{Cli, Mode};
 use crate::measure::Drained;
 
@@ -13,6 +14,8 @@ pub(crate) struct Report {
     pub(crate) engine: String,
     pub(crate) mode: Mode,
     pub(crate) workers: u16,
+    /// Sets of connections that they share.
+    pub(crate) processes: usize,
     pub(crate) jobs: u32,
     /// Jobs of a call.
     pub(crate) at_once: usize,
@@ -55,11 +58,12 @@ pub(crate) struct BareReport {
 }
 
 impl Report {
-    pub(crate) fn new(cli: &Cli, engine: String) -> Self {
+    pub(crate) fn new(cli: &Cli, bed: &Bed) -> Self {
         Self {
-            engine,
+            engine: bed.engine(),
             mode: cli.mode,
             workers: cli.workers,
+            processes: bed.processes(),
             jobs: cli.jobs,
             at_once: cli.at_once(),
             finished: cli.finished,
