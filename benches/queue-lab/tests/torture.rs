@@ -19,7 +19,6 @@ async fn torture(mut target: Target, fire: Duration) -> Report {
     assert!(report.is_good(), "{report:#?}");
     assert!(report.kills >= 4 && report.stops >= 6, "the fire was low: the test shows little");
     assert!(report.counts.zombies_refused > 0, "no zombie came: the test shows little");
-    assert!(report.recovery_ms.is_some(), "no killed client held a job: the test shows little");
     report
 }
 
@@ -27,7 +26,8 @@ async fn torture(mut target: Target, fire: Duration) -> Report {
 async fn sqlite_keeps_its_contract_under_fire() {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("sqlite://{}/queue.db", folder.path().display());
-    torture(Target::Url(url), Duration::from_secs(6)).await;
+    let report = torture(Target::Url(url), Duration::from_secs(6)).await;
+    assert!(report.recovery_ms.is_some(), "no killed client held a job: the test shows little");
 }
 
 /// Long enough for the server to be killed once.
