@@ -46,7 +46,7 @@ pub fn count(events: &[Event], looks: &BTreeMap<JobId, Option<View>>) -> Counts 
         }
     }
     for (job, view) in looks {
-        let kept = view.iter().flat_map(|view| &view.attempts).filter(|(_, outcome)| is_success(outcome));
+        let kept = view.iter().flat_map(|view| &view.attempts).filter(|(_, outcome)| is_success(outcome.as_ref()));
         let epochs = told.entry(*job).or_default();
         epochs.extend(kept.map(|(lease, _)| lease.epoch.get()));
     }
@@ -80,7 +80,7 @@ fn was_rescued(view: &View, lease: &Lease) -> bool {
     view.attempts.iter().any(|(other, outcome)| other == lease && *outcome == Some(AttemptOutcome::LeaseLost))
 }
 
-fn is_success(outcome: &Option<AttemptOutcome>) -> bool {
+fn is_success(outcome: Option<&AttemptOutcome>) -> bool {
     matches!(outcome, Some(AttemptOutcome::Completed { completion: Completion::Succeeded { .. } }))
 }
 

@@ -70,7 +70,7 @@ pub struct Report {
 }
 
 /// What a working queue needs at most to be worked off.
-const QUIET_LIMIT: Duration = Duration::from_secs(60);
+const QUIET_LIMIT: Duration = Duration::from_mins(1);
 const VIOLATIONS_TOLD: usize = 3;
 
 /// Puts a queue under fire. It must be empty: what it holds would be taken.
@@ -150,8 +150,7 @@ async fn turn(
             fire.outages.push((from, history::now()));
         }
     }
-    let rounds = 2;
-    for _ in 0..rounds {
+    for _ in 0..2 {
         fire.clients.kill(killed[random.usize(..killed.len())]).await?;
         sleep(settings.lost_after.mul_f64(0.3 + 0.4 * random.f64())).await;
     }

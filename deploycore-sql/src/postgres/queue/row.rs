@@ -32,7 +32,7 @@ pub(super) async fn lock_all(
 ) -> Result<HashMap<JobId, Job>, BackendError> {
     const LOCK: &str =
         concat!("SELECT ", job_columns!(), " FROM deploycore.jobs j WHERE j.id = ANY ($1) ORDER BY j.id FOR UPDATE");
-    let ids: Vec<Uuid> = ids.map(|id| id.as_uuid()).collect();
+    let ids: Vec<Uuid> = ids.map(JobId::as_uuid).collect();
     let rows = sqlx::query(LOCK).bind(ids).fetch_all(connection).await.map_err(failed)?;
     rows.iter().map(|row| Columns(row).job().map(|job| (job.spec.id, job))).collect()
 }

@@ -40,7 +40,7 @@ async fn bench(cli: &Cli) -> Result<()> {
 
     report.enqueue_per_s = measure::enqueue(&bed, cli).await.context("enqueueing")?;
     let pin = if cli.pinned { Some(bed.pin().await.context("the long transaction")?) } else { None };
-    report.note_drain(measure::drain(&bed, cli).await.context("draining")?);
+    report.note_drain(&measure::drain(&bed, cli).await.context("draining")?);
     report.claim_alone_ms = measure::claim_alone(&bed).await.context("claiming alone")?;
     drop(pin);
     report.latency_ms = measure::latency(&bed, cli).await.context("the latency of an idle queue")?;

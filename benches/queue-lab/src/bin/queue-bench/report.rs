@@ -81,7 +81,7 @@ impl Report {
         }
     }
 
-    pub(crate) fn note_drain(&mut self, drained: Drained) {
+    pub(crate) fn note_drain(&mut self, drained: &Drained) {
         let per_job = |time| millis(time) / f64::from(drained.jobs);
         self.drain_per_s = per_second(drained.jobs as usize, drained.time);
         self.cpu_ms_per_job_client = per_job(drained.client_cpu);
