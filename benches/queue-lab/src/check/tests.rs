@@ -59,9 +59,9 @@ impl Script {
     /// The job ends with these attempts: rescued, rescued, ..., succeeded.
     fn ends_after(&mut self, rescued: u64) {
         let lost = (1..=rescued).map(|epoch| (self.lease(epoch), Some(AttemptOutcome::LeaseLost)));
-        let last = self.lease(rescued + 1);
-        let done = AttemptOutcome::Completed { completion: success_of(&last) };
-        let attempts = lost.chain([(last, Some(done))]).collect();
+        let winner = self.lease(rescued + 1);
+        let done = AttemptOutcome::Completed { completion: success_of(&winner) };
+        let attempts = lost.chain([(winner, Some(done))]).collect();
         self.view = Some(View { status: JobStatus::Succeeded, epoch: Epoch::new(rescued + 1), attempts });
     }
 

@@ -99,17 +99,17 @@ struct Fire {
     outages: Vec<(u64, u64)>,
 }
 
-async fn fire(settings: &Settings, target: &mut Target, folder: &Path, reaped: Arc<dyn JobQueue>) -> Result<Fire> {
+async fn fire(settings: &Settings, target: &mut Target, folder: &Path, recorded: Arc<dyn JobQueue>) -> Result<Fire> {
     let lease = settings.lost_after;
-    let reaper = ReaperSettings::default()
+    let reaping = ReaperSettings::default()
         .with_heartbeat(lease / 4, lease)
         .with_period(lease / 8)
         .with_rescue(Backoff { initial: Duration::from_millis(1), max: Duration::from_millis(1) });
-    let reaper = ReaperSettings { backoff: Backoff { initial: lease / 10, max: lease / 4 }, ..reaper };
-    let reaper = Reaper::new(reaper, reaped)?;
+    let reaping = ReaperSettings { backoff: Backoff { initial: lease / 10, max: lease / 4 }, ..reaping };
+    let reaper = Reaper::new(reaping, recorded)?;
     let shutdown = CancellationToken::new();
     let stop_reaper = shutdown.clone().drop_guard();
-    let reaping = tokio::spawn(async move { reaper.run(shutdown).await });
+    let reaper = tokio::spawn(async move { reaper.run(shutdown).await });
     let clients = Clients::start(&settings.program, target.url(), folder, settings.seed, settings.clients)?;
     let mut fire = Fire { clients, outages: Vec::new() };
     let start = Instant::now();
@@ -124,7 +124,7 @@ async fn fire(settings: &Settings, target: &mut Target, folder: &Path, reaped: A
     sleep(2 * lease).await;
     fire.clients.end().await?;
     drop(stop_reaper);
-    reaping.await?;
+    reaper.await?;
     Ok(fire)
 }
 
@@ -143,7 +143,7 @@ async fn turn(
         fire.clients.stop(*client)?;
     }
     let began = Instant::now();
-    if number % 4 == 0 {
+    if number.is_multiple_of(4) {
         let from = history::now();
         let down = Duration::from_millis(random.u64(..200));
         if tokio::task::block_in_place(|| target.kill(down))? {
@@ -155,7 +155,7 @@ async fn turn(
         sleep(settings.lost_after.mul_f64(0.3 + 0.4 * random.f64())).await;
     }
     // A database that was away made the reaper wait, too.
-    let past = settings.lost_after.mul_f64(if number % 4 == 0 { 2.0 } else { 1.4 });
+    let past = settings.lost_after.mul_f64(if number.is_multiple_of(4) { 2.0 } else { 1.4 });
     sleep(past.saturating_sub(began.elapsed())).await;
     for client in stopped {
         fire.clients.go_on(*client)?;

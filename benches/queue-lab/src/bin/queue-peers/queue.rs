@@ -63,7 +63,7 @@ impl Queue {
         };
         command.env("DATABASE_URL", &url).env("MODE", mode).env("JOBS", cli.jobs.to_string());
         command.env("WORKERS", cli.workers.to_string()).env("BATCH", cli.batch.to_string());
-        let output = command.output().with_context(|| format!("{:?}", command.get_program()))?;
+        let output = command.output().with_context(|| command.get_program().display().to_string())?;
         let said = said(&output)?;
         if self == Self::Deploycore {
             return Ok(serde_json::from_str(&std::fs::read_to_string(json)?)?);
