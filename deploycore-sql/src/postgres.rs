@@ -4,7 +4,7 @@
 //! read in the statement that uses it. What a call acknowledged survives what the server's commits survive: where `synchronous_commit` is
 //! off, these connections turn it on.
 //!
-//! Claims, heartbeats and successful completions are one statement each, so a caller that stands still in the middle of a call holds no
+//! Claims, heartbeats and successful completions, one or a batch, are one statement each, so a caller that stands still in the middle of a call holds no
 //! lock; other calls are short transactions at READ COMMITTED. No claim waits for another one, but for those that take jobs with a
 //! concurrency key: they go one after the other, since each counts what runs.
 //!

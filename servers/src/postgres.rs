@@ -111,6 +111,19 @@ impl Postgres {
         self.port
     }
 
+    /// The id of its first process, whose children serve the connections; `None` while it is down.
+    pub fn process_id(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
+    }
+
+    /// A program of its version, for instance `pgbench`, that finds the server and `database` by its environment.
+    pub fn program(&self, name: &str, database: &str) -> Command {
+        let mut command = Command::new(self.binaries.join(name));
+        command.env("PGHOST", "127.0.0.1").env("PGPORT", self.port.to_string());
+        command.env("PGUSER", USER).env("PGPASSWORD", PASSWORD).env("PGDATABASE", database);
+        command
+    }
+
     /// SIGKILL: what was not durable is lost. Nothing while it is down.
     pub fn kill(&mut self) {
         if let Some(process) = self.process.take() {
@@ -145,9 +158,7 @@ impl Postgres {
     }
 
     fn tool(&self, name: &str, arguments: &[&str]) -> Result<(), Error> {
-        let mut command = Command::new(self.binaries.join(name));
-        command.args(["-h", "127.0.0.1", "-U", USER, "-p", &self.port.to_string()]).args(arguments);
-        run(command.env("PGPASSWORD", PASSWORD).env("PGDATABASE", "postgres"))
+        run(self.program(name, "postgres").args(arguments))
     }
 }
 

@@ -2,6 +2,7 @@
 //! [`deploycore::port::queue::transition`], or by a statement that a test holds against it.
 
 mod claim;
+mod complete;
 mod enqueue;
 mod lease;
 mod read;
@@ -14,8 +15,8 @@ use async_trait::async_trait;
 use deploycore::model::{Attempt, Completion, ConcurrencyKey, Job, JobId, Lease, NewJob};
 use deploycore::port::JobQueue;
 use deploycore::port::queue::{
-    Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, QueueStats, ReadyHint,
-    RescueRequest, Rescued, bounds,
+    AttemptEnd, Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, QueueStats,
+    ReadyHint, RescueRequest, Rescued, bounds,
 };
 use sqlx::Connection as _;
 use sqlx::postgres::PgConnection;
@@ -107,8 +108,15 @@ impl JobQueue for Queue {
 
     async fn complete(&self, lease: &Lease, completion: &Completion) -> Result<Job, Error> {
         let completion = bounds::cut_completion(completion);
-        let completed = self.database.bounded(lease::complete(&self.database, lease, &completion)).await;
+        let completed = self.database.bounded(complete::complete(&self.database, lease, &completion)).await;
         completed.inspect_err(|error| refused("complete", error))
+    }
+
+    async fn complete_batch(&self, ends: &[AttemptEnd]) -> Result<Vec<Result<Job, Error>>, Error> {
+        bounds::check_batch("attempts to end", ends.len())?;
+        let answers = self.database.bounded(complete::complete_batch(&self.database, ends)).await?;
+        answers.iter().filter_map(|answer| answer.as_ref().err()).for_each(|error| refused("complete", error));
+        Ok(answers)
     }
 
     async fn release(&self, lease: &Lease, reason: &str, delay: Duration) -> Result<Fate, Error> {

@@ -20,8 +20,8 @@ use async_trait::async_trait;
 use deploycore::model::{Attempt, Completion, ConcurrencyKey, Job, JobId, Lease, NewJob};
 use deploycore::port::JobQueue;
 use deploycore::port::queue::{
-    Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, QueueStats, RescueRequest,
-    Rescued, bounds,
+    AttemptEnd, Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, QueueStats,
+    RescueRequest, Rescued, bounds,
 };
 
 use super::database::{Database, failed};
@@ -95,6 +95,25 @@ impl JobQueue for Queue {
             lease::complete(&mut moment, lease, completion).await.inspect_err(|error| refused("complete", error))?;
         moment.commit().await?;
         Ok(job)
+    }
+
+    async fn complete_batch(&self, ends: &[AttemptEnd]) -> Result<Vec<Result<Job, Error>>, Error> {
+        bounds::check_batch("attempts to end", ends.len())?;
+        if ends.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut moment = self.database.write().await?;
+        let mut answers = Vec::with_capacity(ends.len());
+        for AttemptEnd { lease, completion } in ends {
+            // What the domain refuses has written nothing.
+            match lease::complete(&mut moment, lease, bounds::cut_completion(completion)).await {
+                Err(error @ Error::Backend(_)) => return Err(error),
+                answer => answers.push(answer),
+            }
+        }
+        moment.commit().await?;
+        answers.iter().filter_map(|answer| answer.as_ref().err()).for_each(|error| refused("complete", error));
+        Ok(answers)
     }
 
     async fn release(&self, lease: &Lease, reason: &str, delay: Duration) -> Result<Fate, Error> {

@@ -18,6 +18,7 @@
 pub mod cancel;
 pub mod claim;
 pub mod complete;
+pub mod complete_batch;
 pub mod concurrency;
 pub mod enqueue;
 pub mod heartbeat;
@@ -120,6 +121,14 @@ macro_rules! __queue_cases {
                 a_requested_cancel_stops_only_further_attempts
                 a_success_after_the_deadline_counts_until_a_rescue
                 long_messages_and_delays_are_cut
+            }
+            complete_batch {
+                each_attempt_ends_by_its_own_word
+                a_refused_end_leaves_the_others_alone
+                repeating_changes_nothing
+                a_lease_twice_in_a_batch_ends_once
+                a_batch_has_a_bound
+                batches_at_once_end_each_attempt_once
             }
             release {
                 a_released_job_burns_no_attempt

@@ -61,7 +61,7 @@ impl Error {
     }
 }
 
-/// The most items in one call: jobs to enqueue, claim, rescue or prune, leases to beat for.
+/// The most items in one call: jobs to enqueue, claim, rescue or prune, leases to beat for, attempts to end.
 pub const MAX_BATCH: usize = 1_000;
 /// The most jobs in one page of a list.
 pub const MAX_PAGE: u32 = 1_000;
@@ -119,6 +119,15 @@ pub enum Beat {
     },
     /// The lease is not the current one any more: stop the build, drop its result.
     Lost,
+}
+
+/// The end of one attempt, among others in one call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttemptEnd {
+    /// Whose attempt it was.
+    pub lease: Lease,
+    /// How it ended.
+    pub completion: Completion,
 }
 
 /// Which lost leases to rescue and how.
@@ -278,6 +287,26 @@ pub trait JobQueue: Send + Sync + Debug + 'static {
     /// Errors: `LeaseLost` when the lease is not the current one or ended with another completion; `NotFound`; `Invalid` for
     /// [`Completion::Cancelled`] where no cancel was requested.
     async fn complete(&self, lease: &Lease, completion: &Completion) -> Result<Job, Error>;
+
+    /// Ends several attempts, each as [`complete`](Self::complete) would, for the price of about one; the answers stand in the order of the
+    /// ends. At most [`MAX_BATCH`].
+    ///
+    /// Each end has an answer of its own: one that is refused leaves the others alone. Two ends of one lease count as if one came after the
+    /// other. Once it returned, all that it answered for is durable. A call that fails as a whole may have ended any of the attempts:
+    /// repeating it gives the same answers.
+    ///
+    /// Errors of an end: `LeaseLost`, `NotFound`, `Invalid`, as of `complete`. Errors of the call: `Invalid` past the [`bounds`], `Backend`.
+    async fn complete_batch(&self, ends: &[AttemptEnd]) -> Result<Vec<Result<Job, Error>>, Error> {
+        bounds::check_batch("attempts to end", ends.len())?;
+        let mut answers = Vec::with_capacity(ends.len());
+        for AttemptEnd { lease, completion } in ends {
+            match self.complete(lease, completion).await {
+                Err(error @ Error::Backend(_)) => return Err(error),
+                answer => answers.push(answer),
+            }
+        }
+        Ok(answers)
+    }
 
     /// Gives a job back without burning an attempt, claimable again after `delay`; past the job's bound of releases it fails.
     /// A requested cancel takes effect. Repeating it with the same reason succeeds, changes nothing, and tells where the job went or

@@ -17,8 +17,8 @@ use deploycore::model::{
 };
 use deploycore::port::JobQueue;
 use deploycore::port::queue::{
-    Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, QueueStats, RescueRequest,
-    Rescued,
+    AttemptEnd, Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, QueueStats,
+    RescueRequest, Rescued, bounds,
 };
 use futures::FutureExt;
 use uuid::Uuid;
@@ -50,6 +50,9 @@ enum Fault {
     ReleaseBurnsAnAttempt,
     ReleaseIsUnbounded,
     AttemptsAreUnbounded,
+    BatchEndsWithTheFirstRefusal,
+    BatchAnswersInOrderOfJobs,
+    BatchRepeatIsRefused,
     CancelEndsRunningJobs,
     CursorIsAnInstant,
 }
@@ -105,6 +108,12 @@ const CONTROLS: &[(Fault, &[&str])] = &[
     (
         Fault::AttemptsAreUnbounded,
         &["rescue::a_lost_last_attempt_fails_the_job", "complete::the_last_attempt_ends_the_job"],
+    ),
+    (Fault::BatchEndsWithTheFirstRefusal, &["complete_batch::a_refused_end_leaves_the_others_alone"]),
+    (Fault::BatchAnswersInOrderOfJobs, &["complete_batch::each_attempt_ends_by_its_own_word"]),
+    (
+        Fault::BatchRepeatIsRefused,
+        &["complete_batch::repeating_changes_nothing", "complete_batch::a_lease_twice_in_a_batch_ends_once"],
     ),
     (Fault::CancelEndsRunningJobs, &["cancel::a_running_job_is_only_marked"]),
     (Fault::CursorIsAnInstant, &["list::pages_show_each_job_once_newest_first"]),
@@ -293,6 +302,30 @@ impl JobQueue for Broken {
             _ => {}
         };
         self.step(bend, async |queue| queue.complete(&lease, completion).await)
+    }
+
+    async fn complete_batch(&self, ends: &[AttemptEnd]) -> Result<Vec<Result<Job, Error>>, Error> {
+        bounds::check_batch("attempts to end", ends.len())?;
+        let mut ends = ends.to_vec();
+        if self.is(Fault::BatchAnswersInOrderOfJobs) {
+            ends.sort_by_key(|end| end.lease.job);
+        }
+        let current = |lease: &Lease| {
+            let state = self.locked();
+            state.jobs.get(&lease.job).and_then(|(job, _)| job.running.as_ref()).is_some_and(|run| run.lease == *lease)
+        };
+        let mut answers = Vec::new();
+        for AttemptEnd { lease, completion } in &ends {
+            if self.is(Fault::BatchRepeatIsRefused) && !current(lease) {
+                answers.push(Err(Error::LeaseLost { job: lease.job, epoch: lease.epoch }));
+                continue;
+            }
+            match self.complete(lease, completion).await {
+                Err(error) if self.is(Fault::BatchEndsWithTheFirstRefusal) => return Err(error),
+                answer => answers.push(answer),
+            }
+        }
+        Ok(answers)
     }
 
     async fn release(&self, lease: &Lease, reason: &str, delay: Duration) -> Result<Fate, Error> {

@@ -1,9 +1,9 @@
-//! What is done under a lease, and to one: heartbeats, ends, cancels and rescues.
+//! What is done under a lease, and to one: heartbeats, releases, cancels and rescues.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use deploycore::model::{AttemptOutcome, Completion, Epoch, Failure, Job, JobId, Lease};
+use deploycore::model::{AttemptOutcome, Epoch, Failure, Job, JobId, Lease};
 use deploycore::port::BackendError;
 use deploycore::port::queue::transition::{self, Standing};
 use deploycore::port::queue::{Beat, Error, Fate, RescueRequest, Rescued, bounds};
@@ -50,73 +50,8 @@ pub(super) async fn heartbeat(database: &Database, leases: &[Lease]) -> Result<V
 }
 
 /// No lease that was handed out has an epoch beyond what a column holds; -1 matches none.
-fn epoch(lease: &Lease) -> i64 {
+pub(super) fn epoch(lease: &Lease) -> i64 {
     i64::try_from(lease.epoch.get()).unwrap_or(-1)
-}
-
-pub(super) async fn complete(database: &Database, lease: &Lease, completion: &Completion) -> Result<Job, Error> {
-    if let Completion::Succeeded { artifact, .. } = completion
-        && i64::try_from(artifact.size).is_err()
-    {
-        return Err(Error::Invalid(format!("an artifact of {} bytes", artifact.size)));
-    }
-    if let Some(job) = succeed(database, lease, completion).await? {
-        return Ok(job);
-    }
-    let mut moment = database.begin().await?;
-    let completed = end(moment.connection(), lease, completion).await;
-    moment.end(completed).await
-}
-
-/// What nearly every completion is, in one statement: a success under the current lease. It decides as [`transition::standing`] and
-/// [`transition::complete`], which a test compares it with. `None` for all others.
-async fn succeed(database: &Database, lease: &Lease, completion: &Completion) -> Result<Option<Job>, Error> {
-    const SUCCEED: &str = concat!(
-        "WITH ended AS (
-             UPDATE deploycore.jobs j SET
-                 status = 'SUCCEEDED', finished_at = deploycore.instant(), artifact = $4, digest = $5, size = $6
-             WHERE j.id = $1 AND j.status = 'RUNNING' AND j.epoch = $2 AND j.claim_id = $3
-             RETURNING ",
-        job_columns!(),
-        "),
-         history AS (
-             INSERT INTO deploycore.attempts (job, epoch, claim_id, worker, claimed_at, ended_at, outcome)
-             SELECT id, epoch, claim_id, worker, claimed_at, finished_at, $7 FROM ended
-         )
-         SELECT * FROM ended"
-    );
-    let Completion::Succeeded { artifact, .. } = completion else {
-        return Ok(None);
-    };
-    let mut borrowed = database.borrow().await?;
-    let ended = sqlx::query(SUCCEED)
-        .bind(lease.job.as_uuid())
-        .bind(epoch(lease))
-        .bind(lease.claim.as_uuid())
-        .bind(artifact.name.as_str())
-        .bind(artifact.digest.to_string())
-        .bind(artifact.size as i64)
-        .bind(stored::json(&AttemptOutcome::Completed { completion: completion.clone() }))
-        .fetch_optional(borrowed.connection())
-        .await
-        .map_err(failed)?;
-    borrowed.give_back();
-    Ok(ended.as_ref().map(|row| Columns(row).job()).transpose()?)
-}
-
-async fn end(connection: &mut PgConnection, lease: &Lease, completion: &Completion) -> Result<Job, Error> {
-    let before = lock(connection, lease.job).await?;
-    let outcome = AttemptOutcome::Completed { completion: completion.clone() };
-    if standing(connection, &before, lease, &outcome).await? == Standing::Repeated {
-        return Ok(before);
-    }
-    let now = database::now(connection).await?;
-    let mut job = before.clone();
-    transition::complete(&mut job, completion, now)?;
-    let mut ended = [Ended { before, after: job, outcome }];
-    row::end(connection, &mut ended, now).await?;
-    let [Ended { after, .. }] = ended;
-    Ok(after)
 }
 
 pub(super) async fn release(database: &Database, lease: &Lease, reason: &str, delay: Duration) -> Result<Fate, Error> {

@@ -1,10 +1,13 @@
 //! Jobs and attempts as rows.
 
-use deploycore::model::{Attempt, AttemptOutcome, Job, JobId, Lease, Timestamp};
+use std::collections::HashMap;
+
+use deploycore::model::{Attempt, AttemptOutcome, Epoch, Job, JobId, Lease, Timestamp};
 use deploycore::port::BackendError;
 use sqlx::postgres::PgConnection;
 use sqlx::types::Uuid;
 
+use super::lease::epoch;
 use crate::columns::{Columns, job_columns};
 use crate::postgres::database::{NAME, corrupt, failed};
 use crate::stored;
@@ -20,6 +23,18 @@ pub(super) async fn lock(connection: &mut PgConnection, id: JobId) -> Result<Opt
     const LOCK: &str = concat!("SELECT ", job_columns!(), " FROM deploycore.jobs j WHERE j.id = $1 FOR UPDATE");
     let row = sqlx::query(LOCK).bind(id.as_uuid()).fetch_optional(connection).await.map_err(failed)?;
     row.as_ref().map(|row| Columns(row).job()).transpose()
+}
+
+/// Jobs as they stand, until the end of the transaction. They are locked in one order, so that two calls do not wait for each other.
+pub(super) async fn lock_all(
+    connection: &mut PgConnection,
+    ids: impl Iterator<Item = JobId>,
+) -> Result<HashMap<JobId, Job>, BackendError> {
+    const LOCK: &str =
+        concat!("SELECT ", job_columns!(), " FROM deploycore.jobs j WHERE j.id = ANY ($1) ORDER BY j.id FOR UPDATE");
+    let ids: Vec<Uuid> = ids.map(JobId::as_uuid).collect();
+    let rows = sqlx::query(LOCK).bind(ids).fetch_all(connection).await.map_err(failed)?;
+    rows.iter().map(|row| Columns(row).job().map(|job| (job.spec.id, job))).collect()
 }
 
 /// A job whose attempt ends.
@@ -143,6 +158,25 @@ pub(super) async fn attempt(connection: &mut PgConnection, lease: &Lease) -> Res
     let query = sqlx::query(FIND).bind(lease.job.as_uuid()).bind(epoch);
     let row = query.fetch_optional(connection).await.map_err(failed)?;
     row.as_ref().map(|row| Columns(row).attempt()).transpose()
+}
+
+/// The same for many leases, by job and epoch.
+pub(super) async fn attempts_of(
+    connection: &mut PgConnection,
+    leases: &[Lease],
+) -> Result<HashMap<(JobId, Epoch), Attempt>, BackendError> {
+    const FIND: &str = "
+        SELECT a.job, a.epoch, a.claim_id, a.worker, a.claimed_at, a.ended_at, a.outcome
+        FROM unnest($1::uuid[], $2::bigint[]) AS n (job, epoch)
+            JOIN deploycore.attempts a ON a.job = n.job AND a.epoch = n.epoch";
+    if leases.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let jobs: Vec<Uuid> = leases.iter().map(|lease| lease.job.as_uuid()).collect();
+    let epochs: Vec<i64> = leases.iter().map(epoch).collect();
+    let rows = sqlx::query(FIND).bind(jobs).bind(epochs).fetch_all(connection).await.map_err(failed)?;
+    let attempt = |row| Columns(row).attempt().map(|attempt| ((attempt.lease.job, attempt.lease.epoch), attempt));
+    rows.iter().map(attempt).collect()
 }
 
 pub(super) async fn attempts(connection: &mut PgConnection, job: JobId) -> Result<Vec<Attempt>, BackendError> {

@@ -11,7 +11,7 @@ use super::steps::*;
 use crate::memory;
 use crate::model::{Attempt, ClaimId, Completion, FailureKind, Job, JobId, JobStatus, Lease, NewJob, Retry, Timestamp};
 use crate::port::JobQueue;
-use crate::port::queue::{Beat, Claiming, Error, Fate, JobFilter, MAX_BATCH, MAX_PAGE, RescueRequest};
+use crate::port::queue::{AttemptEnd, Beat, Claiming, Error, Fate, JobFilter, MAX_BATCH, MAX_PAGE, RescueRequest};
 
 const SEEDS: [u64; 3] = [11, 12, 13];
 const STEPS: usize = 250;
@@ -22,6 +22,7 @@ enum Step {
     Claim(ClaimId, usize),
     Heartbeat(Vec<Lease>),
     Complete(Lease, Completion),
+    CompleteBatch(Vec<AttemptEnd>),
     Release(Lease, &'static str, Duration),
     Cancel(JobId),
     Rescue(RescueRequest),
@@ -73,7 +74,8 @@ impl Run {
             0..15 => Step::Enqueue(self.batch()),
             15..38 => Step::Claim(self.claim_id(), self.random.usize(1..5)),
             38..43 => Step::Heartbeat((0..self.random.usize(..4)).map(|_| self.lease()).collect()),
-            43..65 => Step::Complete(self.lease(), self.completion()),
+            43..58 => Step::Complete(self.lease(), self.completion()),
+            58..65 => Step::CompleteBatch((0..self.random.usize(..6)).map(|_| self.end()).collect()),
             65..73 => Step::Release(self.lease(), self.pick(&["drain", "full"]), self.delay()),
             73..78 => Step::Cancel(self.job()),
             78..85 => Step::Rescue(self.rescue()),
@@ -167,6 +169,10 @@ impl Run {
         ])
     }
 
+    fn end(&mut self) -> AttemptEnd {
+        AttemptEnd { lease: self.lease(), completion: self.completion() }
+    }
+
     fn delay(&mut self) -> Duration {
         self.pick(&[Duration::ZERO, Duration::ZERO, HOUR])
     }
@@ -190,6 +196,7 @@ fn touched(step: &Step) -> Vec<JobId> {
     match step {
         Step::Enqueue(specs) => specs.iter().map(|spec| spec.id).collect(),
         Step::Heartbeat(leases) => leases.iter().map(|lease| lease.job).collect(),
+        Step::CompleteBatch(ends) => ends.iter().map(|end| end.lease.job).collect(),
         Step::Complete(lease, _) | Step::Release(lease, ..) => vec![lease.job],
         Step::Cancel(job) => vec![*job],
         _ => Vec::new(),
@@ -213,6 +220,12 @@ async fn take(queue: &dyn JobQueue, step: &Step) -> String {
             beats.into_iter().map(tell).collect::<Vec<_>>()
         })),
         Step::Complete(lease, completion) => text(queue.complete(lease, completion).await.map(blank_job)),
+        Step::CompleteBatch(ends) => text(
+            queue
+                .complete_batch(ends)
+                .await
+                .map(|answers| answers.into_iter().map(|answer| text(answer.map(blank_job))).collect::<Vec<_>>()),
+        ),
         Step::Release(lease, reason, delay) => text(queue.release(lease, reason, *delay).await.map(blank_fate)),
         Step::Cancel(job) => text(queue.cancel(*job).await.map(blank_job)),
         Step::Rescue(request) => text(queue.rescue(request).await.map(|mut rescued| {

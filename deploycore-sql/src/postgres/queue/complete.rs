@@ -1,0 +1,214 @@
+//! Ends of attempts by their workers' word, one or many in a call.
+
+use std::collections::HashMap;
+
+use deploycore::model::{AttemptOutcome, Completion, Job, JobId, Lease};
+use deploycore::port::BackendError;
+use deploycore::port::queue::transition::{self, Standing};
+use deploycore::port::queue::{AttemptEnd, Error, bounds};
+use sqlx::postgres::PgConnection;
+use sqlx::types::Uuid;
+
+use super::lease::epoch;
+use super::row::{self, Ended};
+use crate::columns::{Columns, job_columns};
+use crate::postgres::database::{self, Database, failed};
+use crate::stored;
+
+/// Of an end whose completion is cut as it is kept.
+pub(super) async fn complete(database: &Database, lease: &Lease, completion: &Completion) -> Result<Job, Error> {
+    check_size(completion)?;
+    if let Some(job) = succeed(database, lease, completion).await? {
+        return Ok(job);
+    }
+    let mut moment = database.begin().await?;
+    let end = AttemptEnd { lease: *lease, completion: completion.clone() };
+    let settled = settle(moment.connection(), &[&end]).await;
+    let mut answers = moment.end(settled).await?;
+    answers.pop().unwrap_or(Err(Error::NotFound { job: lease.job }))
+}
+
+/// One statement for all successes under current leases, which is nearly every batch; one short transaction for the others.
+pub(super) async fn complete_batch(database: &Database, ends: &[AttemptEnd]) -> Result<Vec<Result<Job, Error>>, Error> {
+    let ends: Vec<AttemptEnd> = ends
+        .iter()
+        .map(|end| AttemptEnd { lease: end.lease, completion: bounds::cut_completion(&end.completion) })
+        .collect();
+    let mut answers: Vec<Option<Result<Job, Error>>> =
+        ends.iter().map(|end| check_size(&end.completion).err().map(Err)).collect();
+    for round in rounds(&ends, &answers) {
+        let mut done = succeed_all(database, &ends, &round).await?;
+        let mut others = Vec::new();
+        for index in round {
+            match done.remove(&ends[index].lease.job) {
+                Some(job) => answers[index] = Some(Ok(job)),
+                None => others.push(index),
+            }
+        }
+        if others.is_empty() {
+            continue;
+        }
+        let open: Vec<&AttemptEnd> = others.iter().map(|index| &ends[*index]).collect();
+        let mut moment = database.begin().await?;
+        let settled = settle(moment.connection(), &open).await;
+        let settled = moment.end(settled).await?;
+        for (index, answer) in others.into_iter().zip(settled) {
+            answers[index] = Some(answer);
+        }
+    }
+    let lost = |(answer, end): (Option<_>, &AttemptEnd)| answer.unwrap_or(Err(Error::NotFound { job: end.lease.job }));
+    Ok(answers.into_iter().zip(&ends).map(lost).collect())
+}
+
+/// Ends of one job go one after the other, all others at once: the places of the ends that are not answered yet, by round.
+fn rounds(ends: &[AttemptEnd], answers: &[Option<Result<Job, Error>>]) -> Vec<Vec<usize>> {
+    let mut seen: HashMap<JobId, usize> = HashMap::new();
+    let mut rounds: Vec<Vec<usize>> = Vec::new();
+    for index in (0..ends.len()).filter(|index| answers[*index].is_none()) {
+        let round = seen.entry(ends[index].lease.job).or_default();
+        if *round == rounds.len() {
+            rounds.push(Vec::new());
+        }
+        rounds[*round].push(index);
+        *round += 1;
+    }
+    rounds
+}
+
+fn check_size(completion: &Completion) -> Result<(), Error> {
+    match completion {
+        Completion::Succeeded { artifact, .. } if i64::try_from(artifact.size).is_err() => {
+            Err(Error::Invalid(format!("an artifact of {} bytes", artifact.size)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What nearly every completion is, in one statement: a success under the current lease. It decides as [`transition::standing`] and
+/// [`transition::complete`], which a test compares it with. `None` for all others.
+async fn succeed(database: &Database, lease: &Lease, completion: &Completion) -> Result<Option<Job>, Error> {
+    const SUCCEED: &str = concat!(
+        "WITH ended AS (
+             UPDATE deploycore.jobs j SET
+                 status = 'SUCCEEDED', finished_at = deploycore.instant(), artifact = $4, digest = $5, size = $6
+             WHERE j.id = $1 AND j.status = 'RUNNING' AND j.epoch = $2 AND j.claim_id = $3
+             RETURNING ",
+        job_columns!(),
+        "),
+         history AS (
+             INSERT INTO deploycore.attempts (job, epoch, claim_id, worker, claimed_at, ended_at, outcome)
+             SELECT id, epoch, claim_id, worker, claimed_at, finished_at, $7 FROM ended
+         )
+         SELECT * FROM ended"
+    );
+    let Completion::Succeeded { artifact, .. } = completion else {
+        return Ok(None);
+    };
+    let mut borrowed = database.borrow().await?;
+    let ended = sqlx::query(SUCCEED)
+        .bind(lease.job.as_uuid())
+        .bind(epoch(lease))
+        .bind(lease.claim.as_uuid())
+        .bind(artifact.name.as_str())
+        .bind(artifact.digest.to_string())
+        .bind(artifact.size as i64)
+        .bind(stored::json(&AttemptOutcome::Completed { completion: completion.clone() }))
+        .fetch_optional(borrowed.connection())
+        .await
+        .map_err(failed)?;
+    borrowed.give_back();
+    Ok(ended.as_ref().map(|row| Columns(row).job()).transpose()?)
+}
+
+/// The same for many jobs, each of which stands there once; those that it ended.
+async fn succeed_all(
+    database: &Database,
+    ends: &[AttemptEnd],
+    places: &[usize],
+) -> Result<HashMap<JobId, Job>, BackendError> {
+    const SUCCEED: &str = concat!(
+        "WITH ended AS (
+             UPDATE deploycore.jobs j SET
+                 status = 'SUCCEEDED', finished_at = deploycore.instant(), artifact = n.artifact, digest = n.digest,
+                 size = n.size
+             FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::text[], $5::text[], $6::bigint[], $7::text[])
+                 AS n (job, epoch, claim, artifact, digest, size, outcome)
+             WHERE j.id = n.job AND j.status = 'RUNNING' AND j.epoch = n.epoch AND j.claim_id = n.claim
+             RETURNING n.outcome, ",
+        job_columns!(),
+        "),
+         history AS (
+             INSERT INTO deploycore.attempts (job, epoch, claim_id, worker, claimed_at, ended_at, outcome)
+             SELECT id, epoch, claim_id, worker, claimed_at, finished_at, outcome FROM ended
+         )
+         SELECT ",
+        job_columns!(),
+        " FROM ended j"
+    );
+    let success = |place: &usize| match &ends[*place] {
+        AttemptEnd { lease, completion: completion @ Completion::Succeeded { artifact, .. } } => {
+            Some((lease, completion, artifact))
+        }
+        _ => None,
+    };
+    let mut ends: Vec<_> = places.iter().filter_map(success).collect();
+    if ends.is_empty() {
+        return Ok(HashMap::new());
+    }
+    // In one order, so that two batches do not wait for each other.
+    ends.sort_unstable_by_key(|(lease, ..)| lease.job);
+    let outcome = |completion: &Completion| stored::json(&AttemptOutcome::Completed { completion: completion.clone() });
+    let mut borrowed = database.borrow().await?;
+    let rows = sqlx::query(SUCCEED)
+        .bind(ends.iter().map(|(lease, ..)| lease.job.as_uuid()).collect::<Vec<Uuid>>())
+        .bind(ends.iter().map(|(lease, ..)| epoch(lease)).collect::<Vec<_>>())
+        .bind(ends.iter().map(|(lease, ..)| lease.claim.as_uuid()).collect::<Vec<Uuid>>())
+        .bind(ends.iter().map(|(.., artifact)| artifact.name.to_string()).collect::<Vec<_>>())
+        .bind(ends.iter().map(|(.., artifact)| artifact.digest.to_string()).collect::<Vec<_>>())
+        .bind(ends.iter().map(|(.., artifact)| artifact.size as i64).collect::<Vec<_>>())
+        .bind(ends.iter().map(|(_, completion, _)| outcome(completion)).collect::<Vec<_>>())
+        .fetch_all(borrowed.connection())
+        .await
+        .map_err(failed)?;
+    borrowed.give_back();
+    rows.iter().map(|row| Columns(row).job().map(|job| (job.spec.id, job))).collect()
+}
+
+/// Any ends, of different jobs, in the transaction of the connection; the answers stand in the order of the ends.
+async fn settle(connection: &mut PgConnection, ends: &[&AttemptEnd]) -> Result<Vec<Result<Job, Error>>, BackendError> {
+    let jobs = row::lock_all(connection, ends.iter().map(|end| end.lease.job)).await?;
+    let is_current = |lease: &Lease| {
+        let running = jobs.get(&lease.job).and_then(|job| job.running.as_ref());
+        running.is_some_and(|running| running.lease == *lease)
+    };
+    // The history is asked only where the lease is not the current one.
+    let old: Vec<Lease> = ends.iter().map(|end| end.lease).filter(|lease| !is_current(lease)).collect();
+    let history = row::attempts_of(connection, &old).await?;
+    let now = database::now(connection).await?;
+    let (mut answers, mut ended, mut places) = (Vec::with_capacity(ends.len()), Vec::new(), Vec::new());
+    for AttemptEnd { lease, completion } in ends.iter().copied() {
+        let Some(before) = jobs.get(&lease.job) else {
+            answers.push(Err(Error::NotFound { job: lease.job }));
+            continue;
+        };
+        let outcome = AttemptOutcome::Completed { completion: completion.clone() };
+        let attempt = history.get(&(lease.job, lease.epoch));
+        let mut job = before.clone();
+        let answer = match transition::standing(before, attempt, lease, &outcome) {
+            Ok(Standing::Repeated) => Ok(before.clone()),
+            Ok(Standing::Current) => transition::complete(&mut job, completion, now).map(|()| {
+                places.push(answers.len());
+                ended.push(Ended { before: before.clone(), after: job.clone(), outcome });
+                job
+            }),
+            Err(error) => Err(error),
+        };
+        answers.push(answer);
+    }
+    row::end(connection, &mut ended, now).await?;
+    for (place, Ended { after, .. }) in places.into_iter().zip(ended) {
+        // Its instants are cut as they are stored.
+        answers[place] = Ok(after);
+    }
+    Ok(answers)
+}
