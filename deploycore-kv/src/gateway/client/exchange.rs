@@ -161,7 +161,11 @@ impl GatewayClient {
                 }
                 Ok(Err((refusal, status, wanted))) => {
                     match status {
-                        StatusCode::TOO_MANY_REQUESTS => replicas.let_rest(replica, load, wanted),
+                        StatusCode::TOO_MANY_REQUESTS => {
+                            replicas.let_rest(replica, load, wanted);
+                            // One that is full for some is left to those whom it serves.
+                            replicas.failed(replica);
+                        }
                         StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
                             self.forget(replica);
                         }
