@@ -12,6 +12,7 @@
 //! | `GET /v1/manifests/{digest}` | the manifest, for ever cacheable; `404` with code `no_manifest` |
 //! | `PUT /v1/machines/{name}` with a report | `204` |
 //! | `GET /v1/machines` | `{"machines": [...], "settling": false}`: each machine that reported, and whether some that are live may be missing |
+//! | `POST /v1/machines/tally` with a goal | how many machines are where with it, counted here: a control plane reads counts, not reports |
 //!
 //! `PUT` and `POST` on goals are refused with `403` unless the gateway is [`Access::Writable`]. An error is
 //! `{"error": {"code": ..., "message": ..., ...}}`, with what the domain's error holds, so that [`GatewayClient`] gives back the error
@@ -20,6 +21,25 @@
 //! A read sees every write that was acknowledged before it came. It costs the store one question for [what
 //! changed](GoalStateStore::changes), and reads that come together share the question. Any number of waiting machines share one
 //! watch, and get one prepared body. Waits are bounded in time and number: `429` with `Retry-After` past that.
+//!
+//! # Many machines
+//!
+//! [`Gateway::serve`] holds 20,000 machines that wait in about 12 KB each (`docs/benchmarks.md` has the figures and the command). What
+//! keeps a crowd from becoming a load:
+//!
+//! - Those who wait for one change are answered over [`release_within`](GatewaySettings::release_within), and a wait is cut by up to a tenth at
+//!   random, so that they come back at different times.
+//! - Each list says in `deploycore-next-poll` in how many seconds the gateway wants to be polled again; it grows with the number of
+//!   connections. Agents and mirrors heed it ([`GoalStateStore::next_poll`]). Waits are the machine's steady business, polls its check.
+//! - A poll or wait may say that the machine's last report still holds, in `deploycore-last-report: REGION MACHINE DIGEST`: that is a sign
+//!   of life, at its start and at its end. The answer has `deploycore-report-wanted` when the report is not known here. So a report comes whole
+//!   only when it changed.
+//! - `429` with `Retry-After` past [`max_waiters`](GatewaySettings::max_waiters), [`max_requests`](GatewaySettings::max_requests) and
+//!   [`max_connections`](GatewaySettings::max_connections). The client leaves a gateway alone that long, with as much again at random.
+//! - A connection that says nothing, that does not finish to ask, or does not take its answer is closed in bounded time.
+//!
+//! A region has two gateways or more, each with a store and a mirror of its own. A [`GatewayClient`] of
+//! several goes to the next when one fails.
 //!
 //! ```
 //! use std::sync::Arc;

@@ -14,6 +14,12 @@ pub(crate) fn get(host: &str, path: &str, headers: &[(&str, &str)]) -> Vec<u8> {
     (request + "\r\n").into_bytes()
 }
 
+/// A request with a body.
+pub(crate) fn put(host: &str, path: &str, body: &[u8]) -> Vec<u8> {
+    let head = format!("PUT {path} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {}\r\n\r\n", body.len());
+    [head.as_bytes(), body].concat()
+}
+
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use url::Url;
 
 use crate::http::{Line, get};
-use crate::machine::{Fleet, hear};
+use crate::machine::{Fleet, Wait, hear};
 use crate::{Figures, Load, Quantiles, process};
 
 /// How long machines may take to come, and to hear of the change.
@@ -86,7 +86,8 @@ async fn measure(load: &Load, url: &Url, pid: Option<u32>) -> Result<Figures> {
     polls.run(load.pollers, Duration::from_secs(1)).await?;
     let anonymous_before = pid.map(process::anonymous).transpose()?;
 
-    let wait = get(&host, &format!("/v1/changes?since={revision}&wait=60s"), &[]);
+    let path = format!("/v1/changes?since={revision}&wait=60s");
+    let wait = if load.reports { Wait::Reporting(host, path) } else { Wait::Plain(get(&host, &path, &[])) };
     let fleet = Arc::new(Fleet::new(gateway, wait));
     let mut machines: JoinSet<_> = (0..load.machines).map(|number| hear(fleet.clone(), number)).collect();
     let came = Instant::now();
@@ -161,7 +162,7 @@ struct Polled {
 
 impl Polls {
     async fn prepare(host: &str, gateway: SocketAddr) -> Result<Self> {
-        let mut line = Fleet::new(gateway, Vec::new()).connect(0).await?;
+        let mut line = Fleet::new(gateway, Wait::Plain(Vec::new())).connect(0).await?;
         let first = line.ask(&get(host, "/v1/goals", &[])).await?;
         let tag = first.tag.context("the list of goals has no tag")?;
         let list = get(host, "/v1/goals", &[("if-none-match", &tag)]);
@@ -171,7 +172,7 @@ impl Polls {
 
     /// Polls from `pollers` connections for so long.
     async fn run(&self, pollers: usize, span: Duration) -> Result<Polled> {
-        let fleet = Fleet::new(self.gateway, Vec::new());
+        let fleet = Fleet::new(self.gateway, Wait::Plain(Vec::new()));
         let lines: Vec<_> = join_all((0..pollers).map(|number| fleet.connect(number))).await;
         let (stop, started) = (AtomicBool::new(false), Instant::now());
         let polling = join_all(lines.into_iter().map(|line| self.poll(line, &stop)));

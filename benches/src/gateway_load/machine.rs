@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use deploycore::model::LastReport;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 
-use crate::http::{Answer, Line};
+use crate::http::{self, Answer, Line};
 
 /// Machines that connect at once.
 const CONNECTING: usize = 256;
@@ -18,19 +19,42 @@ const PER_ADDRESS: usize = 10_000;
 /// Before a machine that was turned away or cut off comes again.
 const AGAIN: Duration = Duration::from_millis(500);
 
+/// The request that waits for what comes after what the machine holds.
+#[derive(Debug)]
+pub(crate) enum Wait {
+    /// The same for all.
+    Plain(Vec<u8>),
+    /// With the word that the machine's last report holds, which is sent first: host and path.
+    Reporting(String, String),
+}
+
+impl Wait {
+    /// Of the `number`-th machine: its report, and the request.
+    fn of(&self, number: usize) -> (Option<Vec<u8>>, Vec<u8>) {
+        let (host, path) = match self {
+            Self::Plain(request) => return (None, request.clone()),
+            Self::Reporting(host, path) => (host, path),
+        };
+        let report = deploycore_benches::report(&format!("machine-{number}"));
+        let body = serde_json::to_vec(&report).expect("a report is plain data");
+        let last = LastReport::of(&report).to_string();
+        let put = http::put(host, &format!("/v1/machines/{}", report.machine), &body);
+        (Some(put), http::get(host, path, &[("deploycore-last-report", &last)]))
+    }
+}
+
 /// What all machines share.
 #[derive(Debug)]
 pub(crate) struct Fleet {
     pub(crate) gateway: SocketAddr,
-    /// The request that waits for what comes after what the machine holds.
-    pub(crate) wait: Vec<u8>,
+    pub(crate) wait: Wait,
     pub(crate) connecting: Semaphore,
     pub(crate) waiting: AtomicUsize,
     pub(crate) failures: AtomicUsize,
 }
 
 impl Fleet {
-    pub(crate) fn new(gateway: SocketAddr, wait: Vec<u8>) -> Self {
+    pub(crate) fn new(gateway: SocketAddr, wait: Wait) -> Self {
         let connecting = Semaphore::new(CONNECTING);
         Self { gateway, wait, connecting, waiting: AtomicUsize::default(), failures: AtomicUsize::default() }
     }
@@ -55,8 +79,9 @@ impl Fleet {
 /// Waits until a change came; gives when, and how long the answer was. It does not give up.
 pub(crate) async fn hear(fleet: Arc<Fleet>, number: usize) -> (Instant, usize) {
     let mut line: Option<Line> = None;
+    let (report, wait) = fleet.wait.of(number);
     loop {
-        match wait_once(&fleet, number, &mut line).await {
+        match wait_once(&fleet, number, &mut line, report.as_deref(), &wait).await {
             // The body of one that nothing changed for is `{"revision":7,"goals":[]}`.
             Ok(Answer { status: 200, body, .. }) if !body.ends_with(b"\"goals\":[]}") => {
                 return (Instant::now(), body.len());
@@ -71,12 +96,24 @@ pub(crate) async fn hear(fleet: Arc<Fleet>, number: usize) -> (Instant, usize) {
     }
 }
 
-async fn wait_once(fleet: &Fleet, number: usize, line: &mut Option<Line>) -> io::Result<Answer> {
+async fn wait_once(
+    fleet: &Fleet,
+    number: usize,
+    line: &mut Option<Line>,
+    report: Option<&[u8]>,
+    wait: &[u8],
+) -> io::Result<Answer> {
     let line = match line {
         Some(line) => line,
-        None => line.insert(fleet.connect(number).await?),
+        None => {
+            let line = line.insert(fleet.connect(number).await?);
+            if let Some(report) = report {
+                line.ask(report).await?;
+            }
+            line
+        }
     };
-    line.send(&fleet.wait).await?;
+    line.send(wait).await?;
     fleet.waiting.fetch_add(1, Ordering::Relaxed);
     let answer = line.answer().await;
     fleet.waiting.fetch_sub(1, Ordering::Relaxed);

@@ -54,6 +54,10 @@ struct Load {
     /// Services that have a goal.
     #[arg(long, default_value_t = 20)]
     services: usize,
+    /// Machines report before they wait, and say on each request that the report holds, as agents do. The region's board of reports counts to
+    /// the gateway's memory then.
+    #[arg(long)]
+    reports: bool,
     /// Where the gateway of the driver's own keeps its goals.
     #[arg(long, value_enum, default_value_t = serve::Store::Redb)]
     store: serve::Store,

@@ -34,8 +34,9 @@ use reported::Reported;
 
 /// Between requests of a watch: where waits are bounded by nothing it would be a busy loop over the network.
 const LEAST_WAIT: Duration = Duration::from_secs(1);
-/// A connection that was not used for so long is closed here, before the gateway does it: a request that meets that is lost.
-const IDLE: Duration = Duration::from_secs(20);
+/// A connection that was not used for so long is closed: a machine that waits on one seldom needs another, and each costs its gateway memory. It
+/// must be shorter than the gateway's own bound, as a request that meets the end of its connection is lost.
+const IDLE: Duration = Duration::from_secs(5);
 
 /// What a [`Gateway`](super::Gateway) offers, over HTTP. Clones share connections and the last list.
 ///
@@ -302,10 +303,7 @@ impl MachineDirectory for GatewayClient {
 
 /// The first error, when there is nothing else.
 fn all_failed<T>(answers: &mut Vec<Result<T, Error>>) -> Result<(), BackendError> {
-    match answers.iter().any(Result::is_ok) {
-        true => Ok(()),
-        false => answers.swap_remove(0).map(drop).map_err(below),
-    }
+    if answers.iter().any(Result::is_ok) { Ok(()) } else { answers.swap_remove(0).map(drop).map_err(below) }
 }
 
 fn below(error: Error) -> BackendError {

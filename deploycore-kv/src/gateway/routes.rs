@@ -160,9 +160,9 @@ struct ListQuery {
 
 async fn list(State(inner): Shared, request: Request) -> Outcome {
     let (query, held) = (Query::try_from_uri(request.uri()), Held::of(request.headers()));
-    let last = LastWord::of(request.headers());
+    let word = LastWord::of(request.headers());
     drop(request);
-    last.tell(&inner).await;
+    word.tell(&inner).await;
     let Query(ListQuery { prefix, wait }) = query.map_err(refused)?;
     let mut view = inner.within(inner.source.current()).await?;
     let mut list = view.list(&prefix);
@@ -176,7 +176,7 @@ async fn list(State(inner): Shared, request: Request) -> Outcome {
     }
     let mut response = tagged(&held, list, REVALIDATE);
     response.headers_mut().insert(NEXT_POLL, HeaderValue::from(inner.next_poll().as_secs()));
-    last.answer(&inner, &mut response).await;
+    word.answer(&inner, &mut response).await;
     Ok(response)
 }
 
@@ -238,20 +238,21 @@ struct ChangesQuery {
 }
 
 async fn changes(State(inner): Shared, request: Request) -> Outcome {
-    let (query, last) = (Query::try_from_uri(request.uri()), LastWord::of(request.headers()));
+    let (query, word) = (Query::try_from_uri(request.uri()), LastWord::of(request.headers()));
     drop(request);
-    last.tell(&inner).await;
+    word.tell(&inner).await;
     let Query(ChangesQuery { since, wait }) = query.map_err(refused)?;
     let mut view = inner.within(inner.source.current()).await?;
     if let Some(deadline) = inner.deadline(wait).filter(|_| since == view.revision()) {
         let _place = inner.place_to_wait()?;
         (view, _) = inner.wait(since, deadline).await?;
     }
-    let mut response = match since == view.revision() {
-        true => json(&Changes { revision: since, goals: Vec::new() }),
-        false => answer(inner.within(inner.source.changes(&view, since)).await?),
+    let mut response = if since == view.revision() {
+        json(&Changes { revision: since, goals: Vec::new() })
+    } else {
+        answer(inner.within(inner.source.changes(&view, since)).await?)
     };
-    last.answer(&inner, &mut response).await;
+    word.answer(&inner, &mut response).await;
     Ok(response)
 }
 

@@ -49,8 +49,8 @@ pub struct GatewaySettings {
     /// What a machine is told to let pass between two polls, at the least; 10 s by default.
     #[serde(with = "friendly")]
     pub next_poll: Duration,
-    /// Polls a second that machines shall come to all together, by what they are told; 1,000 by default. With 20,000 connections one is told
-    /// to come every 20 s. Waits are not polls.
+    /// Polls a second that machines shall come to all together, by what they are told; 500 by default. With 20,000 connections one is told
+    /// to come every 40 s. Waits are not polls.
     pub polls_per_second: u32,
     /// The largest request body; 1 MiB by default.
     pub max_body: ByteSize,
@@ -71,7 +71,7 @@ impl Default for GatewaySettings {
             idle_timeout: Duration::from_mins(1),
             send_timeout: Duration::from_secs(30),
             next_poll: Duration::from_secs(10),
-            polls_per_second: 1_000,
+            polls_per_second: 500,
             max_body: ByteSize::mib(1),
             manifest_cache: ByteSize::mib(64),
         }
