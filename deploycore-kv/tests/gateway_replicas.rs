@@ -101,8 +101,8 @@ impl Replica {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let lines = BufReader::new(process.stdout.take().unwrap()).lines().map_while(Result::ok);
-        let url = lines.filter_map(|line| line.strip_prefix("serves ")?.parse().ok()).next();
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let url = lines.find_map(|line| line.strip_prefix("serves ")?.parse().ok());
         Self { process, url: url.expect("the replica did not start") }
     }
 

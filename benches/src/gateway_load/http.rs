@@ -7,11 +7,8 @@ use tokio::net::TcpStream;
 
 /// A request without a body.
 pub(crate) fn get(host: &str, path: &str, headers: &[(&str, &str)]) -> Vec<u8> {
-    let mut request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\naccept: */*\r\n");
-    for (name, value) in headers {
-        request.push_str(&format!("{name}: {value}\r\n"));
-    }
-    (request + "\r\n").into_bytes()
+    let lines: String = headers.iter().map(|(name, value)| [name, ": ", value, "\r\n"].concat()).collect();
+    format!("GET {path} HTTP/1.1\r\nhost: {host}\r\naccept: */*\r\n{lines}\r\n").into_bytes()
 }
 
 /// A request with a body.

@@ -87,8 +87,9 @@ async fn measure(load: &Load, url: &Url, pid: Option<u32>) -> Result<Figures> {
     let anonymous_before = pid.map(process::anonymous).transpose()?;
 
     let path = format!("/v1/changes?since={revision}&wait=60s");
+    let list = get(&host, "/v1/goals", &[]);
     let wait = if load.reports { Wait::Reporting(host, path) } else { Wait::Plain(get(&host, &path, &[])) };
-    let fleet = Arc::new(Fleet::new(gateway, wait));
+    let fleet = Arc::new(Fleet::new(gateway, wait, list));
     let mut machines: JoinSet<_> = (0..load.machines).map(|number| hear(fleet.clone(), number)).collect();
     let came = Instant::now();
     while fleet.waiting.load(Ordering::Relaxed) < load.machines {
@@ -106,12 +107,13 @@ async fn measure(load: &Load, url: &Url, pid: Option<u32>) -> Result<Figures> {
     let failures = fleet.failures.load(Ordering::Relaxed);
     let started = Instant::now();
     change(&goals).await?;
-    let (mut heard, mut change_bytes) = (Vec::with_capacity(load.machines), 0);
+    let (mut heard, mut listed, mut change_bytes) = (Vec::with_capacity(load.machines), Vec::new(), 0);
     let all = async {
         while let Some(machine) = machines.join_next().await {
-            let (at, bytes) = machine?;
-            heard.push(at - started);
-            change_bytes = bytes;
+            let machine = machine?;
+            heard.push(machine.at - started);
+            listed.push(machine.listed - started);
+            change_bytes = machine.bytes;
         }
         Ok::<_, anyhow::Error>(())
     };
@@ -130,6 +132,7 @@ async fn measure(load: &Load, url: &Url, pid: Option<u32>) -> Result<Figures> {
         poll_ms: Quantiles::of(polled.durations),
         missed: load.machines - heard.len(),
         after_change_ms: Quantiles::of(heard),
+        listed_ms: Quantiles::of(listed),
         failures,
         list_bytes: polls.list_bytes,
         change_bytes,
@@ -162,7 +165,7 @@ struct Polled {
 
 impl Polls {
     async fn prepare(host: &str, gateway: SocketAddr) -> Result<Self> {
-        let mut line = Fleet::new(gateway, Wait::Plain(Vec::new())).connect(0).await?;
+        let mut line = Fleet::new(gateway, Wait::Plain(Vec::new()), Vec::new()).connect(0).await?;
         let first = line.ask(&get(host, "/v1/goals", &[])).await?;
         let tag = first.tag.context("the list of goals has no tag")?;
         let list = get(host, "/v1/goals", &[("if-none-match", &tag)]);
@@ -172,7 +175,7 @@ impl Polls {
 
     /// Polls from `pollers` connections for so long.
     async fn run(&self, pollers: usize, span: Duration) -> Result<Polled> {
-        let fleet = Fleet::new(self.gateway, Wait::Plain(Vec::new()));
+        let fleet = Fleet::new(self.gateway, Wait::Plain(Vec::new()), Vec::new());
         let lines: Vec<_> = join_all((0..pollers).map(|number| fleet.connect(number))).await;
         let (stop, started) = (AtomicBool::new(false), Instant::now());
         let polling = join_all(lines.into_iter().map(|line| self.poll(line, &stop)));

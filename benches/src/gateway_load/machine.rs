@@ -48,15 +48,17 @@ impl Wait {
 pub(crate) struct Fleet {
     pub(crate) gateway: SocketAddr,
     pub(crate) wait: Wait,
+    /// The request for all goals.
+    pub(crate) list: Vec<u8>,
     pub(crate) connecting: Semaphore,
     pub(crate) waiting: AtomicUsize,
     pub(crate) failures: AtomicUsize,
 }
 
 impl Fleet {
-    pub(crate) fn new(gateway: SocketAddr, wait: Wait) -> Self {
+    pub(crate) fn new(gateway: SocketAddr, wait: Wait, list: Vec<u8>) -> Self {
         let connecting = Semaphore::new(CONNECTING);
-        Self { gateway, wait, connecting, waiting: AtomicUsize::default(), failures: AtomicUsize::default() }
+        Self { gateway, wait, list, connecting, waiting: AtomicUsize::default(), failures: AtomicUsize::default() }
     }
 
     /// A connection of the `number`-th machine. Toward the loopback network it has an address that leaves it ports.
@@ -76,15 +78,26 @@ impl Fleet {
     }
 }
 
-/// Waits until a change came; gives when, and how long the answer was. It does not give up.
-pub(crate) async fn hear(fleet: Arc<Fleet>, number: usize) -> (Instant, usize) {
+/// When a machine heard of a change, and what it was sent.
+#[derive(Debug)]
+pub(crate) struct Heard {
+    pub(crate) at: Instant,
+    pub(crate) bytes: usize,
+    /// When it had read the list of goals after that, as an agent does.
+    pub(crate) listed: Instant,
+}
+
+/// Waits until a change came, and reads the list then. It does not give up.
+pub(crate) async fn hear(fleet: Arc<Fleet>, number: usize) -> Heard {
     let mut line: Option<Line> = None;
     let (report, wait) = fleet.wait.of(number);
     loop {
         match wait_once(&fleet, number, &mut line, report.as_deref(), &wait).await {
             // The body of one that nothing changed for is `{"revision":7,"goals":[]}`.
             Ok(Answer { status: 200, body, .. }) if !body.ends_with(b"\"goals\":[]}") => {
-                return (Instant::now(), body.len());
+                let (at, bytes) = (Instant::now(), body.len());
+                list(&fleet, number, &mut line).await;
+                return Heard { at, bytes, listed: Instant::now() };
             }
             Ok(Answer { status: 200 | 304, .. }) => {}
             _ => {
@@ -96,6 +109,22 @@ pub(crate) async fn hear(fleet: Arc<Fleet>, number: usize) -> (Instant, usize) {
     }
 }
 
+/// Reads the list of goals, however often it takes.
+async fn list(fleet: &Fleet, number: usize, line: &mut Option<Line>) {
+    loop {
+        let asked = async {
+            let line = if let Some(line) = line.as_mut() { line } else { line.insert(fleet.connect(number).await?) };
+            line.ask(&fleet.list).await
+        };
+        if matches!(asked.await, Ok(Answer { status: 200, .. })) {
+            return;
+        }
+        *line = None;
+        fleet.failures.fetch_add(1, Ordering::Relaxed);
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
 async fn wait_once(
     fleet: &Fleet,
     number: usize,
@@ -103,15 +132,14 @@ async fn wait_once(
     report: Option<&[u8]>,
     wait: &[u8],
 ) -> io::Result<Answer> {
-    let line = match line {
-        Some(line) => line,
-        None => {
-            let line = line.insert(fleet.connect(number).await?);
-            if let Some(report) = report {
-                line.ask(report).await?;
-            }
-            line
+    let line = if let Some(line) = line {
+        line
+    } else {
+        let line = line.insert(fleet.connect(number).await?);
+        if let Some(report) = report {
+            line.ask(report).await?;
         }
+        line
     };
     line.send(wait).await?;
     fleet.waiting.fetch_add(1, Ordering::Relaxed);

@@ -85,6 +85,8 @@ struct Figures {
     poll_ms: Quantiles,
     /// From before the change is written until a machine has all of the answer.
     after_change_ms: Quantiles,
+    /// The same until it has read the list of all goals too, as an agent does when it hears of a change.
+    listed_ms: Quantiles,
     /// Machines that have not heard of the change after a minute.
     missed: usize,
     /// Requests that were not answered as they should be, with a new connection after each.
@@ -117,7 +119,7 @@ impl Quantiles {
 fn main() -> Result<()> {
     let Cli { command, load } = Cli::parse();
     if let Some(Command::Serve(serve)) = command {
-        return serve::run(serve);
+        return serve::run(&serve);
     }
     if load.machines == 0 || load.pollers == 0 || load.services == 0 || load.seconds == 0 {
         bail!("--machines, --pollers, --services and --seconds are 1 at the least");

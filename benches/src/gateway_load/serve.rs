@@ -33,7 +33,7 @@ pub(crate) struct Serve {
 }
 
 /// Serves until the standard input ends. Says its address in one line.
-pub(crate) fn run(serve: Serve) -> Result<()> {
+pub(crate) fn run(serve: &Serve) -> Result<()> {
     process::bind_to_core(0)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     runtime.block_on(async {
