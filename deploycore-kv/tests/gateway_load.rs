@@ -199,8 +199,7 @@ async fn a_client_leaves_a_gateway_alone_that_asked_for_it_and_asks_what_it_may(
 
 #[tokio::test]
 async fn another_gateway_is_asked_by_who_found_one_full() {
-    let mut full = GatewaySettings::default();
-    full.max_waiters = 0;
+    let full = GatewaySettings::default().with_max_waiters(0);
     let (full, free) = (serve(full).await, serve(GatewaySettings::default()).await);
     for served in [&full, &free] {
         served.goals.put(&goal("web", 1, 0), Expect::Absent).await.unwrap();
@@ -234,9 +233,7 @@ async fn a_gateway_says_when_it_wants_to_be_polled_again() {
         client.list("").await.unwrap();
         assert_eq!(client.next_poll(), Some(Duration::from_secs(42)));
     }
-    let mut few = GatewaySettings::default();
-    few.polls_per_second = 1;
-    let served = serve(few).await;
+    let served = serve(GatewaySettings { polls_per_second: 1, ..GatewaySettings::default() }).await;
     let lines: Vec<_> = futures::future::join_all((0..30).map(|_| served.connect())).await;
     let client = served.client();
     let look = async {
