@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use deploycore::model::{
-    ArtifactRef, Digest, Generation, Goal, GoalEpoch, GoalPosition, NewJob, Origin, RunSpec, Selector, ServiceName,
-    Timestamp,
+    ArtifactRef, Digest, Generation, Goal, GoalEpoch, GoalPosition, Labels, MachineReport, NewJob, Origin, RunSpec,
+    Selector, ServiceName, ServicePhase, ServiceReport, Timestamp,
 };
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -68,5 +68,31 @@ pub fn goal(service: &str, generation: u64) -> Goal {
         selector: Selector::all(),
         origin: Origin::Deploy,
         created_at: Timestamp::UNIX_EPOCH,
+    }
+}
+
+/// The report of a machine that runs one service.
+///
+/// # Panics
+///
+/// When `machine` is no valid name.
+pub fn report(machine: &str) -> MachineReport {
+    let goal = goal("service-0", 1);
+    let service = ServiceReport {
+        service: goal.service,
+        goal: goal.position,
+        phase: ServicePhase::Good,
+        current: Some((goal.position, goal.artifact)),
+        pid: Some(1),
+        port: Some(80),
+        bytes_fetched: 1 << 30,
+        message: None,
+    };
+    MachineReport {
+        machine: machine.parse().expect("valid"),
+        region: "region".parse().expect("valid"),
+        labels: Labels::default(),
+        agent_pid: 1,
+        services: vec![service],
     }
 }

@@ -12,6 +12,7 @@
 //! | `GET /v1/manifests/{digest}` | the manifest, for ever cacheable; `404` with code `no_manifest` |
 //! | `PUT /v1/machines/{name}` with a report | `204` |
 //! | `GET /v1/machines` | `{"machines": [...], "settling": false}`: each machine that reported, and whether some that are live may be missing |
+//! | `POST /v1/machines/tally` with a goal | how many machines are where with it, counted here: a control plane reads counts, not reports |
 //!
 //! `PUT` and `POST` on goals are refused with `403` unless the gateway is [`Access::Writable`]. An error is
 //! `{"error": {"code": ..., "message": ..., ...}}`, with what the domain's error holds, so that [`GatewayClient`] gives back the error
@@ -20,6 +21,25 @@
 //! A read sees every write that was acknowledged before it came. It costs the store one question for [what
 //! changed](GoalStateStore::changes), and reads that come together share the question. Any number of waiting machines share one
 //! watch, and get one prepared body. Waits are bounded in time and number: `429` with `Retry-After` past that.
+//!
+//! # Many machines
+//!
+//! [`Gateway::serve`] holds 20,000 machines that wait in about 12 KB each (`docs/benchmarks.md` has the figures and the command). What
+//! keeps a crowd from becoming a load:
+//!
+//! - Those who wait for one change are answered over [`release_within`](GatewaySettings::release_within), and a wait is cut by up to a tenth at
+//!   random, so that they come back at different times.
+//! - Each list says in `deploycore-next-poll` in how many seconds the gateway wants to be polled again; it grows with the number of
+//!   connections. Agents and mirrors heed it ([`GoalStateStore::next_poll`]). Waits are the machine's steady business, polls its check.
+//! - A poll or wait may say that the machine's last report still holds, in `deploycore-last-report: REGION MACHINE DIGEST`: that is a sign
+//!   of life, at its start and at its end. The answer has `deploycore-report-wanted` when the report is not known here. So a report comes whole
+//!   only when it changed.
+//! - `429` with `Retry-After` past [`max_waiters`](GatewaySettings::max_waiters), [`max_requests`](GatewaySettings::max_requests) and
+//!   [`max_connections`](GatewaySettings::max_connections). The client leaves a gateway alone that long, with as much again at random.
+//! - A connection that says nothing, that does not finish to ask, or does not take its answer is closed in bounded time.
+//!
+//! A region has two gateways or more, each with a store and a mirror of its own. A [`GatewayClient`] of
+//! several goes to the next when one fails.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -49,100 +69,26 @@
 //! ```
 
 mod client;
+mod connections;
 mod listener;
+mod outgoing;
+mod release;
 mod routes;
+mod settings;
 mod source;
 mod wire;
 
 use std::fmt;
-use std::future::IntoFuture;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
-use bytesize::ByteSize;
-use deploycore::model::friendly;
 use deploycore::port::{GoalStateStore, MachineDirectory, ManifestSource, ReportSink};
-use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use client::{GatewayClient, GatewayClientSettings};
 pub use listener::keeping_alive;
-
-/// Who may change goals through a gateway.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Access {
-    /// Nobody: it serves machines.
-    #[default]
-    ReadOnly,
-    /// Whoever reaches it: it serves the control plane.
-    Writable,
-}
-
-/// Settings of a [`Gateway`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct GatewaySettings {
-    /// Whether goals may be written; read-only by default.
-    pub access: Access,
-    /// The longest that an answer is held back for a change; 60 s by default. A longer wish is cut to it, and with 0 none is held back.
-    #[serde(with = "friendly")]
-    pub max_wait: Duration,
-    /// Answers held back at once; 50,000 by default. One costs some kilobytes and its connection.
-    pub max_waiters: usize,
-    /// How long the store may take, and before that the body of the request, until it is answered with an error; 10 s by default.
-    #[serde(with = "friendly")]
-    pub request_timeout: Duration,
-    /// The largest request body; 1 MiB by default.
-    pub max_body: ByteSize,
-    /// Prepared manifests kept in memory; 64 MiB by default, about a thousand large artifacts.
-    pub manifest_cache: ByteSize,
-}
-
-impl Default for GatewaySettings {
-    fn default() -> Self {
-        Self {
-            access: Access::ReadOnly,
-            max_wait: Duration::from_mins(1),
-            max_waiters: 50_000,
-            request_timeout: Duration::from_secs(10),
-            max_body: ByteSize::mib(1),
-            manifest_cache: ByteSize::mib(64),
-        }
-    }
-}
-
-impl GatewaySettings {
-    /// Sets who may change goals.
-    #[must_use]
-    pub fn with_access(mut self, access: Access) -> Self {
-        self.access = access;
-        self
-    }
-
-    /// Sets the longest wait for a change.
-    #[must_use]
-    pub fn with_max_wait(mut self, max_wait: Duration) -> Self {
-        self.max_wait = max_wait;
-        self
-    }
-
-    /// Sets how many answers are held back at once.
-    #[must_use]
-    pub fn with_max_waiters(mut self, max_waiters: usize) -> Self {
-        self.max_waiters = max_waiters;
-        self
-    }
-
-    /// Sets how long the store may take.
-    #[must_use]
-    pub fn with_request_timeout(mut self, request_timeout: Duration) -> Self {
-        self.request_timeout = request_timeout;
-        self
-    }
-}
+pub use settings::{Access, GatewaySettings};
 
 /// Offers a goal-state store, and what else a region tells its machines, over HTTP. Clones are one gateway.
 ///
@@ -172,10 +118,10 @@ impl Gateway {
 
     /// The routes, to be merged into a router of the host's or served alone.
     ///
-    /// They bound the body of a request in size and time. What lies below is up to whoever serves them: take connections from
-    /// [`keeping_alive`], or those of machines that lost their power stay for ever, and [`close`](Self::close) the gateway when the
-    /// server shuts down. A client that connects and says nothing costs a connection until it goes; a gateway that clients reach who are
-    /// not the region's own machines belongs behind a proxy that bounds this too.
+    /// They bound the body of a request in size and time. What lies below is up to whoever serves them, so prefer
+    /// [`serve_with`](Self::serve_with), which bounds that too: take connections from [`keeping_alive`], or those of machines that lost
+    /// their power stay for ever, and [`close`](Self::close) the gateway when the server shuts down. A client that connects and says
+    /// nothing costs a connection until it goes.
     pub fn router(&self) -> Router {
         routes::router(Arc::clone(&self.inner))
     }
@@ -187,20 +133,27 @@ impl Gateway {
     }
 
     /// Serves until `shutdown`, then ends the waits, finishes what is being answered, for at most the request timeout, and returns.
+    ///
+    /// Connections are bounded in number and time by the [settings](GatewaySettings): one that says nothing, one that does not take what it
+    /// asked for and one too many do not stay.
     pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) -> std::io::Result<()> {
-        let (gateway, stop) = (self.clone(), shutdown.clone());
-        let stopping = async move {
-            stop.cancelled().await;
-            gateway.close();
-        };
-        let server = axum::serve(keeping_alive(listener), self.router()).with_graceful_shutdown(stopping).into_future();
-        let too_long = async {
+        self.serve_with(Router::new(), listener, shutdown).await
+    }
+
+    /// As [`serve`](Self::serve), with further routes of the host's beside the gateway's own.
+    pub async fn serve_with(
+        &self,
+        more: Router,
+        listener: TcpListener,
+        shutdown: CancellationToken,
+    ) -> std::io::Result<()> {
+        let (router, places) = (self.router().merge(more), Arc::clone(&self.inner.places));
+        let closing = async {
             shutdown.cancelled().await;
-            tokio::time::sleep(self.inner.settings.request_timeout).await;
+            self.close();
         };
-        tokio::select! {
-            ended = server => ended,
-            () = too_long => Ok(()),
-        }
+        let serving = connections::serve(&self.inner.settings, router, listener, places, shutdown.clone());
+        tokio::join!(serving, closing);
+        Ok(())
     }
 }

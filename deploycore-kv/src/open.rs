@@ -11,7 +11,7 @@ use deploycore::port::goals::Error;
 /// |---|---|---|
 /// | `redb:///absolute/path`, `redb://relative/path` | a file of this process | `redb` |
 /// | `etcd://[user:password@]host:port[,host:port...][/prefix]`, `etcds://...?ca=FILE[&cert=FILE&key=FILE]` | etcd | `etcd` |
-/// | `http://host:port` | what a gateway offers | `gateway` |
+/// | `http://host:port[,host:port...][/path]` | what a gateway offers, or any of a region's gateways | `gateway` |
 /// | `memory://` | this process's memory, empty: for a try | |
 ///
 /// ```
@@ -31,8 +31,9 @@ pub async fn open_url(url: &str) -> Result<Arc<dyn GoalStateStore>, Error> {
         Some(("etcd" | "etcds", _)) => Ok(Arc::new(crate::etcd::Goals::open_url(url).await?)),
         #[cfg(feature = "gateway")]
         Some(("http", _)) => {
-            let base = url::Url::parse(url).map_err(|error| invalid(&format!("it is no URL: {error}")))?;
-            Ok(Arc::new(crate::gateway::GatewayClient::new(base)?))
+            let bases = gateways(url).map_err(|error| invalid(&format!("it is no URL: {error}")))?;
+            let settings = crate::gateway::GatewayClientSettings::default();
+            Ok(Arc::new(crate::gateway::GatewayClient::of_replicas(bases, settings)?))
         }
         Some(("memory", "")) => Ok(Arc::new(deploycore::memory::Goals::new())),
         Some(("memory", _)) => Err(invalid("memory:// has nothing to name")),
@@ -47,11 +48,19 @@ pub async fn open_url(url: &str) -> Result<Arc<dyn GoalStateStore>, Error> {
     }
 }
 
+/// The URL of each gateway that is named.
+#[cfg(feature = "gateway")]
+fn gateways(url: &str) -> Result<Vec<url::Url>, url::ParseError> {
+    let rest = url.strip_prefix("http://").unwrap_or(url);
+    let (hosts, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    hosts.split(',').map(|host| url::Url::parse(&format!("http://{host}{path}"))).collect()
+}
+
 /// Tells what is wrong, and not the URL: it may hold a password.
 fn invalid(what: &str) -> Error {
     Error::Invalid(format!(
         "the goal store cannot be opened by this URL: {what}; use redb:///path, etcd://host:port/prefix, etcds://host:port/prefix?ca=FILE, \
-         http://host:port or memory://"
+         http://host:port[,host:port] or memory://"
     ))
 }
 
@@ -82,6 +91,16 @@ mod tests {
             let Error::Invalid(text) = &error else { panic!("{url}: {error:?}") };
             assert!(!text.contains("s3cret") && !text.contains('\n'), "{text}");
         }
+    }
+
+    #[cfg(feature = "gateway")]
+    #[tokio::test]
+    async fn a_url_names_one_gateway_or_several() {
+        let named = |url| gateways(url).unwrap().into_iter().map(String::from).collect::<Vec<_>>();
+        assert_eq!(named("http://a:1"), ["http://a:1/"]);
+        assert_eq!(named("http://a:1,b:2/eu"), ["http://a:1/eu", "http://b:2/eu"]);
+        open_url("http://a:1,b:2").await.unwrap();
+        assert!(open_url("http://a:1,,b:2").await.is_err());
     }
 
     #[cfg(feature = "redb")]

@@ -8,6 +8,7 @@ mod job;
 mod machine;
 mod manifest;
 mod replication;
+mod tally;
 mod time;
 
 pub use artifact::{ArtifactRef, LogName};
@@ -21,10 +22,13 @@ pub use job::{
     Attempt, AttemptOutcome, Completion, Epoch, Failure, FailureKind, Job, JobStatus, Lease, NewJob, Retry,
     RunningLease, Timings,
 };
-pub use machine::{KnownMachine, KnownMachines, Labels, MachineReport, ServicePhase, ServiceReport};
+pub use machine::{
+    KnownMachine, KnownMachines, Labels, LastReport, MachineReport, ParseLastReportError, ServicePhase, ServiceReport,
+};
 pub use manifest::{
     InvalidManifest, MAX_ARTIFACT_SIZE, MAX_PIECE_SIZE, MIN_PIECE_SIZE, Manifest, ManifestHasher, PieceCheck,
     piece_size_for,
 };
 pub use replication::{ArtifactStatus, CopyLease, CopyState, CopyStatus, CopyTask, NewArtifact};
+pub use tally::{Standing, Straggler, Tally};
 pub use time::{Timestamp, elapsed, friendly, friendly_option, later};

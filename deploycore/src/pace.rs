@@ -60,14 +60,19 @@ pub enum Wake {
 pub struct Pace {
     period: Duration,
     backoff: Backoff,
+    /// What the other side wishes for.
+    wished: Duration,
     failures: u32,
     random: fastrand::Rng,
 }
 
+/// The longest that another side's wish makes a service wait: one that says nonsense does not make it fall asleep.
+const MOST_WISHED: Duration = Duration::from_mins(5);
+
 impl Pace {
     /// A rhythm of one look each `period`.
     pub fn new(period: Duration, backoff: Backoff) -> Self {
-        Self { period, backoff, failures: 0, random: fastrand::Rng::new() }
+        Self { period, backoff, wished: Duration::ZERO, failures: 0, random: fastrand::Rng::new() }
     }
 
     /// Seeds the jitter.
@@ -82,6 +87,12 @@ impl Pace {
         self.failures = if well { 0 } else { self.failures.saturating_add(1) };
     }
 
+    /// Takes over what the other side of the looks wishes to pass between two, at the most 5 min. The service's own period holds where it is
+    /// longer, and hints shorten both.
+    pub fn wish(&mut self, wished: Option<Duration>) {
+        self.wished = wished.unwrap_or_default().min(MOST_WISHED);
+    }
+
     /// Looks that failed in a row.
     pub fn failures(&self) -> u32 {
         self.failures
@@ -89,7 +100,7 @@ impl Pace {
 
     /// How long to wait now: the period, or the backoff after failures, less up to a tenth so that many do not march in step.
     pub fn delay(&mut self) -> Duration {
-        let full = if self.failures == 0 { self.period } else { self.backoff.delay(self.failures) };
+        let full = if self.failures == 0 { self.period.max(self.wished) } else { self.backoff.delay(self.failures) };
         full.mul_f64(1.0 - 0.1 * self.random.f64())
     }
 
@@ -146,6 +157,19 @@ mod tests {
         let delays: Vec<_> = (1..6).map(|n| backoff.delay(n).as_secs()).collect();
         assert_eq!(delays, [1, 2, 4, 5, 5]);
         assert_eq!(backoff.delay(u32::MAX), Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_wish_makes_a_rhythm_slower_within_a_bound_and_never_faster() {
+        let (second, hour) = (Duration::from_secs(1), Duration::from_hours(1));
+        let mut pace = Pace::new(Duration::from_secs(10), Backoff::default());
+        for (wished, least, most) in
+            [(None, 9, 10), (Some(second), 9, 10), (Some(second * 20), 18, 20), (Some(hour), 270, 300)]
+        {
+            pace.wish(wished);
+            let delay = pace.delay();
+            assert!(second * least <= delay && delay <= second * most, "{wished:?}: {delay:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,77 +1,59 @@
-//! A gateway's store, from elsewhere.
+//! A region's gateways, from elsewhere.
+
+mod exchange;
+mod replicas;
+mod reported;
+mod settings;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytesize::ByteSize;
-use deploycore::model::{Digest, Goal, KnownMachines, MachineReport, Manifest, Revision, ServiceName, friendly};
+use deploycore::model::{
+    Digest, Goal, KnownMachine, KnownMachines, LastReport, MachineReport, Manifest, Revision, ServiceName, Tally,
+};
 use deploycore::port::goals::{Changes, Error, Expect, GoalStateStore, Snapshot, Stored};
 use deploycore::port::{BackendError, MachineDirectory, ManifestSource, ReportSink};
+use futures::future::join_all;
 use futures::stream::{BoxStream, StreamExt};
-use reqwest::header::{ETAG, HeaderValue, IF_NONE_MATCH};
-use reqwest::{Method, RequestBuilder, StatusCode};
+use reqwest::header::{HeaderValue, IF_NONE_MATCH};
+use reqwest::{Method, StatusCode};
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use url::Url;
 
-use super::wire::{BACKEND, Compact, Envelope, Problem, Put, Report, Written, unexpected};
+pub use settings::GatewayClientSettings;
+
+use super::wire::{BACKEND, Compact, NEXT_POLL, Problem, Put, Written, unexpected};
+use exchange::{Ask, Whom, lost};
+use replicas::Replicas;
+use reported::Reported;
 
 /// Between requests of a watch: where waits are bounded by nothing it would be a busy loop over the network.
 const LEAST_WAIT: Duration = Duration::from_secs(1);
-
-/// Settings of a [`GatewayClient`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct GatewayClientSettings {
-    /// To reach the gateway; 5 s by default.
-    #[serde(with = "friendly")]
-    pub connect_timeout: Duration,
-    /// From request to the end of the answer, waits not counted; 15 s by default.
-    #[serde(with = "friendly")]
-    pub request_timeout: Duration,
-    /// How long one request of a watch waits for a change; 30 s by default. Requests that nothing has changed for follow each other by at
-    /// least a second, however short the wait, here or by the gateway's own bound.
-    #[serde(with = "friendly")]
-    pub watch_wait: Duration,
-    /// The largest answer that is read; 64 MiB by default, a thousand goals of the largest size.
-    pub max_answer: ByteSize,
-}
-
-impl Default for GatewayClientSettings {
-    fn default() -> Self {
-        Self {
-            connect_timeout: Duration::from_secs(5),
-            request_timeout: Duration::from_secs(15),
-            watch_wait: Duration::from_secs(30),
-            max_answer: ByteSize::mib(64),
-        }
-    }
-}
-
-impl GatewayClientSettings {
-    /// Sets how long the gateway may take to answer.
-    #[must_use]
-    pub fn with_request_timeout(mut self, request_timeout: Duration) -> Self {
-        self.request_timeout = request_timeout;
-        self
-    }
-
-    /// Sets how long one request of a watch waits.
-    #[must_use]
-    pub fn with_watch_wait(mut self, watch_wait: Duration) -> Self {
-        self.watch_wait = watch_wait;
-        self
-    }
-}
+/// A connection that was not used for so long is closed: a machine that waits on one seldom needs another, and each costs its gateway memory. It
+/// must be shorter than the gateway's own bound, as a request that meets the end of its connection is lost.
+const IDLE: Duration = Duration::from_secs(5);
 
 /// What a [`Gateway`](super::Gateway) offers, over HTTP. Clones share connections and the last list.
 ///
 /// A list that did not change costs a request without a body: the client keeps the last one with its tag. Nothing is retried here;
 /// errors say whether the caller may. It goes straight to its URL: `HTTP_PROXY` and its kin, which a host may set for its way out, are not
 /// obeyed, because a gateway is in the same region or in the same network.
+///
+/// **Several gateways** of one region stand for each other: a client begins at one of them by chance, and goes to the next when it cannot be
+/// reached, answers `502`, `503` or `504`, or wants to be left alone. A read is asked of each once at most before it fails; a write goes
+/// to another only where the first cannot have acted on it. Each gateway counts its own revisions, so a revision of one
+/// that failed is answered as [`Compacted`](Error::Compacted): list, and go on from there. The next may be behind the last, by what its
+/// mirror has not yet copied: whoever acts on goals keeps the greatest position, as agents and mirrors do.
+///
+/// **A gateway under load** answers `429`; then nothing more of that kind is sent to it until the `Retry-After` that it named is
+/// over, with as much again at random: such a call fails at once, or goes to another gateway.
+///
+/// **Reports**: one that the gateway holds already is not sent again while polls carry a word that it still holds.
 #[derive(Debug, Clone)]
 pub struct GatewayClient {
     inner: Arc<Inner>,
@@ -80,9 +62,12 @@ pub struct GatewayClient {
 #[derive(Debug)]
 struct Inner {
     http: reqwest::Client,
-    base: Url,
+    replicas: Replicas,
     settings: GatewayClientSettings,
     last: Mutex<Option<Arc<LastList>>>,
+    reported: Reported,
+    /// What the gateway last said of the next poll, in seconds; 0 when it has not.
+    next_poll: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -104,128 +89,93 @@ impl GatewayClient {
     /// A client with settings.
     ///
     /// Errors: `Invalid` when `base` is not an `http` URL.
-    pub fn with_settings(mut base: Url, settings: GatewayClientSettings) -> Result<Self, Error> {
-        if base.scheme() != "http" || !base.has_host() {
-            return Err(Error::Invalid(format!("{base} is not the URL of a gateway: use http://host:port")));
+    pub fn with_settings(base: Url, settings: GatewayClientSettings) -> Result<Self, Error> {
+        Self::of_replicas([base], settings)
+    }
+
+    /// A client of several gateways that offer one region's goals.
+    ///
+    /// Errors: `Invalid` when one is not an `http` URL, and when there is none.
+    pub fn of_replicas(bases: impl IntoIterator<Item = Url>, settings: GatewayClientSettings) -> Result<Self, Error> {
+        let bases = bases.into_iter().map(checked).collect::<Result<Vec<_>, _>>()?;
+        if bases.is_empty() {
+            return Err(Error::Invalid("no gateway was named: use http://host:port".to_owned()));
         }
-        base.set_query(None);
-        base.set_fragment(None);
         let http = reqwest::Client::builder()
             .no_proxy()
             .connect_timeout(settings.connect_timeout)
+            .pool_idle_timeout(IDLE)
             .redirect(reqwest::redirect::Policy::none())
             .build()
             .map_err(lost)?;
-        Ok(Self { inner: Arc::new(Inner { http, base, settings, last: Mutex::default() }) })
+        let (replicas, last, reported) = (Replicas::new(bases), Mutex::default(), Reported::default());
+        Ok(Self { inner: Arc::new(Inner { http, replicas, settings, last, reported, next_poll: AtomicU64::new(0) }) })
     }
 
-    /// The gateway's address.
+    /// The address of the gateway that is asked first.
     pub fn base(&self) -> &Url {
-        &self.inner.base
-    }
-
-    fn url(&self, path: &[&str], query: &[(&str, &str)]) -> Url {
-        let mut url = self.inner.base.clone();
-        url.path_segments_mut().expect("an http URL has a path").pop_if_empty().push("v1").extend(path);
-        if !query.is_empty() {
-            url.query_pairs_mut().extend_pairs(query);
-        }
-        url
-    }
-
-    fn request(&self, method: Method, url: Url) -> RequestBuilder {
-        self.inner.http.request(method, url).timeout(self.inner.settings.request_timeout)
-    }
-
-    async fn read<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, Error> {
-        let answer = self.send(request).await?;
-        parse(&answer.body)
-    }
-
-    /// As [`read`](Self::read), with `None` where the gateway says that it has none.
-    async fn find<T: DeserializeOwned>(&self, request: RequestBuilder, none: &Problem) -> Result<Option<T>, Error> {
-        match self.exchange(request).await? {
-            Ok(answer) => parse(&answer.body).map(Some),
-            Err(Refusal::Said(report, _)) if report.problem == *none => Ok(None),
-            Err(refusal) => Err(refusal.into()),
-        }
-    }
-
-    async fn send(&self, request: RequestBuilder) -> Result<Answer, Error> {
-        self.exchange(request).await?.map_err(Error::from)
-    }
-
-    /// Sends a request and reads the answer: the outer error is of the way there and back.
-    async fn exchange(&self, request: RequestBuilder) -> Result<Result<Answer, Refusal>, Error> {
-        let mut response = request.send().await.map_err(lost)?;
-        let (status, tag) = (response.status(), response.headers().get(ETAG).cloned());
-        let most = self.inner.settings.max_answer.as_u64();
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(lost)? {
-            if (body.len() + chunk.len()) as u64 > most {
-                let what = format!("the gateway's answer is larger than {}", self.inner.settings.max_answer);
-                return Err(BackendError::permanent(BACKEND, what).into());
-            }
-            body.extend_from_slice(&chunk);
-        }
-        if status.is_success() || status == StatusCode::NOT_MODIFIED {
-            return Ok(Ok(Answer { status, tag, body }));
-        }
-        Ok(Err(match serde_json::from_slice::<Envelope>(&body) {
-            Ok(envelope) => Refusal::Said(envelope.error, status.as_u16()),
-            Err(_) => Refusal::Other(String::from_utf8_lossy(&body).chars().take(200).collect(), status.as_u16()),
-        }))
+        let replicas = &self.inner.replicas;
+        replicas.base(replicas.current())
     }
 
     fn last(&self) -> std::sync::MutexGuard<'_, Option<Arc<LastList>>> {
         self.inner.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-struct Answer {
-    status: StatusCode,
-    tag: Option<HeaderValue>,
-    body: Vec<u8>,
-}
-
-enum Refusal {
-    /// By the gateway.
-    Said(Report, u16),
-    /// By something that does not speak as the gateway does.
-    Other(String, u16),
-}
-
-impl From<Refusal> for Error {
-    fn from(refusal: Refusal) -> Self {
-        match refusal {
-            Refusal::Said(report, status) => report.into_error(status),
-            Refusal::Other(text, status) => unexpected(status, &text).into(),
+    async fn changed(&self, since: Revision, wait: Duration) -> Result<Changes, Error> {
+        let replicas = &self.inner.replicas;
+        let replica = replicas.current();
+        if !replicas.knows(replica, since) {
+            // It is another gateway's: what is the oldest here, a list will tell.
+            return Err(Error::Compacted { since, oldest: Revision(since.0.saturating_add(1)) });
         }
+        let (since, waits) = (since.to_string(), format!("{}ms", wait.as_millis()));
+        let query = [("since", since.as_str()), ("wait", waits.as_str())];
+        let query = if wait.is_zero() { &query[..1] } else { &query };
+        let ask = Ask { query, wait, carries_report: true, ..Ask::get(&["changes"]) };
+        let changes: Changes = self.read(ask.to(Whom::One(replica))).await?;
+        replicas.gave(replica, changes.revision);
+        Ok(changes)
     }
+
+    /// Asks each gateway, as each knows what came to it alone.
+    async fn ask_all<T: DeserializeOwned>(&self, ask: impl Fn() -> Ask<'static>) -> Vec<Result<T, Error>> {
+        let asked = |replica| self.read(ask().to(Whom::One(replica)));
+        join_all(self.inner.replicas.in_order().map(asked)).await
+    }
+}
+
+fn checked(mut base: Url) -> Result<Url, Error> {
+    if base.scheme() != "http" || !base.has_host() {
+        return Err(Error::Invalid(format!("{base} is not the URL of a gateway: use http://host:port")));
+    }
+    base.set_query(None);
+    base.set_fragment(None);
+    Ok(base)
 }
 
 #[async_trait]
 impl GoalStateStore for GatewayClient {
     async fn get(&self, service: &ServiceName) -> Result<Option<Stored>, Error> {
-        let url = self.url(&["goals", service.as_str()], &[]);
-        self.find(self.request(Method::GET, url), &Problem::NoGoal).await
+        self.find(Ask::get(&["goals", service.as_str()]), &Problem::NoGoal).await
     }
 
     async fn list(&self, prefix: &str) -> Result<Snapshot, Error> {
         let query = [("prefix", prefix)];
-        let url = self.url(&["goals"], if prefix.is_empty() { &[] } else { &query });
+        let query = if prefix.is_empty() { &query[..0] } else { &query };
         let held = self.last().clone().filter(|last| last.prefix == prefix);
-        let mut request = self.request(Method::GET, url);
-        if let Some(held) = &held {
-            request = request.header(IF_NONE_MATCH, held.tag.clone());
-        }
-        let answer = self.send(request).await?;
-        if answer.status == StatusCode::NOT_MODIFIED {
-            let unasked = || unexpected(304, "nothing was held");
-            return Ok(held.ok_or_else(unasked)?.snapshot.clone());
-        }
-        let snapshot: Snapshot = parse(&answer.body)?;
-        if let Some(tag) = answer.tag {
+        let headers = held.iter().map(|held| (IF_NONE_MATCH, held.tag.clone())).collect();
+        let answer = self.send(Ask { query, headers, carries_report: true, ..Ask::get(&["goals"]) }).await?;
+        let told = answer.headers.get(NEXT_POLL).and_then(|value| value.to_str().ok()?.parse().ok());
+        self.inner.next_poll.store(told.unwrap_or(0), Ordering::Relaxed);
+        // Equal tags are of equal bodies, whichever gateway gave them.
+        let snapshot = if answer.status == StatusCode::NOT_MODIFIED {
+            held.ok_or_else(|| unexpected(304, "nothing was held"))?.snapshot.clone()
+        } else {
+            answer.read()?
+        };
+        self.inner.replicas.gave(answer.replica, snapshot.revision);
+        if let Some(tag) = answer.tag().filter(|_| answer.status != StatusCode::NOT_MODIFIED) {
             let last = LastList { prefix: prefix.to_owned(), tag, snapshot: snapshot.clone() };
             *self.last() = Some(Arc::new(last));
         }
@@ -233,19 +183,22 @@ impl GoalStateStore for GatewayClient {
     }
 
     async fn put(&self, goal: &Goal, expect: Expect) -> Result<Revision, Error> {
-        let url = self.url(&["goals", goal.service.as_str()], &[]);
-        let request = self.request(Method::PUT, url).json(&Put { goal: Cow::Borrowed(goal), expect });
-        self.read::<Written>(request).await.map(|written| written.revision)
+        let path = ["goals", goal.service.as_str()];
+        let ask = Ask::send(Method::PUT, &path, &Put { goal: Cow::Borrowed(goal), expect }).to(Whom::AnyOnce);
+        let answer = self.send(ask).await?;
+        let Written { revision } = answer.read()?;
+        self.inner.replicas.gave(answer.replica, revision);
+        Ok(revision)
     }
 
     async fn history(&self, service: &ServiceName, limit: usize) -> Result<Vec<Stored>, Error> {
-        let url = self.url(&["goals", service.as_str(), "history"], &[("limit", &limit.to_string())]);
-        self.read(self.request(Method::GET, url)).await
+        let limit = limit.to_string();
+        let query = [("limit", limit.as_str())];
+        self.read(Ask { query: &query, ..Ask::get(&["goals", service.as_str(), "history"]) }).await
     }
 
     async fn changes(&self, since: Revision) -> Result<Changes, Error> {
-        let url = self.url(&["changes"], &[("since", &since.to_string())]);
-        self.read(self.request(Method::GET, url)).await
+        self.changed(since, Duration::ZERO).await
     }
 
     /// Requests that wait at the gateway, one after the other. The stream ends with an error when the gateway cannot be reached.
@@ -255,7 +208,7 @@ impl GoalStateStore for GatewayClient {
             let (client, mut since) = state?;
             loop {
                 let asked = Instant::now();
-                match client.changed(since).await {
+                match client.changed(since, client.inner.settings.watch_wait).await {
                     Err(error) => return Some((Err(error), None)),
                     Ok(changes) if !changes.goals.is_empty() => {
                         let next = (client, changes.revision);
@@ -272,26 +225,23 @@ impl GoalStateStore for GatewayClient {
     }
 
     async fn compact(&self, through: Revision) -> Result<(), Error> {
-        let request = self.request(Method::POST, self.url(&["compact"], &[])).json(&Compact { through });
-        self.send(request).await.map(drop)
+        let ask = Ask::send(Method::POST, &["compact"], &Compact { through }).to(Whom::AnyOnce);
+        self.send(ask).await.map(drop)
     }
-}
 
-impl GatewayClient {
-    async fn changed(&self, since: Revision) -> Result<Changes, Error> {
-        let GatewayClientSettings { watch_wait, request_timeout, .. } = self.inner.settings;
-        let wait = format!("{}ms", watch_wait.as_millis());
-        let url = self.url(&["changes"], &[("since", &since.to_string()), ("wait", &wait)]);
-        self.read(self.request(Method::GET, url).timeout(watch_wait + request_timeout)).await
+    /// What the gateway said beside its last list.
+    fn next_poll(&self) -> Option<Duration> {
+        let told = self.inner.next_poll.load(Ordering::Relaxed);
+        (told > 0).then(|| Duration::from_secs(told))
     }
 }
 
 #[async_trait]
 impl ManifestSource for GatewayClient {
     async fn region_manifest(&self, digest: &Digest) -> Result<Option<Manifest>, BackendError> {
-        let url = self.url(&["manifests", &digest.to_string()], &[]);
+        let digest_text = digest.to_string();
         let found: Option<Manifest> =
-            self.find(self.request(Method::GET, url), &Problem::NoManifest).await.map_err(below)?;
+            self.find(Ask::get(&["manifests", &digest_text]), &Problem::NoManifest).await.map_err(below)?;
         match found {
             Some(manifest) if manifest.digest() != *digest => {
                 let what = format!("the gateway gave the manifest of {} for {digest}", manifest.digest());
@@ -305,27 +255,55 @@ impl ManifestSource for GatewayClient {
 #[async_trait]
 impl ReportSink for GatewayClient {
     async fn report(&self, report: &MachineReport) -> Result<(), BackendError> {
-        let url = self.url(&["machines", report.machine.as_str()], &[]);
-        self.send(self.request(Method::PUT, url).json(report)).await.map(drop).map_err(below)
+        let (last, reported) = (LastReport::of(report), &self.inner.reported);
+        if reported.is_known(self.inner.replicas.current(), &last) {
+            return Ok(());
+        }
+        let path = ["machines", report.machine.as_str()];
+        let answer = self.send(Ask::send(Method::PUT, &path, report)).await.map_err(below)?;
+        reported.taken(answer.replica, last);
+        Ok(())
     }
 }
 
 #[async_trait]
 impl MachineDirectory for GatewayClient {
+    /// Of several gateways each knows the machines that report to it. One that does not answer may know some that the others do not: the
+    /// region is settling then.
     async fn machines(&self) -> Result<KnownMachines, BackendError> {
-        let url = self.url(&["machines"], &[]);
-        self.read(self.request(Method::GET, url)).await.map_err(below)
+        let mut machines: BTreeMap<_, KnownMachine> = BTreeMap::new();
+        let mut settling = false;
+        let mut answers = self.ask_all::<KnownMachines>(|| Ask::get(&["machines"])).await;
+        all_failed(&mut answers)?;
+        for answer in answers {
+            let Ok(known) = answer else {
+                settling = true;
+                continue;
+            };
+            settling |= known.settling;
+            for machine in known.machines {
+                let key = (machine.report.region.clone(), machine.report.machine.clone());
+                let is_newer = machines.get(&key).is_none_or(|other| machine.silent_for < other.silent_for);
+                if is_newer {
+                    machines.insert(key, machine);
+                }
+            }
+        }
+        Ok(KnownMachines { machines: machines.into_values().collect(), settling })
+    }
+
+    /// One gateway counts for itself. Of several the machines are read, as one that moved from one to the other would count twice.
+    async fn tally(&self, goal: &Goal) -> Result<Tally, BackendError> {
+        if self.inner.replicas.len() > 1 {
+            return self.machines().await.map(|known| Tally::of(goal, &known));
+        }
+        self.read(Ask::send(Method::POST, &["machines", "tally"], goal)).await.map_err(below)
     }
 }
 
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
-    let unread = |error| BackendError::permanent(BACKEND, format!("the gateway's answer cannot be read: {error}"));
-    serde_json::from_slice(body).map_err(|error| unread(error).into())
-}
-
-fn lost(error: reqwest::Error) -> Error {
-    let make = if error.is_builder() { BackendError::permanent } else { BackendError::retryable };
-    make(BACKEND, error).into()
+/// The first error, when there is nothing else.
+fn all_failed<T>(answers: &mut Vec<Result<T, Error>>) -> Result<(), BackendError> {
+    if answers.iter().any(Result::is_ok) { Ok(()) } else { answers.swap_remove(0).map(drop).map_err(below) }
 }
 
 fn below(error: Error) -> BackendError {

@@ -14,12 +14,12 @@ const INTERVAL: Duration = Duration::from_secs(15);
 /// A listener for [`axum::serve()`] whose connections do not outlive a machine that disappears without a word. For a host that serves
 /// [`Gateway::router`](super::Gateway::router) itself.
 pub fn keeping_alive(listener: TcpListener) -> TapIo<TcpListener, fn(&mut TcpStream)> {
-    listener.tap_io(keep_alive)
+    listener.tap_io(|stream| keep_alive(stream))
 }
 
-fn keep_alive(stream: &mut TcpStream) {
+pub(super) fn keep_alive(stream: &TcpStream) {
     let keepalive = TcpKeepalive::new().with_time(IDLE).with_interval(INTERVAL);
-    if let Err(error) = SockRef::from(&*stream).set_tcp_keepalive(&keepalive) {
+    if let Err(error) = SockRef::from(stream).set_tcp_keepalive(&keepalive) {
         // It is served all the same.
         tracing::debug!(%error, "a connection is not kept under watch");
     }

@@ -13,7 +13,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use bytes::Bytes;
-use deploycore::model::{Digest, MachineReport, Revision, ServiceName, friendly_option};
+use deploycore::model::{Digest, Goal, LastReport, MachineReport, Revision, ServiceName, friendly_option};
 use deploycore::port::goals::{Changes, Error, GoalStateStore, MAX_BATCH};
 use deploycore::port::{MachineDirectory, ManifestSource, ReportSink};
 use serde::de::DeserializeOwned;
@@ -21,8 +21,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
+use super::release::Release;
 use super::source::{Closed, Prepared, Source, View};
-use super::wire::{Compact, Problem, Put, Report, Written};
+use super::wire::{Compact, LAST_REPORT, NEXT_POLL, Problem, Put, REPORT_WANTED, Report, Written};
 use super::{Access, GatewaySettings};
 
 /// Machines ask each time; what they hold is checked by its tag.
@@ -40,6 +41,10 @@ pub(super) struct Inner {
     reports: Option<Arc<dyn ReportSink>>,
     machines: Option<Arc<dyn MachineDirectory>>,
     waiters: Semaphore,
+    release: Release,
+    requests: Semaphore,
+    /// Of connections, where the gateway serves them itself.
+    pub(super) places: Arc<Semaphore>,
 }
 
 type ManifestCache = quick_cache::sync::Cache<Digest, Bytes, ByLength>;
@@ -61,30 +66,41 @@ impl Inner {
         reports: Option<Arc<dyn ReportSink>>,
         machines: Option<Arc<dyn MachineDirectory>>,
     ) -> Self {
+        let permits = |most: usize| Semaphore::new(most.min(Semaphore::MAX_PERMITS));
         let cache = || ManifestCache::with_weighter(1_000, settings.manifest_cache.as_u64(), ByLength);
         Self {
             source: Source::new(goals, settings.request_timeout),
             manifests: manifests.map(|manifests| (manifests, cache())),
             reports,
             machines,
-            waiters: Semaphore::new(settings.max_waiters.min(Semaphore::MAX_PERMITS)),
+            waiters: permits(settings.max_waiters),
+            release: Release::new(settings.release_within),
+            requests: permits(settings.max_requests),
+            places: Arc::new(permits(settings.max_connections)),
             settings,
         }
     }
 
     async fn within<T, E: Into<Report>>(&self, work: impl Future<Output = Result<T, E>>) -> Result<T, Report> {
+        let _turn = self.requests.try_acquire().map_err(|_| {
+            metrics::counter!("deploycore_gateway_requests_refused_total").increment(1);
+            Problem::Overloaded.says(format!("{} requests are being answered already", self.settings.max_requests))
+        })?;
         match tokio::time::timeout(self.settings.request_timeout, work).await {
             Ok(outcome) => outcome.map_err(Into::into),
             Err(_) => Err(Problem::Unavailable.says("the store took too long")),
         }
     }
 
-    /// What a wait gave. The watch is a hint: before it is said that nothing changed, the store is read.
-    async fn or_read(&self, waited: Option<Arc<View>>) -> Result<Arc<View>, Report> {
-        match waited {
-            Some(view) => Ok(view),
-            None => self.within(self.source.current()).await,
-        }
+    /// Waits until the store has left revision `seen`, and gives what it then is, and whether the time is over. The watch is a hint: before
+    /// it is said that nothing changed, the store is read.
+    async fn wait(&self, seen: Revision, deadline: Instant) -> Result<(Arc<View>, bool), Report> {
+        let Some(view) = self.source.beyond(seen, deadline).await? else {
+            return Ok((self.within(self.source.current()).await?, true));
+        };
+        let waiting = self.settings.max_waiters.saturating_sub(self.waiters.available_permits());
+        self.release.turn(view.revision(), waiting).await;
+        Ok((self.source.newest().unwrap_or(view), false))
     }
 
     fn writable(&self) -> Result<(), Report> {
@@ -102,7 +118,16 @@ impl Inner {
     }
 
     fn deadline(&self, wait: Option<Duration>) -> Option<Instant> {
-        wait.filter(|wait| !wait.is_zero()).map(|wait| Instant::now() + wait.min(self.settings.max_wait))
+        let wait = wait.filter(|wait| !wait.is_zero())?.min(self.settings.max_wait);
+        // Those who were let go together do not come back together.
+        Some(Instant::now() + wait.mul_f64(1.0 - 0.1 * fastrand::f64()))
+    }
+
+    /// What a machine shall let pass until it polls again.
+    fn next_poll(&self) -> Duration {
+        let connections = self.settings.max_connections.saturating_sub(self.places.available_permits());
+        let shared = Duration::from_secs(connections as u64) / self.settings.polls_per_second.max(1);
+        self.settings.next_poll.max(shared)
     }
 }
 
@@ -116,6 +141,7 @@ pub(super) fn router(inner: Arc<Inner>) -> Router {
         .route("/v1/compact", post(compact))
         .route("/v1/manifests/{digest}", get(manifest))
         .route("/v1/machines", get(machines))
+        .route("/v1/machines/tally", post(tally))
         .route("/v1/machines/{name}", put(report))
         .layer(DefaultBodyLimit::max(limit))
         .with_state(inner)
@@ -130,23 +156,28 @@ struct ListQuery {
     wait: Option<Duration>,
 }
 
-async fn list(State(inner): Shared, query: Result<Query<ListQuery>, QueryRejection>, headers: HeaderMap) -> Outcome {
+// The two requests that wait are taken apart before: of a request that is kept, the connection's buffer is kept too.
+
+async fn list(State(inner): Shared, request: Request) -> Outcome {
+    let (query, held) = (Query::try_from_uri(request.uri()), Held::of(request.headers()));
+    let word = LastWord::of(request.headers());
+    drop(request);
+    word.tell(&inner).await;
     let Query(ListQuery { prefix, wait }) = query.map_err(refused)?;
     let mut view = inner.within(inner.source.current()).await?;
     let mut list = view.list(&prefix);
-    if let Some(deadline) = inner.deadline(wait).filter(|_| holds(&headers, &list.tag)) {
+    if let Some(deadline) = inner.deadline(wait).filter(|_| held.is(&list.tag)) {
         let _place = inner.place_to_wait()?;
-        while holds(&headers, &list.tag) {
-            let next = inner.source.beyond(view.revision(), deadline).await?;
-            let over = next.is_none();
-            view = inner.or_read(next).await?;
+        let mut over = false;
+        while held.is(&list.tag) && !over {
+            (view, over) = inner.wait(view.revision(), deadline).await?;
             list = view.list(&prefix);
-            if over {
-                break;
-            }
         }
     }
-    Ok(tagged(&headers, list, REVALIDATE))
+    let mut response = tagged(&held, list, REVALIDATE);
+    response.headers_mut().insert(NEXT_POLL, HeaderValue::from(inner.next_poll().as_secs()));
+    word.answer(&inner, &mut response).await;
+    Ok(response)
 }
 
 async fn one(State(inner): Shared, service: Result<Path<String>, PathRejection>, headers: HeaderMap) -> Outcome {
@@ -155,7 +186,7 @@ async fn one(State(inner): Shared, service: Result<Path<String>, PathRejection>,
     let stored = view.get(&service).ok_or_else(|| Problem::NoGoal.says(format!("{service} has no goal")))?;
     let tag = format!("\"{}.{}\"", stored.goal.position, stored.revision);
     let tag = HeaderValue::from_str(&tag).expect("numbers are plain text");
-    if holds(&headers, &tag) {
+    if Held::of(&headers).is(&tag) {
         return Ok(not_modified(tag, REVALIDATE));
     }
     Ok(whole(Prepared { tag, body: encode(stored) }, REVALIDATE))
@@ -206,17 +237,23 @@ struct ChangesQuery {
     wait: Option<Duration>,
 }
 
-async fn changes(State(inner): Shared, query: Result<Query<ChangesQuery>, QueryRejection>) -> Outcome {
+async fn changes(State(inner): Shared, request: Request) -> Outcome {
+    let (query, word) = (Query::try_from_uri(request.uri()), LastWord::of(request.headers()));
+    drop(request);
+    word.tell(&inner).await;
     let Query(ChangesQuery { since, wait }) = query.map_err(refused)?;
     let mut view = inner.within(inner.source.current()).await?;
     if let Some(deadline) = inner.deadline(wait).filter(|_| since == view.revision()) {
         let _place = inner.place_to_wait()?;
-        view = inner.or_read(inner.source.beyond(since, deadline).await?).await?;
+        (view, _) = inner.wait(since, deadline).await?;
     }
-    if since == view.revision() {
-        return Ok(json(&Changes { revision: since, goals: Vec::new() }));
-    }
-    Ok(answer(inner.within(inner.source.changes(&view, since)).await?))
+    let mut response = if since == view.revision() {
+        json(&Changes { revision: since, goals: Vec::new() })
+    } else {
+        answer(inner.within(inner.source.changes(&view, since)).await?)
+    };
+    word.answer(&inner, &mut response).await;
+    Ok(response)
 }
 
 async fn compact(State(inner): Shared, body: Result<Whole, Report>) -> Outcome {
@@ -238,7 +275,7 @@ async fn manifest(State(inner): Shared, digest: Result<Path<String>, PathRejecti
         Ok::<_, Report>(encode(&manifest))
     });
     let body = inner.within(read).await?;
-    Ok(tagged(&headers, Prepared { tag, body }, IMMUTABLE))
+    Ok(tagged(&Held::of(&headers), Prepared { tag, body }, IMMUTABLE))
 }
 
 async fn report(
@@ -259,6 +296,12 @@ async fn report(
 async fn machines(State(inner): Shared) -> Outcome {
     let machines = inner.machines.as_ref().ok_or_else(|| not_offered("machines"))?;
     Ok(json(&inner.within(machines.machines()).await?))
+}
+
+async fn tally(State(inner): Shared, body: Result<Whole, Report>) -> Outcome {
+    let machines = inner.machines.as_ref().ok_or_else(|| not_offered("machines"))?;
+    let goal: Goal = decode(body)?;
+    Ok(json(&inner.within(machines.tally(&goal)).await?))
 }
 
 /// The body of a request, bounded in size and time: a client that stalls does not hold what came for ever.
@@ -305,16 +348,46 @@ fn not_offered(what: &str) -> Report {
     Problem::NotOffered.says(format!("{what} are not offered by this gateway"))
 }
 
-/// Whether the caller holds what `tag` stands for.
-fn holds(headers: &HeaderMap, tag: &HeaderValue) -> bool {
-    let tags = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
-    tags.flat_map(|value| value.split(','))
-        .map(|held| held.trim().trim_start_matches("W/"))
-        .any(|held| held == "*" || held.as_bytes() == tag.as_bytes())
+/// What a poll says of the machine's report, if it does.
+struct LastWord(Option<LastReport>);
+
+impl LastWord {
+    fn of(headers: &HeaderMap) -> Self {
+        Self(headers.get(LAST_REPORT).and_then(|value| value.to_str().ok()?.parse().ok()))
+    }
+
+    /// Passes it on, when the request comes and again when it is answered: the machine waited meanwhile. Whether the report is known.
+    async fn tell(&self, inner: &Inner) -> bool {
+        let (Some(last), Some(reports)) = (&self.0, &inner.reports) else { return true };
+        // A machine whose word is lost sends its report whole: the poll goes on without.
+        inner.within(reports.still_holds(last)).await.unwrap_or(false)
+    }
+
+    async fn answer(&self, inner: &Inner, response: &mut Response) {
+        if !self.tell(inner).await {
+            response.headers_mut().insert(REPORT_WANTED, HeaderValue::from_static("1"));
+        }
+    }
 }
 
-fn tagged(headers: &HeaderMap, prepared: Prepared, caching: HeaderValue) -> Response {
-    if holds(headers, &prepared.tag) { not_modified(prepared.tag, caching) } else { whole(prepared, caching) }
+/// The tags of what the caller holds, as it sent them.
+struct Held(String);
+
+impl Held {
+    fn of(headers: &HeaderMap) -> Self {
+        let tags = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
+        Self(tags.collect::<Vec<_>>().join(","))
+    }
+
+    /// Whether the caller holds what `tag` stands for.
+    fn is(&self, tag: &HeaderValue) -> bool {
+        let mut tags = self.0.split(',').map(|held| held.trim().trim_start_matches("W/"));
+        tags.any(|held| held == "*" || held.as_bytes() == tag.as_bytes())
+    }
+}
+
+fn tagged(held: &Held, prepared: Prepared, caching: HeaderValue) -> Response {
+    if held.is(&prepared.tag) { not_modified(prepared.tag, caching) } else { whole(prepared, caching) }
 }
 
 fn not_modified(tag: HeaderValue, caching: HeaderValue) -> Response {

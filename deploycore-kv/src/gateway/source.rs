@@ -1,6 +1,7 @@
 //! The store as the gateway sees it: one view for all, read again for each wave of requests, and one watch for all that wait.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use deploycore::model::{Digest, Revision, ServiceName};
 use deploycore::port::goals::{Changes, Error, GoalStateStore, Index, Snapshot, Stored};
 use deploycore::port::{BackendError, chain};
 use futures::stream::{BoxStream, StreamExt};
+use tokio::sync::MutexGuard;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -186,6 +188,11 @@ impl Source {
         }
     }
 
+    /// What was read last, by anyone.
+    pub(super) fn newest(&self) -> Option<Arc<View>> {
+        self.view.borrow().clone()
+    }
+
     /// Waits until the store has left revision `seen`, and gives what it then is; `None` at the deadline.
     pub(super) async fn beyond(&self, seen: Revision, deadline: Instant) -> Result<Option<Arc<View>>, Closed> {
         let mut view = self.view.subscribe();
@@ -207,8 +214,13 @@ impl Source {
     }
 
     /// Watches the store on behalf of all who wait: one of them at a time does it, and passes it on when its own wait is over.
-    async fn watch(&self) -> std::convert::Infallible {
-        let mut upstream = self.upstream.lock().await;
+    async fn watch(&self) -> Infallible {
+        let upstream = self.upstream.lock().await;
+        // Its state is large, and each who waits would carry it.
+        Box::pin(self.drive(upstream)).await
+    }
+
+    async fn drive(&self, mut upstream: MutexGuard<'_, Option<Upstream>>) -> Infallible {
         loop {
             let failure = match self.watched(&mut upstream).await {
                 Ok(()) => continue,

@@ -1,7 +1,7 @@
 //! What goes over the wire besides the nouns: requests, and errors in both directions.
 
 use axum::body::Body;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use deploycore::model::{Goal, GoalPosition, Revision, ServiceName};
 use deploycore::port::goals::{Error, Expect};
@@ -10,6 +10,12 @@ use serde::{Deserialize, Serialize};
 
 /// The backend that a client's errors name.
 pub(super) const BACKEND: &str = "gateway";
+/// In how many seconds the gateway wants to be polled again: a wish, beside each list of goals.
+pub(super) const NEXT_POLL: HeaderName = HeaderName::from_static("deploycore-next-poll");
+/// On a poll: the machine's last report, which still holds.
+pub(super) const LAST_REPORT: HeaderName = HeaderName::from_static("deploycore-last-report");
+/// On the answer to that: the report is not known here, and wanted whole.
+pub(super) const REPORT_WANTED: HeaderName = HeaderName::from_static("deploycore-report-wanted");
 /// When to come again, in seconds, after being turned away.
 const RETRY_AFTER: &str = "5";
 
@@ -74,6 +80,7 @@ pub(super) enum Problem {
     ReadOnly,
     TooLarge,
     TooManyWaiters,
+    Overloaded,
     TooSlow,
     Unavailable,
     Failed,
@@ -91,7 +98,7 @@ impl Problem {
             Self::NoGoal | Self::NoManifest | Self::NotOffered => StatusCode::NOT_FOUND,
             Self::ReadOnly => StatusCode::FORBIDDEN,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::TooManyWaiters => StatusCode::TOO_MANY_REQUESTS,
+            Self::TooManyWaiters | Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
             Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::Failed | Self::Unknown => StatusCode::INTERNAL_SERVER_ERROR,
@@ -114,7 +121,7 @@ impl Report {
             Problem::Compacted { since, oldest } => Error::Compacted { since, oldest },
             Problem::Invalid { reason } => Error::Invalid(reason),
             Problem::TooLarge => Error::Invalid(message),
-            Problem::TooManyWaiters | Problem::TooSlow | Problem::Unavailable => {
+            Problem::TooManyWaiters | Problem::Overloaded | Problem::TooSlow | Problem::Unavailable => {
                 BackendError::retryable(BACKEND, message).into()
             }
             Problem::NoGoal | Problem::NoManifest | Problem::NotOffered | Problem::ReadOnly | Problem::Failed => {

@@ -8,7 +8,9 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::model::{KnownMachine, KnownMachines, MachineName, MachineReport, RegionName, friendly};
+use crate::model::{
+    Digest, Goal, KnownMachine, KnownMachines, LastReport, MachineName, MachineReport, RegionName, Tally, friendly,
+};
 use crate::port::{BackendError, MachineDirectory, ReportSink};
 
 /// How long a [`ReportBoard`] remembers.
@@ -74,6 +76,7 @@ pub struct ReportBoard {
 #[derive(Debug)]
 struct Heard {
     report: MachineReport,
+    digest: Digest,
     at: Instant,
 }
 
@@ -100,7 +103,7 @@ impl ReportBoard {
         if !machines.contains_key(&key) && machines.len() >= self.settings.max_machines {
             self.make_room(&mut machines, now)?;
         }
-        machines.insert(key, Heard { report: report.clone(), at: now });
+        machines.insert(key, Heard { report: report.clone(), digest: LastReport::of(report).digest, at: now });
         Ok(())
     }
 
@@ -122,15 +125,41 @@ impl ReportBoard {
         }
     }
 
+    fn touch(&self, last: &LastReport, now: Instant) -> bool {
+        let mut machines = self.heard();
+        let heard = machines.get_mut(&(last.region.clone(), last.machine.clone()));
+        match heard.filter(|heard| heard.digest == last.digest) {
+            Some(heard) => {
+                heard.at = now;
+                true
+            }
+            None => false,
+        }
+    }
+
     fn show(&self, now: Instant) -> KnownMachines {
+        let mut machines = Vec::new();
+        let settling = self.each(now, |report, silent_for, live| {
+            machines.push(KnownMachine { report: report.clone(), silent_for, live });
+        });
+        KnownMachines { machines, settling }
+    }
+
+    fn count(&self, goal: &Goal, now: Instant) -> Tally {
+        let mut tally = Tally::default();
+        tally.settling = self.each(now, |report, _, live| tally.add(goal, report, live));
+        tally
+    }
+
+    /// Shows each machine that is not forgotten, how long it has been silent, and whether it is live; says whether the board is settling.
+    fn each(&self, now: Instant, mut see: impl FnMut(&MachineReport, Duration, bool)) -> bool {
         let mut machines = self.heard();
         machines.retain(|_, heard| now - heard.at <= self.settings.forget_after);
-        let known = |heard: &Heard| {
+        for heard in machines.values() {
             let silent_for = now - heard.at;
-            KnownMachine { report: heard.report.clone(), silent_for, live: silent_for <= self.settings.live_for }
-        };
-        let settling = now - self.since < self.settings.live_for;
-        KnownMachines { machines: machines.values().map(known).collect(), settling }
+            see(&heard.report, silent_for, silent_for <= self.settings.live_for);
+        }
+        now - self.since < self.settings.live_for
     }
 
     fn heard(&self) -> MutexGuard<'_, BTreeMap<(RegionName, MachineName), Heard>> {
@@ -143,12 +172,20 @@ impl ReportSink for ReportBoard {
     async fn report(&self, report: &MachineReport) -> Result<(), BackendError> {
         self.take(report, Instant::now())
     }
+
+    async fn still_holds(&self, last: &LastReport) -> Result<bool, BackendError> {
+        Ok(self.touch(last, Instant::now()))
+    }
 }
 
 #[async_trait]
 impl MachineDirectory for ReportBoard {
     async fn machines(&self) -> Result<KnownMachines, BackendError> {
         Ok(self.show(Instant::now()))
+    }
+
+    async fn tally(&self, goal: &Goal) -> Result<Tally, BackendError> {
+        Ok(self.count(goal, Instant::now()))
     }
 }
 
@@ -183,6 +220,23 @@ mod tests {
         assert_eq!(shown(&board).await, [("a".to_owned(), 1, false), ("b".to_owned(), 2, true)]);
         tokio::time::advance(Duration::from_secs(3580)).await;
         assert_eq!(shown(&board).await, [("b".to_owned(), 2, false)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_word_that_the_last_report_holds_keeps_a_machine_live_and_another_report_is_wanted_whole() {
+        let board = ReportBoard::default();
+        let (one, two) = (report("a", 1), report("a", 2));
+        assert!(!board.still_holds(&LastReport::of(&one)).await.unwrap());
+        board.report(&one).await.unwrap();
+        for _ in 0..3 {
+            tokio::time::advance(Duration::from_secs(25)).await;
+            assert!(!board.still_holds(&LastReport::of(&two)).await.unwrap());
+            assert!(board.still_holds(&LastReport::of(&one)).await.unwrap());
+        }
+        assert_eq!(shown(&board).await, [("a".to_owned(), 1, true)]);
+        tokio::time::advance(Duration::from_secs(31)).await;
+        assert!(!board.still_holds(&LastReport::of(&two)).await.unwrap());
+        assert_eq!(shown(&board).await, [("a".to_owned(), 1, false)]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,8 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    ArtifactRef, Goal, GoalPosition, KnownMachine, KnownMachines, MachineName, MachineReport, RegionName, ServicePhase,
-    ServiceReport,
+    ArtifactRef, Goal, GoalPosition, KnownMachine, KnownMachines, MachineName, RegionName, ServicePhase, Standing,
 };
 
 /// A machine, by its region and its name.
@@ -120,23 +119,16 @@ pub(super) fn convergence(goal: &Goal, directories: Directories) -> Convergence 
 
 fn add(found: &mut Convergence, goal: &Goal, region: &RegionName, machine: &KnownMachine) {
     let report = &machine.report;
-    if !goal.selector.matches(&report.labels) {
-        return;
-    }
     // The directory that was asked decides the region: two regions may have machines of one name.
     let key = MachineKey { region: region.clone(), machine: report.machine.clone() };
-    if !machine.live {
-        found.absent.push(key);
-        return;
-    }
-    match service_of(report, goal) {
-        Some(service) if service.goal == goal.position && service.phase == ServicePhase::Good => {
-            found.converged.push(key);
-        }
-        Some(service) if service.goal == goal.position && service.phase == ServicePhase::Reverted => {
+    match Standing::of(goal, report, machine.live) {
+        Standing::NotSelected => {}
+        Standing::Absent => found.absent.push(key),
+        Standing::Converged => found.converged.push(key),
+        Standing::Reverted(service) => {
             found.reverted.push((key, service.message.clone().unwrap_or_else(|| "no reason given".to_owned())));
         }
-        service => {
+        Standing::Behind(service) => {
             let at = service.map(|service| (service.goal, service.phase));
             let message = service.and_then(|service| service.message.clone());
             found.behind.push(BehindMachine { key, at, message });
@@ -144,14 +136,13 @@ fn add(found: &mut Convergence, goal: &Goal, region: &RegionName, machine: &Know
     }
 }
 
-fn service_of<'a>(report: &'a MachineReport, goal: &Goal) -> Option<&'a ServiceReport> {
-    report.services.iter().find(|service| service.service == goal.service)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{ArtifactName, Digest, Generation, Labels, Origin, RunSpec, Selector, ServiceName, Timestamp};
+    use crate::model::{
+        ArtifactName, Digest, Generation, Labels, MachineReport, Origin, RunSpec, Selector, ServiceName, ServiceReport,
+        Tally, Timestamp,
+    };
     use std::time::Duration;
 
     fn goal(generation: u64) -> Goal {
@@ -210,6 +201,10 @@ mod tests {
             machine("other", "back", true, None),
         ];
         let (r1, r2) = (RegionName::new("r1").unwrap(), RegionName::new("r2").unwrap());
+        let tally = Tally::of(&goal(2), &settled(machines.clone()));
+        assert_eq!((tally.converged, tally.behind, tally.reverted, tally.absent, tally.live()), (1, 5, 1, 1, 7));
+        let examples: Vec<_> = tally.examples.iter().map(|one| one.machine.as_str()).collect();
+        assert_eq!(examples, ["good-at-old", "good-at-newer", "fetching", "new", "reverted", "reverted-old"]);
         let answers = Directories::from([(r1, Ok(settled(machines))), (r2.clone(), Err("timeout".to_owned()))]);
         let found = convergence(&goal(2), answers);
         assert_eq!(names(&found.converged), ["good"]);

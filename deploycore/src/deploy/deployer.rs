@@ -12,16 +12,18 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::Error;
-use super::convergence::{Convergence, Directories, convergence};
+use super::convergence::{Convergence, convergence};
 use super::planner::{self, Content, Write};
 use crate::model::{
     ArtifactName, Generation, Goal, GoalEpoch, GoalPosition, Origin, PinHolder, RegionName, RunSpec, Selector,
-    ServiceName, Timestamp, friendly,
+    ServiceName, Tally, Timestamp, friendly,
 };
 use crate::pace::{Backoff, Pace, Wake};
 use crate::port::goals::{HISTORY, Stored};
 use crate::port::ledger::LedgerFilter;
-use crate::port::{GoalStateStore, MachineDirectory, ReplicationLedger, ReplicationLedgerExt, chain, goals, ledger};
+use crate::port::{
+    BackendError, GoalStateStore, MachineDirectory, ReplicationLedger, ReplicationLedgerExt, chain, goals, ledger,
+};
 
 /// How a [`Deployer`] works.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -287,7 +289,19 @@ impl Deployer {
     pub async fn convergence(&self, service: &ServiceName) -> Result<Convergence, Error> {
         let current = self.current(service).await?;
         let goal = current.ok_or_else(|| Error::NeverDeployed { service: service.clone() })?.goal;
-        Ok(convergence(&goal, self.ask_directories().await))
+        let answers = self.ask_directories(|directory| async move { directory.machines().await }).await;
+        Ok(convergence(&goal, answers))
+    }
+
+    /// How many machines of each region are where with the current goal of a service: counted in the regions, so that an answer is of
+    /// the same size whatever the number of machines. With the reason, where a region does not answer.
+    ///
+    /// Errors: `NeverDeployed`.
+    pub async fn tally(&self, service: &ServiceName) -> Result<BTreeMap<RegionName, Result<Tally, String>>, Error> {
+        let current = self.current(service).await?;
+        let goal = current.ok_or_else(|| Error::NeverDeployed { service: service.clone() })?.goal;
+        let goal = &goal;
+        Ok(self.ask_directories(|directory| async move { directory.tally(goal).await }).await)
     }
 
     /// Waits until every live machine that the selector names runs the goal at `position`, and at least `at_least` of them do: how many
@@ -475,15 +489,22 @@ impl Deployer {
         since.iter().filter(|(_, seen)| is_long(seen)).map(|(artifact, _)| artifact.clone()).collect()
     }
 
-    async fn ask_directories(&self) -> Directories {
-        let ask = |(region, directory): (&RegionName, &Arc<dyn MachineDirectory>)| {
-            let (region, directory) = (region.clone(), Arc::clone(directory));
+    /// What each region's directory answers, or why it does not.
+    async fn ask_directories<T, F>(
+        &self,
+        ask: impl Fn(Arc<dyn MachineDirectory>) -> F,
+    ) -> BTreeMap<RegionName, Result<T, String>>
+    where
+        F: Future<Output = Result<T, BackendError>>,
+    {
+        let asked = self.directories.iter().map(|(region, directory)| {
+            let answer = ask(Arc::clone(directory));
             async move {
-                let answer = self.call(async { Ok(directory.machines().await?) }).await;
-                (region, answer.map_err(|error| chain(&error)))
+                let answer = self.call(async { Ok(answer.await?) }).await;
+                (region.clone(), answer.map_err(|error| chain(&error)))
             }
-        };
-        join_all(self.directories.iter().map(ask)).await.into_iter().collect()
+        });
+        join_all(asked).await.into_iter().collect()
     }
 
     /// Repeats a call after passing failures. The call must be harmless to repeat.

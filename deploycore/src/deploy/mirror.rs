@@ -127,7 +127,10 @@ impl Mirror {
         loop {
             match shutdown.run_until_cancelled(self.tick()).await {
                 None => return,
-                Some(Ok(_)) => pace.note(true),
+                Some(Ok(_)) => {
+                    pace.note(true);
+                    pace.wish(self.source.next_poll());
+                }
                 Some(Err(error)) => {
                     tracing::warn!(error = chain(&error), "mirroring failed");
                     metrics::counter!("deploycore_mirror_failures_total").increment(1);

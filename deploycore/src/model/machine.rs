@@ -1,12 +1,14 @@
 //! What a machine says of itself.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::friendly;
-use super::{ArtifactRef, GoalPosition, MachineName, RegionName, ServiceName};
+use super::{ArtifactRef, Digest, GoalPosition, MachineName, RegionName, ServiceName};
 
 /// The labels of a machine, which selectors name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +28,53 @@ pub struct MachineReport {
     pub agent_pid: u32,
     /// Each service that it runs, stages or tries to.
     pub services: Vec<ServiceReport>,
+}
+
+/// That a machine's last report still holds, without the report. As text: `region machine digest`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct LastReport {
+    /// The machine's region.
+    pub region: RegionName,
+    /// The machine.
+    pub machine: MachineName,
+    /// Of the report.
+    pub digest: Digest,
+}
+
+impl LastReport {
+    /// What stands for a report.
+    ///
+    /// # Panics
+    ///
+    /// Never: a report is plain data.
+    pub fn of(report: &MachineReport) -> Self {
+        let text = serde_json::to_vec(report).expect("a report is plain data");
+        Self { region: report.region.clone(), machine: report.machine.clone(), digest: Digest::of(&text) }
+    }
+}
+
+impl fmt::Display for LastReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.region, self.machine, self.digest)
+    }
+}
+
+/// A text is no [`LastReport`].
+#[derive(Debug, thiserror::Error)]
+#[error("it is not \"region machine digest\"")]
+pub struct ParseLastReportError;
+
+impl FromStr for LastReport {
+    type Err = ParseLastReportError;
+
+    fn from_str(text: &str) -> Result<Self, ParseLastReportError> {
+        fn parse<T: FromStr>(word: Option<&str>) -> Result<T, ParseLastReportError> {
+            word.and_then(|word| word.parse().ok()).ok_or(ParseLastReportError)
+        }
+        let mut words = text.split(' ');
+        let last = Self { region: parse(words.next())?, machine: parse(words.next())?, digest: parse(words.next())? };
+        words.next().is_none().then_some(last).ok_or(ParseLastReportError)
+    }
 }
 
 /// One service on one machine.

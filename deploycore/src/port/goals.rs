@@ -4,6 +4,7 @@ mod admission;
 mod index;
 
 use std::fmt::Debug;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -153,6 +154,12 @@ pub trait GoalStateStore: Send + Sync + Debug + 'static {
     /// Forgets which goals changed before or at `through`, or all that changed so far where `through` lies ahead; goals and
     /// history stay. Idempotent.
     async fn compact(&self, through: Revision) -> Result<(), Error>;
+
+    /// How long the store wants a reader to let pass between two polls, if it has said so: a wish of one that serves many. A reader that
+    /// polls more seldom by itself stays with that.
+    fn next_poll(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// Convenience on any [`GoalStateStore`].

@@ -516,6 +516,32 @@ async fn the_wait_ends_when_each_live_machine_runs_the_goal() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn machines_are_counted_as_they_are_listed() {
+    let yard = Yard::new();
+    assert!(matches!(yard.deployer.tally(&web()).await, Err(Error::NeverDeployed { .. })));
+    yard.deployed(1..=1).await;
+    yard.report("absent", 1, ServicePhase::Good).await;
+    sleep(secs(31)).await;
+    for (machine, phase) in [
+        ("a", ServicePhase::Good),
+        ("b", ServicePhase::Good),
+        ("c", ServicePhase::Fetching),
+        ("d", ServicePhase::Reverted),
+    ] {
+        yard.report(machine, 1, phase).await;
+    }
+    let listed = yard.deployer.convergence(&web()).await.unwrap();
+    let counted = yard.deployer.tally(&web()).await.unwrap();
+    let tally = counted[&region("r1")].as_ref().unwrap();
+    let lengths = [listed.converged.len(), listed.behind.len(), listed.reverted.len(), listed.absent.len()];
+    let counts = [tally.converged, tally.behind, tally.reverted, tally.absent];
+    assert_eq!(counts, [2, 1, 1, 1]);
+    assert_eq!(lengths, [2, 1, 1, 1]);
+    assert_eq!(tally.settling, !listed.settling.is_empty());
+    assert_eq!(tally.examples.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_region_that_started_just_now_is_waited_for_by_who_does_not_know_its_machines() {
     let yard = Yard::new();
     yard.deployed(1..=1).await;

@@ -132,13 +132,9 @@ impl Services {
 
     /// Serves a gateway, with further routes beside its own.
     async fn serve_gateway(&mut self, address: SocketAddr, gateway: &Gateway, more: axum::Router) -> Result<()> {
-        self.serve("gateway", address, gateway.router().merge(more)).await?;
+        let listener = listen(address).await?;
         let (gateway, shutdown) = (gateway.clone(), self.shutdown.clone());
-        self.add("gateway waits", async move {
-            shutdown.cancelled().await;
-            gateway.close();
-            Ok(())
-        });
+        self.add("gateway", async move { Ok(gateway.serve_with(more, listener, shutdown).await?) });
         Ok(())
     }
 

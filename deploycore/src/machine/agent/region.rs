@@ -21,6 +21,7 @@ pub(super) async fn goals(store: Arc<dyn GoalStateStore>, watches: bool, mut pac
         match store.list("").await {
             Ok(snapshot) => {
                 pace.note(true);
+                pace.wish(store.next_poll());
                 seen = Some(snapshot.revision);
                 let goals = snapshot.goals.into_iter().map(|stored| stored.goal).collect();
                 if events.send(Event::Goals(goals)).await.is_err() {

@@ -12,7 +12,7 @@ use axum::{Json, Router};
 use deploycore::deploy;
 use deploycore::model::{
     ArtifactName, ArtifactStatus, Attempt, AttemptOutcome, Completion, Digest, Goal, Job, JobId, KnownMachine, LogName,
-    NewJob, RegionName, ServiceName,
+    NewJob, RegionName, ServiceName, Tally,
 };
 use deploycore::port::goals::Stored;
 use deploycore::port::queue::{JobCursor, JobFilter, JobPage};
@@ -49,6 +49,7 @@ pub(super) fn router(state: Arc<State>) -> Router {
         .route("/v1/artifacts/{artifact}", get(artifact))
         .route("/v1/artifacts/{artifact}/reopen", post(reopen))
         .route("/v1/services/{service}", get(service))
+        .route("/v1/services/{service}/tally", get(tally))
         .route("/v1/services/{service}/history", get(history))
         .route("/v1/deploys", post(deploy_artifact))
         .route("/v1/rollbacks", post(rollback))
@@ -174,6 +175,16 @@ async fn service(Shared(state): Context, Path(service): Path<ServiceName>) -> An
     let goal = state.current(&service).await?.ok_or_else(|| no_goal(&service))?;
     let convergence = state.deployer.convergence(&service).await?;
     Ok(Json(ServiceStatus { goal, convergence }))
+}
+
+/// Counted in the regions; nothing of one that does not answer.
+async fn tally(
+    Shared(state): Context,
+    Path(service): Path<ServiceName>,
+) -> Answer<BTreeMap<RegionName, Option<Tally>>> {
+    state.current(&service).await?.ok_or_else(|| no_goal(&service))?;
+    let answers = state.deployer.tally(&service).await?;
+    Ok(Json(answers.into_iter().map(|(region, answer)| (region, answer.ok())).collect()))
 }
 
 async fn history(Shared(state): Context, Path(service): Path<ServiceName>) -> Answer<Vec<Stored>> {
