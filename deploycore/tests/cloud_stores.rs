@@ -6,10 +6,11 @@ use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use bytesize::ByteSize;
 use deploycore::conformance::store::Harness;
 use deploycore::port::store::{ArtifactStoreExt, Error};
 use deploycore::port::{ArtifactStore, chain};
-use deploycore::store::{BlobStore, open_url};
+use deploycore::store::{BlobStore, BlobStoreSettings, open_url};
 use servers::azure::Azure;
 use servers::gcs::Gcs;
 use servers::s3::S3;
@@ -44,9 +45,15 @@ struct Cloud(String, Arc<BlobStore>);
 impl Cloud {
     async fn fresh(bucket: &str) -> (Arc<dyn Harness>, ()) {
         let url = own(bucket);
-        let store = open_url(&url).await.unwrap();
+        let store = open(&url).await;
         (Arc::new(Self(url, Arc::new(store))), ())
     }
+}
+
+/// A store with the smallest parts that every cloud takes.
+async fn open(url: &str) -> BlobStore {
+    let settings = BlobStoreSettings::default().with_part_size(ByteSize::mib(5));
+    open_url(url).await.unwrap().with_settings(settings)
 }
 
 #[async_trait]
@@ -56,7 +63,7 @@ impl Harness for Cloud {
     }
 
     async fn reopen(&self) -> Arc<dyn ArtifactStore> {
-        Arc::new(open_url(&self.0).await.unwrap())
+        Arc::new(open(&self.0).await)
     }
 }
 

@@ -21,6 +21,7 @@ mod cloud;
 mod fault;
 mod folder;
 mod layout;
+mod multipart;
 mod open;
 mod put;
 mod read;
@@ -47,7 +48,7 @@ use self::layout::{BlobKey, Header, Layout, Record};
 pub use self::open::open_url;
 pub use self::sweep::Swept;
 use crate::model::{Digest, LogName, Manifest};
-use crate::port::store::{ArtifactStore, Chunks, Error, MAX_LOG, Source};
+use crate::port::store::{ArtifactStore, Chunks, Error, MAX_LOG, Multipart, Source};
 
 /// How many artifacts' places are remembered, so that a ranged read costs one request; about 100 bytes each.
 const MAX_PLACES: usize = 4096;
@@ -58,6 +59,8 @@ const MAX_PLACES: usize = 4096;
 pub struct BlobStoreSettings {
     /// Blobs up to this size are one request; larger ones go up in parts of this size. 16 MiB by default, at least 5 MiB where the
     /// store is a cloud. Clouds take at most 10,000 parts: 16 MiB carries artifacts of up to 156 GiB.
+    ///
+    /// An upload by parts has parts of this size too, or of the least multiple of the artifact's pieces that is not smaller.
     pub part_size: ByteSize,
     /// Parts on their way at once, 3 by default. A put holds at most this many and one more in memory.
     pub parts_in_flight: usize,
@@ -273,5 +276,9 @@ impl ArtifactStore for BlobStore {
             Err(error) if is_missing(&error) => Ok(None),
             Err(error) => Err(fault(error)),
         }
+    }
+
+    fn multipart(&self) -> Option<&dyn Multipart> {
+        self.multipart.is_some().then_some(self as &dyn Multipart)
     }
 }
