@@ -77,6 +77,6 @@ pub trait Multipart: Send + Sync + Debug {
     /// Errors: `NoUpload` where the store can tell; `Corrupt` when the blob has another size than the manifest says, and the upload is gone.
     async fn finish(&self, upload: &UploadId, manifest: &Manifest, tags: Vec<PartTag>) -> Result<Manifest, Error>;
 
-    /// Throws an upload away with its parts. One that is finished, aborted or unknown stays as it is, with success.
+    /// Throws an upload away with its parts, at once or, where the store has no such call, in its own time. One that is finished, aborted or unknown stays as it is, with success.
     async fn abort(&self, upload: &UploadId) -> Result<(), Error>;
 }
