@@ -37,7 +37,8 @@ impl Azure {
         let date = httpdate::fmt_http_date(SystemTime::now());
         let resource = format!("/{ACCOUNT}/{ACCOUNT}/{name}\nrestype:container");
         let signed = format!("PUT\n\n\n\n\n\n\n\n\n\n\n\nx-ms-date:{date}\nx-ms-version:{VERSION}\n{resource}");
-        let key = STANDARD.decode(KEY).expect("the key is base64");
+        let wrong = |error| Error::io("the key of Azurite")(std::io::Error::other(error));
+        let key = STANDARD.decode(KEY).map_err(wrong)?;
         let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &key);
         let signature = STANDARD.encode(ring::hmac::sign(&key, signed.as_bytes()));
         let authorization = format!("SharedKey {ACCOUNT}:{signature}");
