@@ -29,7 +29,7 @@ async fn found(journal: &dyn CopyJournal, lease: &CopyLease) -> Option<Journaled
     journal.upload(lease).await.expect("the lease is current")
 }
 
-fn assert_lost<T: std::fmt::Debug>(answer: Result<T, Error>) {
+fn assert_lost<T: std::fmt::Debug>(answer: &Result<T, Error>) {
     assert!(matches!(answer, Err(Error::LeaseLost { .. })), "a lost lease, instead of {answer:?}");
 }
 
@@ -99,13 +99,13 @@ pub async fn a_lost_lease_changes_nothing(ledger: Subject) {
     pass(3 * MOMENT).await;
     let current = claim_one(&ledger, "eu", HOUR).await.lease;
     journal.add(&current, &parts([0], "x")).await.expect("the lease is current");
-    assert_lost(journal.upload(&zombie).await);
-    assert_lost(journal.begin(&zombie, &UploadId::new("b"), PART).await);
-    assert_lost(journal.add(&zombie, &parts([0, 1], "y")).await);
-    assert_lost(journal.clear(&zombie).await);
+    assert_lost(&journal.upload(&zombie).await);
+    assert_lost(&journal.begin(&zombie, &UploadId::new("b"), PART).await);
+    assert_lost(&journal.add(&zombie, &parts([0, 1], "y")).await);
+    assert_lost(&journal.clear(&zombie).await);
     assert_eq!(found(journal, &current).await, Some(upload("a", parts([0], "x"))));
     ledger.complete(&current).await.expect("the lease is current");
-    assert_lost(journal.begin(&current, &UploadId::new("c"), PART).await);
+    assert_lost(&journal.begin(&current, &UploadId::new("c"), PART).await);
     let unknown = CopyLease { artifact: name("web-9"), ..current };
     let answer = journal.upload(&unknown).await;
     assert!(matches!(answer, Err(Error::NotFound { .. })), "an unknown artifact, instead of {answer:?}");
