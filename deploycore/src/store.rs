@@ -6,6 +6,6 @@ mod registrar;
 mod replicator;
 
 #[cfg(feature = "object-store")]
-pub use blob::{BlobStore, BlobStoreSettings, Swept};
+pub use blob::{BlobStore, BlobStoreSettings, Swept, open_url};
 pub use registrar::{Registrar, RegistrarError, RegistrarSettings, RegistrarTick};
 pub use replicator::{Replicator, ReplicatorError, ReplicatorSettings, ReplicatorTick};

@@ -77,7 +77,9 @@ async fn memory() -> (Arc<dyn Harness>, impl Sized) {
 }
 
 async fn objects_in_memory() -> (Arc<dyn Harness>, impl Sized) {
-    (Arc::new(Plain(Arc::new(BlobStore::open(&Url::parse("memory://").unwrap()).unwrap()))), ())
+    let store = BlobStore::open(&Url::parse("memory://").unwrap()).unwrap();
+    let settings = BlobStoreSettings::default().with_part_size(ByteSize::kib(300));
+    (Arc::new(Plain(Arc::new(store.with_settings(settings)))), ())
 }
 
 async fn folder() -> (Arc<dyn Harness>, impl Sized) {

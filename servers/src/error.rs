@@ -17,6 +17,14 @@ pub enum Error {
         /// Where it comes from.
         package: &'static str,
     },
+    /// A program that no package of Debian holds is not there.
+    #[error("{program} is not in {}: scripts/test puts it there", .folder.display())]
+    NotInstalled {
+        /// What was looked for.
+        program: String,
+        /// Where.
+        folder: PathBuf,
+    },
     /// Root was to run the program as another user, whom this machine does not have.
     #[error("there is no user {user} on this machine, and {program} does not run as root")]
     NoUser {

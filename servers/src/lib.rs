@@ -2,7 +2,7 @@
 //!
 //! A [`Process`] is killed when it is dropped, and also when the test process dies, however it dies; a [`Folder`] is removed then too. A
 //! server that does not start gives its log. What a server is started with is in a module of its own: [`etcd`], [`mariadb`],
-//! [`postgres`].
+//! [`postgres`], [`s3`], [`gcs`], [`azure`].
 //!
 //! ```no_run
 //! let server = servers::postgres::Postgres::start(&servers::postgres::Options::default())?;
@@ -15,14 +15,19 @@
 
 mod error;
 mod folder;
+mod http;
 mod network;
 mod ports;
 mod process;
+mod tools;
 mod user;
 
+pub mod azure;
 pub mod etcd;
+pub mod gcs;
 pub mod mariadb;
 pub mod postgres;
+pub mod s3;
 
 pub use error::Error;
 pub use folder::Folder;

@@ -1,6 +1,7 @@
 //! The ledger: each call is one short transaction, and what follows from it is decided by [`deploycore::port::ledger::transition`].
 
 mod claim;
+mod journal;
 mod read;
 mod row;
 
@@ -15,7 +16,7 @@ use deploycore::model::{
 use deploycore::port::ReplicationLedger;
 use deploycore::port::ledger::transition::{self, CopyRow};
 use deploycore::port::ledger::{
-    ClaimRequest, CopyRetry, Error, LedgerCursor, LedgerFilter, LedgerPage, Registered, bounds,
+    ClaimRequest, CopyJournal, CopyRetry, Error, LedgerCursor, LedgerFilter, LedgerPage, Registered, bounds,
 };
 use sqlx::postgres::PgConnection;
 
@@ -198,6 +199,10 @@ impl ReplicationLedger for Ledger {
             Ok(())
         };
         self.database.bounded(unpin).await
+    }
+
+    fn journal(&self) -> Option<&dyn CopyJournal> {
+        Some(self)
     }
 }
 

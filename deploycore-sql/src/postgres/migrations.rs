@@ -6,7 +6,7 @@ use sqlx::migrate::{Migration, MigrationType, Migrator};
 const VERSIONS: [(i64, &str, &str); 3] = [
     (1, "queue", include_str!("../../migrations/postgres/0001_queue.sql")),
     (2, "ledger", include_str!("../../migrations/postgres/0002_ledger.sql")),
-    (3, "claim", include_str!("../../migrations/postgres/0003_claim.sql")),
+    (3, "journal", include_str!("../../migrations/postgres/0003_journal.sql")),
 ];
 
 /// The newest version that this crate knows.

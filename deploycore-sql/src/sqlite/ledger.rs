@@ -1,6 +1,7 @@
 //! The ledger: each call is one transaction, and what follows from it is decided by [`deploycore::port::ledger::transition`].
 
 mod claim;
+mod journal;
 mod read;
 mod row;
 
@@ -18,7 +19,7 @@ use deploycore::model::{ArtifactName, ArtifactStatus, CopyLease, CopyTask, Epoch
 use deploycore::port::ReplicationLedger;
 use deploycore::port::ledger::transition::{self, CopyRow};
 use deploycore::port::ledger::{
-    ClaimRequest, CopyRetry, Error, LedgerCursor, LedgerFilter, LedgerPage, Registered, bounds,
+    ClaimRequest, CopyJournal, CopyRetry, Error, LedgerCursor, LedgerFilter, LedgerPage, Registered, bounds,
 };
 
 use super::database::{Database, Moment, NAME, failed};
@@ -157,6 +158,10 @@ impl ReplicationLedger for Ledger {
         let unpin = sqlx::query(UNPIN).bind(artifact.as_str()).bind(holder.as_str());
         unpin.execute(moment.connection()).await.map_err(failed)?;
         Ok(moment.commit().await?)
+    }
+
+    fn journal(&self) -> Option<&dyn CopyJournal> {
+        Some(self)
     }
 }
 

@@ -15,6 +15,7 @@
 //! What follows the name goes to `#[tokio::test]`, as for [`conformance::queue`](super::queue).
 
 pub mod copy;
+pub mod journal;
 pub mod model;
 pub mod pin;
 pub mod register;
@@ -72,6 +73,14 @@ macro_rules! __ledger_cases {
                 a_copy_may_be_given_up
                 a_forged_lease_is_refused
                 claims_at_once_share_no_copy
+            }
+            journal {
+                the_next_claim_finds_the_upload
+                parts_add_up
+                a_new_upload_takes_the_place_of_the_old
+                a_cleared_upload_is_gone
+                a_lost_lease_changes_nothing
+                a_journal_has_bounds
             }
             pin {
                 a_pin_wants_every_region

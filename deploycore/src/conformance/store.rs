@@ -19,6 +19,7 @@
 pub mod damage;
 pub mod delete;
 pub mod logs;
+pub mod multipart;
 pub mod put;
 pub mod read;
 pub mod visible;
@@ -127,6 +128,15 @@ macro_rules! __store_cases {
                 an_unknown_log_is_none
                 a_log_is_no_artifact
                 the_largest_log_fits_and_a_larger_one_is_refused
+            }
+            multipart {
+                parts_in_any_order_make_the_artifact
+                another_process_goes_on
+                a_part_may_be_sent_again
+                finishing_again_gives_the_same_answer
+                an_artifact_that_is_there_stays
+                a_missing_part_is_no_artifact
+                an_aborted_upload_leaves_nothing
             }
             damage {
                 changed_bytes_do_not_verify

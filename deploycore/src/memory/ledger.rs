@@ -1,5 +1,7 @@
 //! The ledger in memory.
 
+mod journal;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,7 +14,10 @@ use crate::model::{
     ArtifactName, ArtifactStatus, ClaimId, CopyLease, CopyTask, Epoch, NewArtifact, PinHolder, RegionName, Timestamp,
 };
 use crate::port::ledger::transition::{self, CopyRow};
-use crate::port::ledger::{ClaimRequest, CopyRetry, Error, LedgerCursor, LedgerFilter, LedgerPage, Registered, bounds};
+use crate::port::ledger::{
+    ClaimRequest, CopyJournal, CopyRetry, Error, JournaledUpload, LedgerCursor, LedgerFilter, LedgerPage, Registered,
+    bounds,
+};
 use crate::port::{BackendError, ReplicationLedger};
 
 /// The reference [`ReplicationLedger`]: one lock, no index, every call a walk over the artifacts. It forgets everything when it is
@@ -31,6 +36,7 @@ struct Entry {
     registered: NewArtifact,
     registered_at: Timestamp,
     copies: BTreeMap<RegionName, CopyRow>,
+    uploads: BTreeMap<RegionName, JournaledUpload>,
     pins: BTreeSet<PinHolder>,
 }
 
@@ -96,8 +102,13 @@ impl ReplicationLedger for Ledger {
             return Err(BackendError::permanent("memory", format!("no more than {} artifacts", self.capacity)).into());
         }
         let copies = artifact.required.iter().map(|region| (region.clone(), transition::register(now)));
-        let entry =
-            Entry { registered: artifact.clone(), registered_at: now, copies: copies.collect(), pins: BTreeSet::new() };
+        let entry = Entry {
+            registered: artifact.clone(),
+            registered_at: now,
+            copies: copies.collect(),
+            uploads: BTreeMap::new(),
+            pins: BTreeSet::new(),
+        };
         artifacts.insert(name.clone(), entry);
         Ok(Registered::Created)
     }
@@ -200,6 +211,10 @@ impl ReplicationLedger for Ledger {
             entry.pins.remove(holder);
         }
         Ok(())
+    }
+
+    fn journal(&self) -> Option<&dyn CopyJournal> {
+        Some(self)
     }
 }
 

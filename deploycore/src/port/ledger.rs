@@ -3,6 +3,7 @@
 //! What follows from each call is decided by pure functions that every backend shares: [`bounds`] and [`transition`].
 
 pub mod bounds;
+pub mod journal;
 pub mod transition;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,6 +12,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+
+pub use journal::{CopyJournal, JournaledUpload};
 
 use super::BackendError;
 use crate::model::{
@@ -206,6 +209,11 @@ pub trait ReplicationLedger: Send + Sync + Debug + 'static {
 
     /// Takes a holder's pin away. Idempotent; an unknown artifact has no pins.
     async fn unpin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), Error>;
+
+    /// The journal of uploads, where the ledger keeps one. `None` by default: a copy that stopped then starts over.
+    fn journal(&self) -> Option<&dyn CopyJournal> {
+        None
+    }
 }
 
 /// Convenience on any [`ReplicationLedger`].

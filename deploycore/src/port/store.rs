@@ -1,5 +1,7 @@
 //! The store of artifacts and build logs.
 
+pub mod multipart;
+
 use std::fmt::Debug;
 use std::io;
 use std::ops::Range;
@@ -10,6 +12,8 @@ use futures::stream::{BoxStream, StreamExt, TryStreamExt};
 
 use super::BackendError;
 use crate::model::{Digest, LogName, Manifest};
+
+pub use multipart::{Multipart, PartTag, UploadId};
 
 /// What can go wrong with a store.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +32,12 @@ pub enum Error {
         digest: Digest,
         /// What is wrong.
         detail: String,
+    },
+    /// The store does not know the upload: it was finished, aborted or has expired, or it was another store's.
+    #[error("the store knows no upload {upload}")]
+    NoUpload {
+        /// Its id.
+        upload: UploadId,
     },
     /// The bytes to store could not be read.
     #[error("the bytes to store could not be read")]
@@ -95,6 +105,12 @@ pub trait ArtifactStore: Send + Sync + Debug + 'static {
 
     /// The log of an attempt, or `None`.
     async fn log(&self, log: &LogName) -> Result<Option<Bytes>, Error>;
+
+    /// Storing by parts, where the store can: a replicator then copies in parallel, and goes on after a restart. `None` by default: copies
+    /// are whole puts.
+    fn multipart(&self) -> Option<&dyn Multipart> {
+        None
+    }
 }
 
 /// Convenience on any [`ArtifactStore`].

@@ -17,9 +17,12 @@
 //!
 //! `file://` syncs each file and each folder that names it before a call returns. Clouds are durable by their own word.
 
+mod cloud;
 mod fault;
 mod folder;
 mod layout;
+mod multipart;
+mod open;
 mod put;
 mod read;
 mod sweep;
@@ -27,25 +30,25 @@ mod sweep;
 mod tests;
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use bytesize::ByteSize;
 use futures::stream::{BoxStream, StreamExt};
-use object_store::local::LocalFileSystem;
-use object_store::memory::InMemory;
+use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 use serde::{Deserialize, Serialize};
-use url::Url;
 
-use self::fault::{fault, io_fault, is_missing, permanent};
+use self::fault::{fault, io_fault, is_missing};
 use self::folder::Folder;
 use self::layout::{BlobKey, Header, Layout, Record};
+pub use self::open::open_url;
 pub use self::sweep::Swept;
 use crate::model::{Digest, LogName, Manifest};
-use crate::port::store::{ArtifactStore, Chunks, Error, MAX_LOG, Source};
+use crate::port::store::{ArtifactStore, Chunks, Error, MAX_LOG, Multipart, Source};
 
 /// How many artifacts' places are remembered, so that a ranged read costs one request; about 100 bytes each.
 const MAX_PLACES: usize = 4096;
@@ -56,6 +59,8 @@ const MAX_PLACES: usize = 4096;
 pub struct BlobStoreSettings {
     /// Blobs up to this size are one request; larger ones go up in parts of this size. 16 MiB by default, at least 5 MiB where the
     /// store is a cloud. Clouds take at most 10,000 parts: 16 MiB carries artifacts of up to 156 GiB.
+    ///
+    /// An upload by parts has parts of this size too, or of the least multiple of the artifact's pieces that is not smaller.
     pub part_size: ByteSize,
     /// Parts on their way at once, 3 by default. A put holds at most this many and one more in memory.
     pub parts_in_flight: usize,
@@ -84,6 +89,16 @@ impl BlobStoreSettings {
     }
 }
 
+/// The client's face for uploads by parts.
+#[derive(Clone)]
+struct MultipartObjects(Arc<dyn MultipartStore>);
+
+impl fmt::Debug for MultipartObjects {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MultipartObjects")
+    }
+}
+
 /// An [`ArtifactStore`] on an object store. Many processes may use one store at the same time.
 ///
 /// A put that fails leaves at most a blob without a manifest, a put that is dropped also an unfinished upload. On `file://` both are found by
@@ -93,6 +108,7 @@ pub struct BlobStore {
     objects: Arc<dyn ObjectStore>,
     layout: Layout,
     folder: Option<Folder>,
+    multipart: Option<MultipartObjects>,
     settings: BlobStoreSettings,
     /// Where artifacts lie. An entry may be stale when another process deleted the artifact and stored it again; a read notices by the
     /// missing blob.
@@ -105,21 +121,11 @@ impl BlobStore {
         Self::assemble(objects, prefix, None)
     }
 
-    /// Opens the store that a URL names: `file:///folder`, which is made if it is missing, or `memory://`, a fresh one. It reads and makes
-    /// folders, blocking, so it belongs to the start of a program.
-    pub fn open(url: &Url) -> Result<Self, Error> {
-        match url.scheme() {
-            "file" => Self::open_folder(url),
-            "memory" => Ok(Self::new(Arc::new(InMemory::new()), Path::default())),
-            "s3" | "s3a" | "gs" | "az" | "abfs" | "abfss" | "azure" => Err(Error::Invalid(format!(
-                "{url}: this build has no client for {}://; build the store with the cloud feature of the object_store crate (aws, gcp or \
-                 azure) and pass it to BlobStore::new",
-                url.scheme()
-            ))),
-            other => Err(Error::Invalid(format!(
-                "{url}: no artifact store answers to {other}://; use file:///folder or memory://"
-            ))),
-        }
+    /// Stores by parts through `objects`, the other face of the client that the store was made with. [`open_url`] does this itself.
+    #[must_use]
+    pub fn with_multipart(mut self, objects: Arc<dyn MultipartStore>) -> Self {
+        self.multipart = Some(MultipartObjects(objects));
+        self
     }
 
     /// Sets the bounds.
@@ -129,24 +135,9 @@ impl BlobStore {
         self
     }
 
-    fn open_folder(url: &Url) -> Result<Self, Error> {
-        let wanted = || {
-            Error::Invalid(format!(
-                "{url}: a local store is named by an absolute path, as in file:///var/lib/artifacts"
-            ))
-        };
-        if url.host_str().is_some_and(|host| !host.is_empty()) {
-            return Err(wanted());
-        }
-        let root = url.to_file_path().map_err(|()| wanted())?;
-        let folder = Folder::create(&root).map_err(|error| permanent(format!("{url}: {error}")))?;
-        let files = LocalFileSystem::new_with_prefix(&root).map_err(fault)?.with_fsync(true);
-        Ok(Self::assemble(Arc::new(files), Path::default(), Some(folder)))
-    }
-
     fn assemble(objects: Arc<dyn ObjectStore>, prefix: Path, folder: Option<Folder>) -> Self {
         let (layout, settings) = (Layout::new(prefix), BlobStoreSettings::default());
-        Self { objects, layout, folder, settings, places: Mutex::default() }
+        Self { objects, layout, folder, multipart: None, settings, places: Mutex::default() }
     }
 
     /// The manifest object of an artifact, read whole and checked.
@@ -285,5 +276,9 @@ impl ArtifactStore for BlobStore {
             Err(error) if is_missing(&error) => Ok(None),
             Err(error) => Err(fault(error)),
         }
+    }
+
+    fn multipart(&self) -> Option<&dyn Multipart> {
+        self.multipart.is_some().then_some(self as &dyn Multipart)
     }
 }

@@ -4,11 +4,18 @@
 //! its own bounds and its own rhythm, so a region that is slow or down holds no other. Several replicators may serve one region: the
 //! ledger's leases part the work, and a copy made twice is the same copy.
 //!
+//! Where the region's store takes parts ([`Multipart`](crate::port::store::Multipart)), a copy is many parts in parallel, each verified
+//! before it is sent and tried again by itself. Those that the store has are in the ledger's journal
+//! ([`CopyJournal`](crate::port::ledger::CopyJournal)), so that whoever has the copy next goes on from there, and ends uploads that nobody
+//! needs. Elsewhere a copy is one put.
+//!
 //! A lane can be killed anywhere: its leases run out, and the next claim finds what is there already.
 
 mod audit;
 mod copy;
 mod lane;
+mod parts;
+mod verified;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -35,9 +42,15 @@ pub struct ReplicatorSettings {
     pub period: Duration,
     /// Copies made at once in a region; 4 by default.
     pub parallel: usize,
-    /// Bytes read from the main store and not taken by the region's store yet, over all copies of a region; 128 MiB by default. Each copy may hold
-    /// one piece (at most 8 MiB) in any case. What a store keeps of a put under way comes on top.
+    /// Bytes read from the main store and not taken by the region's store yet, over all copies of a region; 128 MiB by default. A copy by
+    /// parts takes what is free, a whole put its share; one part or piece may be held in any case. What a store keeps of a put under way comes
+    /// on top.
     pub bytes_in_flight: ByteSize,
+    /// How long one part of a copy may take, from the first byte read until the store has it; 2 min by default.
+    #[serde(with = "friendly")]
+    pub part_timeout: Duration,
+    /// Tries at one part before the attempt at the copy fails; 4 by default. What was stored until then stays.
+    pub part_attempts: u32,
     /// How long a copy is held without a sign of life; 60 s by default. A copy whose replicator died starts again after this.
     #[serde(with = "friendly")]
     pub lease: Duration,
@@ -69,6 +82,8 @@ impl Default for ReplicatorSettings {
             period: Duration::from_secs(2),
             parallel: 4,
             bytes_in_flight: ByteSize::mib(128),
+            part_timeout: Duration::from_mins(2),
+            part_attempts: 4,
             lease: Duration::from_mins(1),
             progress_period: Duration::from_secs(5),
             stall_timeout: Duration::from_mins(5),
@@ -100,6 +115,13 @@ impl ReplicatorSettings {
     #[must_use]
     pub fn with_bytes_in_flight(mut self, bytes: ByteSize) -> Self {
         self.bytes_in_flight = bytes;
+        self
+    }
+
+    /// Sets how long a part may take and how often it is tried.
+    #[must_use]
+    pub fn with_parts(mut self, timeout: Duration, attempts: u32) -> Self {
+        (self.part_timeout, self.part_attempts) = (timeout, attempts);
         self
     }
 

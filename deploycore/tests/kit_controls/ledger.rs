@@ -11,7 +11,10 @@ use deploycore::model::{
     ArtifactName, ArtifactStatus, ClaimId, CopyLease, CopyTask, Epoch, NewArtifact, PinHolder, RegionName,
 };
 use deploycore::port::ReplicationLedger;
-use deploycore::port::ledger::{ClaimRequest, CopyRetry, Error, LedgerCursor, LedgerFilter, LedgerPage, Registered};
+use deploycore::port::ledger::{
+    ClaimRequest, CopyJournal, CopyRetry, Error, JournaledUpload, LedgerCursor, LedgerFilter, LedgerPage, Registered,
+};
+use deploycore::port::store::{PartTag, UploadId};
 
 use crate::failures;
 
@@ -30,6 +33,12 @@ enum Fault {
     ReopenIgnoresWhatWasSeen,
     PinWithoutCheck,
     PinChecksBeforeItPins,
+    JournalTakesStaleLeases,
+    JournalIsTheAttempts,
+    AddedPartsReplaceOthers,
+    TheFirstTagStays,
+    ANewUploadKeepsParts,
+    ClearingIsForgotten,
 }
 
 /// Each fault with the cases that must catch it.
@@ -56,6 +65,12 @@ const CONTROLS: &[(Fault, &[&str])] = &[
     (Fault::ReopenIgnoresWhatWasSeen, &["pin::a_reopening_of_what_moved_on_does_nothing"]),
     (Fault::PinWithoutCheck, &["pin::a_pin_wants_every_region"]),
     (Fault::PinChecksBeforeItPins, &["pin::a_pin_is_decided_in_one_step"]),
+    (Fault::JournalTakesStaleLeases, &["journal::a_lost_lease_changes_nothing"]),
+    (Fault::JournalIsTheAttempts, &["journal::the_next_claim_finds_the_upload"]),
+    (Fault::AddedPartsReplaceOthers, &["journal::parts_add_up"]),
+    (Fault::TheFirstTagStays, &["journal::parts_add_up"]),
+    (Fault::ANewUploadKeepsParts, &["journal::a_new_upload_takes_the_place_of_the_old"]),
+    (Fault::ClearingIsForgotten, &["journal::a_cleared_upload_is_gone"]),
 ];
 
 #[tokio::test(start_paused = true)]
@@ -242,5 +257,63 @@ impl ReplicationLedger for Broken {
             pins.remove(holder);
         }
         self.inner.unpin(artifact, holder).await
+    }
+
+    fn journal(&self) -> Option<&dyn CopyJournal> {
+        Some(self)
+    }
+}
+
+impl Broken {
+    /// The newest lease of the copy, whoever asks.
+    fn current(&self, lease: &CopyLease) -> CopyLease {
+        let door = self.door();
+        match door.leases.get(&(lease.artifact.clone(), lease.region.clone())) {
+            Some((known, _)) if self.is(Fault::JournalTakesStaleLeases) => known.clone(),
+            _ => {
+                drop(door);
+                self.guarded(lease)
+            }
+        }
+    }
+
+    async fn parts(&self, lease: &CopyLease) -> Result<BTreeMap<u32, PartTag>, Error> {
+        Ok(self.inner.upload(lease).await?.map(|upload| upload.parts).unwrap_or_default())
+    }
+}
+
+#[async_trait]
+impl CopyJournal for Broken {
+    async fn upload(&self, lease: &CopyLease) -> Result<Option<JournaledUpload>, Error> {
+        let upload = self.inner.upload(&self.current(lease)).await?;
+        Ok(upload.filter(|_| !self.is(Fault::JournalIsTheAttempts) || lease.epoch == Epoch::new(1)))
+    }
+
+    async fn begin(&self, lease: &CopyLease, upload: &UploadId, part_size: u64) -> Result<(), Error> {
+        let lease = self.current(lease);
+        let before: Vec<_> = self.parts(&lease).await?.into_iter().collect();
+        self.inner.begin(&lease, upload, part_size).await?;
+        if self.is(Fault::ANewUploadKeepsParts) && !before.is_empty() {
+            self.inner.add(&lease, &before).await?;
+        }
+        Ok(())
+    }
+
+    async fn add(&self, lease: &CopyLease, parts: &[(u32, PartTag)]) -> Result<(), Error> {
+        let (lease, mut parts) = (self.current(lease), parts.to_vec());
+        if self.is(Fault::TheFirstTagStays) {
+            parts.extend(self.parts(&lease).await?);
+        }
+        if self.is(Fault::AddedPartsReplaceOthers)
+            && let Some(upload) = self.inner.upload(&lease).await?
+        {
+            self.inner.begin(&lease, &upload.upload, upload.part_size).await?;
+        }
+        self.inner.add(&lease, &parts).await
+    }
+
+    async fn clear(&self, lease: &CopyLease) -> Result<(), Error> {
+        let lease = self.current(lease);
+        if self.is(Fault::ClearingIsForgotten) { Ok(()) } else { self.inner.clear(&lease).await }
     }
 }

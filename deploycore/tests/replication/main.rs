@@ -1,5 +1,7 @@
 //! The registrar and the replicator over memory backends, in virtual time.
 
+mod parted;
+mod parts;
 mod probe;
 
 use std::collections::BTreeMap;

@@ -60,6 +60,9 @@ pub struct RunArgs {
     /// Store of the global goals: etcd://host:port,host:port/prefix [default: a file in the folder]
     #[arg(long, value_name = "URL")]
     pub goals: Option<String>,
+    /// Stores of artifacts, one below the other: s3://bucket/prefix, gs:// or az:// [default: folders in the folder]
+    #[arg(long, value_name = "URL")]
+    pub store: Option<Url>,
     /// Pad each artifact with this many incompressible bytes
     #[arg(long, value_name = "SIZE")]
     pub payload: Option<ByteSize>,

@@ -77,6 +77,8 @@ struct Wanted {
     database: Option<String>,
     #[serde(default)]
     goals: Option<String>,
+    #[serde(default)]
+    store: Option<Url>,
     own_repository: bool,
 }
 
@@ -237,6 +239,7 @@ impl Wanted {
             payload: args.payload,
             database: args.database.clone(),
             goals: args.goals.clone(),
+            store: args.store.clone(),
             own_repository: false,
         }
     }
@@ -317,8 +320,11 @@ fn write_configs(args: &RunArgs, wanted: &Wanted, data: &DataDir) -> Result<Ends
         None => format!("sqlite://{}", data.join("main").join(name).display()),
     };
     let redb = |path: PathBuf| format!("redb://{}", path.display());
-    let (queue, ledger, main_store) =
-        (database("queue.db"), database("ledger.db"), file_url(&data.join("main/store"))?);
+    let store = |name: &str, folder: &Path| match &wanted.store {
+        Some(url) => Ok(below(url, name)),
+        None => file_url(&folder.join("store")),
+    };
+    let (queue, ledger, main_store) = (database("queue.db"), database("ledger.db"), store("main", &data.join("main"))?);
     let mut regions = Vec::new();
     for number in 1..=wanted.regions {
         let name = RegionName::new(format!("region-{number}"))?;
@@ -332,7 +338,7 @@ fn write_configs(args: &RunArgs, wanted: &Wanted, data: &DataDir) -> Result<Ends
             gate,
             global: http_url(goals)?,
             main_store: main_store.clone(),
-            store: file_url(&folder.join("store"))?,
+            store: store(name.as_str(), &folder)?,
             ledger: ledger.clone(),
             look: LOOK,
             goals_store: redb(folder.join("goals.redb")),
@@ -418,6 +424,13 @@ impl ConfigWriter<'_> {
 
 fn http_url(address: SocketAddr) -> Result<Url> {
     Ok(Url::parse(&format!("http://{address}/"))?)
+}
+
+/// The store of this name below the one that a user named.
+fn below(store: &Url, name: &str) -> Url {
+    let mut url = store.clone();
+    url.set_path(&format!("{}/{name}", store.path().trim_end_matches('/')));
+    url
 }
 
 fn file_url(path: &Path) -> Result<Url> {

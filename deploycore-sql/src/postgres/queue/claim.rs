@@ -1,4 +1,4 @@
-//! Handing out jobs: one call of the function in `migrations/postgres/0003_claim.sql`.
+//! Handing out jobs: one call of the function in `migrations/postgres/0001_queue.sql`.
 
 use std::cmp::Reverse;
 
@@ -21,7 +21,7 @@ pub(super) async fn claim(database: &Database, request: &ClaimRequest) -> Result
     const CLAIM: &str = concat!(
         "SELECT c.is_new, ",
         job_columns!(),
-        " FROM deploycore.claim_2($1, $2, $3) c CROSS JOIN LATERAL (SELECT (c.job).*) j"
+        " FROM deploycore.claim_1($1, $2, $3) c CROSS JOIN LATERAL (SELECT (c.job).*) j"
     );
     let mut borrowed = database.borrow().await?;
     let query = sqlx::query(CLAIM).bind(request.claim.as_uuid()).bind(request.worker.as_str());

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use super::{ClaimRequest, Error, MAX_BATCH};
-use crate::model::{Failure, NewArtifact};
+use crate::model::{Failure, MAX_ARTIFACT_SIZE, NewArtifact};
+use crate::port::store::multipart::{MAX_PART_TAG, MAX_PARTS, MAX_UPLOAD_ID};
+use crate::port::store::{PartTag, UploadId};
 
 /// The longest lease on a copy, and the longest delay before another attempt: a day.
 pub const MAX_LEASE: Duration = Duration::from_hours(24);
@@ -43,6 +45,27 @@ pub fn check_lease(lease: Duration) -> Result<(), Error> {
 /// Refuses a page of no artifacts or of too many.
 pub fn check_page(limit: usize) -> Result<(), Error> {
     check_limit("artifacts in a page", limit)
+}
+
+/// Refuses an upload whose id is too long, or whose parts have no size or more than an artifact has.
+pub fn check_upload(upload: &UploadId, part_size: u64) -> Result<(), Error> {
+    let len = upload.as_str().len();
+    if len > MAX_UPLOAD_ID || part_size == 0 || part_size > MAX_ARTIFACT_SIZE {
+        return invalid(format!(
+            "an upload id of {MAX_UPLOAD_ID} bytes at most, not {len}, with parts of {part_size} bytes"
+        ));
+    }
+    Ok(())
+}
+
+/// Refuses too many parts, and parts that no upload has.
+pub fn check_parts(parts: &[(u32, PartTag)]) -> Result<(), Error> {
+    check_limit("parts", parts.len())?;
+    let is_wrong = |(index, tag): &&(u32, PartTag)| *index >= MAX_PARTS || tag.as_str().len() > MAX_PART_TAG;
+    match parts.iter().find(is_wrong) {
+        Some((index, _)) => invalid(format!("part {index}: {MAX_PARTS} parts, tags of {MAX_PART_TAG} bytes at most")),
+        None => Ok(()),
+    }
 }
 
 /// A reason as it is kept.

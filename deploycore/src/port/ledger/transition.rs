@@ -130,6 +130,18 @@ pub fn reopen(copy: &mut CopyRow, seen: Epoch, reason: &str, now: Timestamp) -> 
     true
 }
 
+/// Whether the holder of a lease may use the copy's journal.
+///
+/// Errors: `LeaseLost`.
+pub fn journal(copy: &CopyRow, lease: &CopyLease) -> Result<(), Error> {
+    if is_running_under(copy, lease) { Ok(()) } else { Err(lost(lease)) }
+}
+
+/// What a part without an upload is told.
+pub fn no_upload(lease: &CopyLease) -> Error {
+    Error::Invalid(format!("the copy of {} to {} has no upload in the journal", lease.artifact, lease.region))
+}
+
 fn is_newest(copy: &CopyRow, lease: &CopyLease) -> bool {
     copy.claim == Some(lease.claim) && copy.status.epoch == lease.epoch
 }

@@ -41,6 +41,11 @@ pub(super) fn is_missing(error: &ObjectError) -> bool {
     matches!(error, ObjectError::NotFound { .. })
 }
 
+/// Whether the store says that it knows no such upload. The one in memory has no other failure.
+pub(super) fn is_no_upload(error: &ObjectError) -> bool {
+    is_missing(error) || matches!(error, ObjectError::Generic { store: "InMemory", .. })
+}
+
 /// Clouds retry what is worth retrying and hand up the rest as `Generic`: a connection lost, a server that answered 5xx. Those may pass.
 /// A local disk hands up its `io::Error` the same way, and of those some stay until someone acts.
 fn is_permanent(error: &ObjectError) -> bool {

@@ -124,7 +124,7 @@ impl<'a> Upload<'a> {
 }
 
 /// Writes the manifest, create-only, and gives it back once the artifact is there, whoever stored it.
-async fn publish(store: &BlobStore, record: Record) -> Result<Manifest, Error> {
+pub(super) async fn publish(store: &BlobStore, record: Record) -> Result<Manifest, Error> {
     let path = store.layout.manifest(&record.manifest.digest());
     let bytes = record.encode().map_err(permanent)?;
     match store.objects.put_opts(&path, bytes.into(), PutMode::Create.into()).await {
@@ -188,7 +188,7 @@ async fn settle(store: &BlobStore, record: Record) -> Result<Manifest, Error> {
 }
 
 /// Removes a blob that nothing names; if that fails, the sweep will.
-async fn discard(store: &BlobStore, path: &Path) {
+pub(super) async fn discard(store: &BlobStore, path: &Path) {
     if let Err(error) = store.remove(path).await {
         debug!(%path, error = %crate::port::chain(&error), "a blob without manifest is left to the sweep");
     }

@@ -10,6 +10,8 @@ use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use super::lane::Lane;
+use super::parts::ByParts;
+use super::verified;
 use crate::model::{CopyTask, Manifest};
 use crate::pace::within;
 use crate::port::chain;
@@ -43,7 +45,7 @@ impl Outcome {
 
 /// Why an attempt failed.
 #[derive(Debug, thiserror::Error)]
-enum Fault {
+pub(super) enum Fault {
     #[error("the main store does not have the artifact")]
     MainLost,
     #[error("the main store's copy is damaged")]
@@ -58,8 +60,23 @@ enum Fault {
     Differs(crate::model::Digest),
     #[error("no byte moved for {0:?}, with {1} copied")]
     Stalled(Duration, u64),
+    #[error("a part was not over within {0:?}")]
+    PartTimeout(Duration),
+    #[error("the ledger's journal cannot be used")]
+    Ledger(#[source] ledger::Error),
     #[error("the lease is lost")]
     LeaseLost,
+}
+
+impl Fault {
+    /// Whether the same part may go well at once.
+    pub(super) fn is_retryable(&self) -> bool {
+        match self {
+            Self::Main(error) | Self::Region(error) => error.is_retryable(),
+            Self::PartTimeout(_) => true,
+            _ => false,
+        }
+    }
 }
 
 /// A claimed copy.
@@ -95,14 +112,27 @@ impl Copy<'_> {
     /// Brings the artifact to the region unless it is there; how many bytes moved.
     async fn bring(&self) -> Result<u64, Fault> {
         if self.is_there().await? {
+            self.drop_upload().await;
             return Ok(0);
         }
         let manifest = self.main_manifest().await?;
+        let shared = Arc::new(Shared::default());
+        // Whichever ends first drops the other: a put that is dropped leaves nothing visible, and an upload is in the journal.
+        tokio::select! {
+            biased;
+            moved = self.transfer(manifest, &shared) => moved,
+            fault = self.keep_lease(&shared) => Err(fault),
+        }
+    }
+
+    async fn transfer(&self, manifest: Manifest, shared: &Arc<Shared>) -> Result<u64, Fault> {
         let size = manifest.size();
-        self.stream(manifest).await?;
-        let labels = [("region", self.lane.region.to_string())];
-        metrics::counter!("deploycore_replicator_bytes_total", &labels).increment(size);
-        Ok(size)
+        match self.lane.store.multipart() {
+            Some(store) if size > store.part_size(size) => {
+                ByParts { copy: self, store, manifest: &manifest, shared }.make().await
+            }
+            _ => self.put(manifest, shared).await,
+        }
     }
 
     /// Whether the region has the artifact already: after a crash between the copy and its completion, or from a job that made the same
@@ -122,7 +152,7 @@ impl Copy<'_> {
 
     async fn main_manifest(&self) -> Result<Manifest, Fault> {
         let (digest, expected) = (&self.task.artifact.digest, self.task.artifact.size);
-        let manifest = self.store_call(self.lane.main.manifest(digest)).await.map_err(main_fault)?;
+        let manifest = self.store_call(self.lane.main.manifest(digest)).await.map_err(verified::main_fault)?;
         let manifest = manifest.ok_or(Fault::MainLost)?;
         let found = manifest.size();
         if found != expected {
@@ -131,18 +161,18 @@ impl Copy<'_> {
         Ok(manifest)
     }
 
-    /// Streams the bytes while the lease is kept. Whichever ends first drops the other: a put that is dropped leaves nothing visible.
-    async fn stream(&self, manifest: Manifest) -> Result<(), Fault> {
-        let shared = Arc::new(Shared::default());
-        let ahead = self.pieces_ahead(&manifest);
-        let source = verified(self.lane.main.clone(), manifest.clone(), ahead, shared.clone());
-        let stored = tokio::select! {
-            biased;
-            stored = self.lane.store.put(source) => stored,
-            fault = self.keep_lease(&shared) => return Err(fault),
-        };
-        match stored {
-            Ok(stored) if stored == manifest => Ok(()),
+    /// Streams the bytes into one put.
+    async fn put(&self, manifest: Manifest, shared: &Arc<Shared>) -> Result<u64, Fault> {
+        let size = manifest.size();
+        let share = self.lane.settings.bytes_in_flight.as_u64() / self.lane.parallel() as u64;
+        let _held = self.lane.hold(share).await;
+        let ahead = (share / manifest.piece_size()).clamp(1, MAX_PIECES_AHEAD) as usize;
+        let source = verified_source(self.lane.main.clone(), manifest.clone(), ahead, shared.clone());
+        match self.lane.store.put(source).await {
+            Ok(stored) if stored == manifest => {
+                self.lane.count_sent(size);
+                Ok(size)
+            }
             Ok(stored) => Err(Fault::Differs(stored.digest())),
             // What broke the source says more than what the store makes of it.
             Err(error) => Err(shared.take_fault().unwrap_or(Fault::Region(error))),
@@ -175,12 +205,6 @@ impl Copy<'_> {
         }
     }
 
-    /// How many pieces are read at once: this copy's share of the lane's bytes.
-    fn pieces_ahead(&self, manifest: &Manifest) -> usize {
-        let share = self.lane.settings.bytes_in_flight.as_u64() / self.lane.parallel() as u64;
-        (share / manifest.piece_size()).clamp(1, MAX_PIECES_AHEAD) as usize
-    }
-
     async fn tell_completed(&self) -> Result<(), ledger::Error> {
         self.tell(|| self.lane.ledger.complete(&self.task.lease)).await
     }
@@ -189,6 +213,7 @@ impl Copy<'_> {
         let (attempt, reason) = (self.task.attempt, chain(fault));
         let retry = if attempt >= self.lane.settings.max_attempts {
             warn!(%reason, "the copy is given up");
+            self.drop_upload().await;
             CopyRetry::GiveUp
         } else {
             let delay = self.lane.retry_delay(attempt);
@@ -213,7 +238,7 @@ impl Copy<'_> {
         unreachable!("the last try returns")
     }
 
-    async fn store_call<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    pub(super) async fn store_call<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         within(self.lane.settings.call_timeout, "artifact store", call).await
     }
 }
@@ -226,13 +251,17 @@ fn untold(error: &ledger::Error) -> Outcome {
 
 /// What the stream of bytes tells the attempt that runs it.
 #[derive(Debug, Default)]
-struct Shared {
+pub(super) struct Shared {
     /// Verified and handed to the region's store.
     bytes: AtomicU64,
     fault: Mutex<Option<Fault>>,
 }
 
 impl Shared {
+    pub(super) fn add(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     fn take_fault(&self) -> Option<Fault> {
         self.fault.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -245,48 +274,20 @@ impl Shared {
 }
 
 /// The bytes of the main store, each piece verified before any of its bytes is handed on; `ahead` pieces are read at once.
-fn verified(main: Arc<dyn ArtifactStore>, manifest: Manifest, ahead: usize, shared: Arc<Shared>) -> Source {
+fn verified_source(main: Arc<dyn ArtifactStore>, manifest: Manifest, ahead: usize, shared: Arc<Shared>) -> Source {
     let manifest = Arc::new(manifest);
     let (count, noted) = (manifest.piece_count(), shared.clone());
-    stream::iter(0..count)
-        .map(move |index| {
-            let (main, manifest, shared) = (main.clone(), manifest.clone(), shared.clone());
-            async move { read_piece(&*main, &manifest, index).await.map_err(|fault| shared.set_fault(fault)) }
-        })
-        .buffered(ahead)
-        .map_ok(|spans| stream::iter(spans.into_iter().map(Ok)))
-        .try_flatten()
-        .inspect_ok(move |span: &Bytes| {
-            noted.bytes.fetch_add(span.len() as u64, Ordering::Relaxed);
-        })
-        .boxed()
-}
-
-async fn read_piece(main: &dyn ArtifactStore, manifest: &Manifest, index: u32) -> Result<Vec<Bytes>, Fault> {
-    let damaged = || {
-        let (digest, count) = (manifest.digest(), manifest.piece_count());
-        Fault::MainDamaged(Error::Corrupt { digest, detail: format!("piece {index} of {count} does not verify") })
-    };
-    let (Some(range), Some(mut check)) = (manifest.piece_range(index), manifest.check_piece(index)) else {
-        return Err(damaged());
-    };
-    let mut left = range.end - range.start;
-    let mut chunks = main.read(&manifest.digest(), range).await.map_err(main_fault)?;
-    let mut spans = Vec::new();
-    while let Some(span) = chunks.try_next().await.map_err(main_fault)? {
-        // A store that yields more than it was asked for must not fill the memory.
-        left = left.checked_sub(span.len() as u64).ok_or_else(damaged)?;
-        check.update(&span);
-        spans.push(span);
-        tokio::task::yield_now().await;
-    }
-    if check.holds() { Ok(spans) } else { Err(damaged()) }
-}
-
-fn main_fault(error: Error) -> Fault {
-    match error {
-        Error::NotFound { .. } => Fault::MainLost,
-        Error::Corrupt { .. } => Fault::MainDamaged(error),
-        error => Fault::Main(error),
-    }
+    stream::iter((0..count).filter_map({
+        let manifest = manifest.clone();
+        move |index| manifest.piece_range(index)
+    }))
+    .map(move |range| {
+        let (main, manifest, shared) = (main.clone(), manifest.clone(), shared.clone());
+        async move { verified::read(&*main, &manifest, range).await.map_err(|fault| shared.set_fault(fault)) }
+    })
+    .buffered(ahead)
+    .map_ok(|spans| stream::iter(spans.into_iter().map(Ok)))
+    .try_flatten()
+    .inspect_ok(move |span: &Bytes| noted.add(span.len() as u64))
+    .boxed()
 }

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, error, info_span, warn};
@@ -24,8 +25,13 @@ pub(super) struct Lane {
     pub(super) main: Arc<dyn ArtifactStore>,
     pub(super) store: Arc<dyn ArtifactStore>,
     nudge: Nudge,
+    /// The bytes in flight, in units of [`UNIT`].
+    room: Semaphore,
     state: Mutex<State>,
 }
+
+/// Bytes are counted in KiB: a semaphore counts to 2^61, one call takes at most 2^32.
+const UNIT: u64 = 1024;
 
 #[derive(Debug)]
 struct State {
@@ -43,7 +49,8 @@ impl Lane {
         store: Arc<dyn ArtifactStore>,
     ) -> Self {
         let state = Mutex::new(State { random: fastrand::Rng::new(), unanswered: None });
-        Self { region, settings, ledger, main, store, nudge: Nudge::default(), state }
+        let room = Semaphore::new(units(settings.bytes_in_flight.as_u64()) as usize);
+        Self { region, settings, ledger, main, store, nudge: Nudge::default(), room, state }
     }
 
     pub(super) fn seed(&self, seed: u64) {
@@ -182,6 +189,16 @@ impl Lane {
         self.settings.retry.delay(attempt).mul_f64(1.0 - 0.1 * self.lock().random.f64())
     }
 
+    /// Waits until the lane has room for so many bytes; what is larger than the lane waits for all of it.
+    pub(super) async fn hold(&self, bytes: u64) -> SemaphorePermit<'_> {
+        let units = units(bytes).min(units(self.settings.bytes_in_flight.as_u64()));
+        self.room.acquire_many(units).await.expect("nobody closes it")
+    }
+
+    pub(super) fn count_sent(&self, bytes: u64) {
+        metrics::counter!("deploycore_replicator_bytes_total", "region" => self.region.to_string()).increment(bytes);
+    }
+
     pub(super) fn parallel(&self) -> usize {
         self.settings.parallel.clamp(1, MAX_BATCH)
     }
@@ -200,4 +217,8 @@ impl Lane {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn units(bytes: u64) -> u32 {
+    u32::try_from(bytes / UNIT).unwrap_or(u32::MAX).max(1)
 }

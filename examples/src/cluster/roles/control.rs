@@ -10,7 +10,7 @@ use deploycore::build::{Reaper, ReaperSettings};
 use deploycore::deploy::{Deployer, DeployerSettings};
 use deploycore::model::{RegionName, RunSpec, ServiceName};
 use deploycore::port::{ArtifactStore, GoalStateStore, JobQueue, ReplicationLedger};
-use deploycore::store::{BlobStore, Registrar, RegistrarSettings};
+use deploycore::store::{Registrar, RegistrarSettings, open_url};
 use deploycore_kv::gateway::{Gateway, GatewayClient, GatewaySettings};
 use tokio_util::sync::CancellationToken;
 use url::Url;
@@ -44,7 +44,7 @@ pub(super) async fn run(config: config::Control, shutdown: CancellationToken) ->
     let same = config.ledger == config.queue;
     let ledger = if same { database.ledger } else { deploycore_sql::open_url(&config.ledger).await?.ledger };
     let queue = database.queue;
-    let store = Arc::new(BlobStore::open(&config.store)?);
+    let store = Arc::new(open_url(config.store.as_str()).await?);
     let goals = deploycore_kv::open_url(&config.goals_store).await?;
 
     let mut regions = BTreeMap::new();

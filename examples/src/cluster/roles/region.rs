@@ -12,7 +12,7 @@ use axum::{Json, Router};
 use deploycore::deploy::{Mirror, MirrorSettings, ReportBoard};
 use deploycore::model::Digest;
 use deploycore::port::ArtifactStore;
-use deploycore::store::{BlobStore, Replicator, ReplicatorSettings};
+use deploycore::store::{Replicator, ReplicatorSettings, open_url};
 use deploycore_kv::gateway::{Gateway, GatewayClient, GatewaySettings};
 use deploycore_p2p::core::tracker::SwarmStanding;
 use deploycore_p2p::{Gate, GateSettings, Security, Tracker, TrackerSettings};
@@ -24,8 +24,8 @@ use crate::cluster::api::StoreUsage;
 use crate::cluster::config;
 
 pub(super) async fn run(config: config::Region, shutdown: CancellationToken) -> Result<()> {
-    let main: Arc<dyn ArtifactStore> = Arc::new(BlobStore::open(&config.main_store)?);
-    let store = Arc::new(BlobStore::open(&config.store)?);
+    let main: Arc<dyn ArtifactStore> = Arc::new(open_url(config.main_store.as_str()).await?);
+    let store = Arc::new(open_url(config.store.as_str()).await?);
     let ledger = deploycore_sql::open_url(&config.ledger).await?.ledger;
     let goals = deploycore_kv::open_url(&config.goals_store).await?;
     let global = Arc::new(GatewayClient::new(config.global)?);

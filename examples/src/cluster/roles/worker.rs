@@ -12,7 +12,7 @@ use deploycore::build::{
 };
 use deploycore::model::Job;
 use deploycore::port::store::MAX_CHUNK;
-use deploycore::store::BlobStore;
+use deploycore::store::open_url;
 use futures::stream::{self, StreamExt};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -29,7 +29,7 @@ const BUILD_STOP_GRACE: Duration = Duration::from_secs(3);
 
 pub(super) async fn run(config: config::Worker, shutdown: CancellationToken) -> Result<()> {
     let queue = deploycore_sql::open_url(&config.queue).await?.queue;
-    let store = Arc::new(BlobStore::open(&config.store)?);
+    let store = Arc::new(open_url(config.store.as_str()).await?);
     let settings = CommandBuilderSettings::new(config.repository, config.command, config.output, config.scratch)
         .with_stop_grace(BUILD_STOP_GRACE);
     let builder = Arc::new(CommandBuilder::open(settings).await?);

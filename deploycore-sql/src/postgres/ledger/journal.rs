@@ -1,0 +1,111 @@
+//! The journal of uploads: each call is one transaction that locks the copy and looks at the lease first.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use deploycore::model::CopyLease;
+use deploycore::port::ledger::{CopyJournal, Error, JournaledUpload, bounds, transition};
+use deploycore::port::store::{PartTag, UploadId};
+use sqlx::postgres::PgConnection;
+
+use super::{Ledger, count_refusal, row};
+use crate::columns::Columns;
+use crate::postgres::database::failed;
+
+async fn check(connection: &mut PgConnection, lease: &CopyLease) -> Result<(), Error> {
+    let found = row::lock(connection, &lease.artifact, &lease.region).await?;
+    let found = found.ok_or_else(|| Error::NotFound { artifact: lease.artifact.clone() })?;
+    transition::journal(&found.copy, lease)
+}
+
+async fn clear(connection: &mut PgConnection, lease: &CopyLease) -> Result<(), Error> {
+    const CLEAR: &str = "DELETE FROM deploycore.copy_uploads WHERE artifact = $1 AND region = $2";
+    check(connection, lease).await?;
+    let clear = sqlx::query(CLEAR).bind(lease.artifact.as_str()).bind(lease.region.as_str());
+    clear.execute(connection).await.map_err(failed)?;
+    Ok(())
+}
+
+async fn read(connection: &mut PgConnection, lease: &CopyLease) -> Result<Option<JournaledUpload>, Error> {
+    const UPLOAD: &str = "SELECT upload, part_size FROM deploycore.copy_uploads WHERE artifact = $1 AND region = $2";
+    const PARTS: &str = "SELECT part::bigint, tag FROM deploycore.copy_parts WHERE artifact = $1 AND region = $2";
+    check(connection, lease).await?;
+    let found = sqlx::query(UPLOAD).bind(lease.artifact.as_str()).bind(lease.region.as_str());
+    let Some(row) = found.fetch_optional(&mut *connection).await.map_err(failed)? else {
+        return Ok(None);
+    };
+    let (upload, part_size) = (Columns(&row).parse::<String>("upload")?, Columns(&row).number("part_size")?);
+    let parts = sqlx::query(PARTS).bind(lease.artifact.as_str()).bind(lease.region.as_str());
+    let rows = parts.fetch_all(connection).await.map_err(failed)?;
+    let part = |row| Ok((Columns(row).number("part")?, PartTag::new(Columns(row).parse::<String>("tag")?)));
+    let parts = rows.iter().map(part).collect::<Result<BTreeMap<_, _>, Error>>()?;
+    Ok(Some(JournaledUpload { upload: UploadId::new(upload), part_size, parts }))
+}
+
+async fn begin(
+    connection: &mut PgConnection,
+    lease: &CopyLease,
+    upload: &UploadId,
+    part_size: u64,
+) -> Result<(), Error> {
+    const BEGIN: &str =
+        "INSERT INTO deploycore.copy_uploads (artifact, region, upload, part_size) VALUES ($1, $2, $3, $4)";
+    clear(connection, lease).await?;
+    let begin = sqlx::query(BEGIN)
+        .bind(lease.artifact.as_str())
+        .bind(lease.region.as_str())
+        .bind(upload.as_str())
+        .bind(part_size as i64);
+    begin.execute(connection).await.map_err(failed)?;
+    Ok(())
+}
+
+async fn add(connection: &mut PgConnection, lease: &CopyLease, parts: &[(u32, PartTag)]) -> Result<(), Error> {
+    const ADD: &str = "
+        INSERT INTO deploycore.copy_parts (artifact, region, part, tag)
+        SELECT u.artifact, u.region, p.part, p.tag
+        FROM deploycore.copy_uploads u CROSS JOIN unnest($3::integer[], $4::text[]) AS p (part, tag)
+        WHERE u.artifact = $1 AND u.region = $2
+        ON CONFLICT (artifact, region, part) DO UPDATE SET tag = excluded.tag";
+    check(connection, lease).await?;
+    // A statement sets each row once: of one part twice the last counts.
+    let unique: BTreeMap<_, _> = parts.iter().map(|(part, tag)| (*part as i32, tag.to_string())).collect();
+    let (numbers, tags): (Vec<_>, Vec<_>) = unique.into_iter().unzip();
+    let add = sqlx::query(ADD).bind(lease.artifact.as_str()).bind(lease.region.as_str()).bind(numbers).bind(tags);
+    let added = add.execute(connection).await.map_err(failed)?;
+    if added.rows_affected() == 0 { Err(transition::no_upload(lease)) } else { Ok(()) }
+}
+
+/// A call as a transaction within the database's limits.
+macro_rules! journaled {
+    ($ledger:ident, $connection:ident => $work:expr) => {{
+        let call = async {
+            let mut moment = $ledger.database.begin().await?;
+            let $connection = moment.connection();
+            let done = $work.await;
+            moment.end(done).await
+        };
+        $ledger.database.bounded(call).await.inspect_err(count_refusal)
+    }};
+}
+
+#[async_trait]
+impl CopyJournal for Ledger {
+    async fn upload(&self, lease: &CopyLease) -> Result<Option<JournaledUpload>, Error> {
+        journaled!(self, connection => read(connection, lease))
+    }
+
+    async fn begin(&self, lease: &CopyLease, upload: &UploadId, part_size: u64) -> Result<(), Error> {
+        bounds::check_upload(upload, part_size)?;
+        journaled!(self, connection => begin(connection, lease, upload, part_size))
+    }
+
+    async fn add(&self, lease: &CopyLease, parts: &[(u32, PartTag)]) -> Result<(), Error> {
+        bounds::check_parts(parts)?;
+        journaled!(self, connection => add(connection, lease, parts))
+    }
+
+    async fn clear(&self, lease: &CopyLease) -> Result<(), Error> {
+        journaled!(self, connection => clear(connection, lease))
+    }
+}

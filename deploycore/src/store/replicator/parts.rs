@@ -1,0 +1,268 @@
+//! A copy made by parts: read and stored in parallel, journaled, and taken up where the last attempt stopped.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use bytes::Bytes;
+use futures::stream::{self, StreamExt};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::{debug, info, warn};
+
+use super::copy::{Copy, Fault, Shared};
+use super::verified;
+use crate::model::Manifest;
+use crate::pace::within;
+use crate::port::chain;
+use crate::port::ledger::{self, JournaledUpload, MAX_BATCH};
+use crate::port::store::{Error, Multipart, PartTag, UploadId};
+
+/// The most parts of one copy on their way at once, whatever the bytes allow.
+const MAX_PARTS_AHEAD: usize = 16;
+/// Parts that are stored and not journaled yet: so many are sent again after a crash, besides those on their way.
+const MAX_UNJOURNALED: usize = 4;
+
+/// A copy whose store takes parts.
+pub(super) struct ByParts<'a> {
+    pub(super) copy: &'a Copy<'a>,
+    pub(super) store: &'a dyn Multipart,
+    pub(super) manifest: &'a Manifest,
+    pub(super) shared: &'a Shared,
+}
+
+impl ByParts<'_> {
+    /// Makes the copy; how many bytes were sent.
+    pub(super) async fn make(&self) -> Result<u64, Fault> {
+        let mut upload = self.taken_up().await?;
+        let before: u64 = upload.parts.keys().map(|index| len(&self.range(&upload, *index))).sum();
+        self.shared.add(before);
+        let sent = self.send_missing(&mut upload).await;
+        if let Err(fault) = &sent
+            && self.copy.lane.ledger.journal().is_none()
+        {
+            debug!(error = %chain(fault), "without a journal nobody would find the upload again");
+            self.copy.abort(self.store, &upload.upload).await;
+        }
+        let sent = sent?;
+        self.finish(&upload).await?;
+        Ok(sent)
+    }
+
+    /// The upload of the journal, or a new one.
+    async fn taken_up(&self) -> Result<JournaledUpload, Fault> {
+        if let Some(upload) = self.copy.journaled().await? {
+            let parts = upload.parts.len();
+            info!(parts, of = self.count(&upload), "a copy under way is taken up");
+            return Ok(upload);
+        }
+        self.begin().await
+    }
+
+    async fn begin(&self) -> Result<JournaledUpload, Fault> {
+        let part_size = self.store.part_size(self.manifest.size());
+        let upload = self.copy.store_call(self.store.begin()).await.map_err(Fault::Region)?;
+        if let Some(journal) = self.copy.lane.ledger.journal() {
+            let noted = journal.begin(&self.copy.task.lease, &upload, part_size);
+            if let Err(error) = self.copy.ledger_call(noted).await {
+                self.copy.abort(self.store, &upload).await;
+                return Err(error);
+            }
+        }
+        Ok(JournaledUpload { upload, part_size, parts: BTreeMap::new() })
+    }
+
+    /// Sends each part that the store does not have, and journals them as they are taken, also when one fails in the end.
+    async fn send_missing(&self, upload: &mut JournaledUpload) -> Result<u64, Fault> {
+        let missing: Vec<u32> = (0..self.count(upload)).filter(|index| !upload.parts.contains_key(index)).collect();
+        let (is_resumed, mut sent, mut unjournaled) = (!upload.parts.is_empty(), 0, Vec::new());
+        let mut journaled_at = Instant::now();
+        let (id, part_size) = (upload.upload.clone(), upload.part_size);
+        let range = |index| range_of(self.manifest, part_size, index);
+        let mut parts = stream::iter(missing)
+            .map(|index| {
+                let (id, range) = (&id, range(index));
+                async move { (index, self.send(id, index, range).await) }
+            })
+            .buffer_unordered(MAX_PARTS_AHEAD);
+        while let Some((index, tag)) = parts.next().await {
+            let tag = match tag {
+                Ok(tag) => tag,
+                Err(fault) => {
+                    drop(parts);
+                    self.journal(&mut unjournaled).await?;
+                    if is_resumed && sent == 0 {
+                        self.replace_if_lost(&id, index, range(index), &fault).await;
+                    }
+                    return Err(fault);
+                }
+            };
+            sent += len(&range(index));
+            upload.parts.insert(index, tag.clone());
+            unjournaled.push((index, tag));
+            if unjournaled.len() >= MAX_UNJOURNALED || journaled_at.elapsed() >= self.copy.lane.settings.progress_period
+            {
+                self.journal(&mut unjournaled).await?;
+                journaled_at = Instant::now();
+            }
+        }
+        Ok(sent)
+    }
+
+    /// Journals parts. While the ledger fails the copy goes on, and the parts wait: at worst they are sent again.
+    async fn journal(&self, parts: &mut Vec<(u32, PartTag)>) -> Result<(), Fault> {
+        let Some(journal) = self.copy.lane.ledger.journal() else {
+            parts.clear();
+            return Ok(());
+        };
+        while !parts.is_empty() {
+            let batch = parts.len().min(MAX_BATCH);
+            match self.copy.ledger_call(journal.add(&self.copy.task.lease, &parts[..batch])).await {
+                Ok(()) => drop(parts.drain(..batch)),
+                Err(Fault::Ledger(ledger::Error::Backend(error))) => {
+                    warn!(error = %chain(&error), "parts cannot be journaled");
+                    break;
+                }
+                Err(fault) => return Err(fault),
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings one part over, a few times if it must.
+    async fn send(&self, upload: &UploadId, index: u32, range: Range<u64>) -> Result<PartTag, Fault> {
+        let lane = self.copy.lane;
+        for tries in 1.. {
+            let held = lane.hold(len(&range)).await;
+            let moved = async {
+                let part = self.read(range.clone()).await?;
+                self.store.put_part(upload, index, part).await.map_err(Fault::Region)
+            };
+            let limit = lane.settings.part_timeout;
+            let fault = match timeout(limit, moved).await {
+                Ok(Ok(tag)) => {
+                    self.shared.add(len(&range));
+                    lane.count_sent(len(&range));
+                    return Ok(tag);
+                }
+                Ok(Err(fault)) => fault,
+                Err(_) => Fault::PartTimeout(limit),
+            };
+            drop(held);
+            if tries >= lane.settings.part_attempts.max(1) || !fault.is_retryable() {
+                return Err(fault);
+            }
+            debug!(index, tries, error = %chain(&fault), "a part failed");
+            sleep(lane.settings.backoff.delay(tries)).await;
+        }
+        unreachable!("the last try returns")
+    }
+
+    async fn read(&self, range: Range<u64>) -> Result<Vec<Bytes>, Fault> {
+        verified::read(&*self.copy.lane.main, self.manifest, range).await
+    }
+
+    /// A store that does not know an upload any more may say so in words of its own. One that takes a part in a fresh upload and none
+    /// in the old has lost the old: the fresh one takes its place in the journal, for the next attempt.
+    async fn replace_if_lost(&self, old: &UploadId, index: u32, range: Range<u64>, fault: &Fault) {
+        let Fault::Region(error) = fault else { return };
+        if !matches!(error, Error::NoUpload { .. }) {
+            let Ok(fresh) = self.copy.store_call(self.store.begin()).await else { return };
+            let is_taken = self.send(&fresh, index, range).await.is_ok();
+            self.copy.abort(self.store, &fresh).await;
+            if !is_taken {
+                return;
+            }
+        }
+        warn!(upload = %old, "the store has lost the upload: the copy starts over");
+        self.copy.abort(self.store, old).await;
+        self.copy.forget().await;
+    }
+
+    /// Makes the artifact of the parts, all of which were verified before they were sent. An upload that the store refuses to finish is
+    /// of no more use: the next attempt starts over.
+    async fn finish(&self, upload: &JournaledUpload) -> Result<(), Fault> {
+        let settings = &self.copy.lane.settings;
+        let tags: Vec<_> = upload.parts.values().cloned().collect();
+        for tries in 1.. {
+            let finished = self.store.finish(&upload.upload, self.manifest, tags.clone());
+            let error = match within(settings.stall_timeout, "artifact store", finished).await {
+                Ok(stored) if stored == *self.manifest => {
+                    self.copy.forget().await;
+                    return Ok(());
+                }
+                Ok(stored) => return Err(Fault::Differs(stored.digest())),
+                Err(error) => error,
+            };
+            if tries >= settings.part_attempts.max(1) || !error.is_retryable() {
+                warn!(error = %chain(&error), "the upload cannot be finished: the copy starts over");
+                self.copy.abort(self.store, &upload.upload).await;
+                self.copy.forget().await;
+                return Err(Fault::Region(error));
+            }
+            sleep(settings.backoff.delay(tries)).await;
+        }
+        unreachable!("the last try returns")
+    }
+
+    fn count(&self, upload: &JournaledUpload) -> u32 {
+        self.manifest.size().div_ceil(upload.part_size) as u32
+    }
+
+    fn range(&self, upload: &JournaledUpload, index: u32) -> Range<u64> {
+        range_of(self.manifest, upload.part_size, index)
+    }
+}
+
+/// What the journal of a copy is for, besides going on.
+impl Copy<'_> {
+    /// The upload of the journal, if it fits the artifact as it is.
+    async fn journaled(&self) -> Result<Option<JournaledUpload>, Fault> {
+        match self.lane.ledger.journal() {
+            Some(journal) => self.ledger_call(journal.upload(&self.task.lease)).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Ends the upload of a copy that needs it no more: it is there by another way, or given up.
+    pub(super) async fn drop_upload(&self) {
+        let Some(store) = self.lane.store.multipart() else { return };
+        match self.journaled().await {
+            Ok(Some(upload)) => {
+                self.abort(store, &upload.upload).await;
+                self.forget().await;
+            }
+            Ok(None) => {}
+            Err(error) => warn!(error = %chain(&error), "an upload may be left to the bucket's own rules"),
+        }
+    }
+
+    async fn abort(&self, store: &dyn Multipart, upload: &UploadId) {
+        if let Err(error) = self.store_call(store.abort(upload)).await {
+            warn!(%upload, error = %chain(&error), "an upload is left to the bucket's own rules");
+        }
+    }
+
+    async fn forget(&self) {
+        if let Some(journal) = self.lane.ledger.journal()
+            && let Err(error) = self.ledger_call(journal.clear(&self.task.lease)).await
+        {
+            // Whoever has the copy next finds that the store knows no such upload.
+            debug!(error = %chain(&error), "the journal cannot be cleared");
+        }
+    }
+
+    async fn ledger_call<T>(&self, call: impl Future<Output = Result<T, ledger::Error>>) -> Result<T, Fault> {
+        match within(self.lane.settings.call_timeout, "ledger", call).await {
+            Err(ledger::Error::LeaseLost { .. }) => Err(Fault::LeaseLost),
+            told => told.map_err(Fault::Ledger),
+        }
+    }
+}
+
+fn range_of(manifest: &Manifest, part_size: u64, index: u32) -> Range<u64> {
+    let start = u64::from(index) * part_size;
+    start..manifest.size().min(start + part_size)
+}
+
+fn len(range: &Range<u64>) -> u64 {
+    range.end - range.start
+}
