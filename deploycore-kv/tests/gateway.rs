@@ -123,7 +123,7 @@ async fn serve(settings: GatewaySettings) -> Served {
     let shutdown = CancellationToken::new();
     let stop = shutdown.clone();
     let task = tokio::spawn(async move { gateway.serve(listener, stop).await.unwrap() });
-    Served { goals, region, base, http: reqwest::Client::new(), shutdown, task }
+    Served { goals, region, base, http: http(), shutdown, task }
 }
 
 /// As [`serve`], with the requests counted that have come to their handlers.
@@ -141,7 +141,7 @@ async fn serve_counted() -> (Served, Arc<AtomicUsize>) {
     let router = gateway.router().layer(axum::middleware::from_fn(count));
     let task = tokio::spawn(async move { axum::serve(keeping_alive(listener), router).await.unwrap() });
     let shutdown = CancellationToken::new();
-    (Served { goals, region, base, http: reqwest::Client::new(), shutdown, task }, arrived)
+    (Served { goals, region, base, http: http(), shutdown, task }, arrived)
 }
 
 async fn until(is_so: impl Fn() -> bool) {
@@ -151,6 +151,11 @@ async fn until(is_so: impl Fn() -> bool) {
         }
     };
     timeout(Duration::from_secs(30), look).await.expect("it does not come to that");
+}
+
+fn http() -> reqwest::Client {
+    deploycore::tls::ensure_provider();
+    reqwest::Client::new()
 }
 
 impl Served {

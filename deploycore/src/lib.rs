@@ -23,6 +23,7 @@ pub mod model;
 pub mod port;
 
 pub mod pace;
+pub mod tls;
 
 pub mod build;
 pub mod store;

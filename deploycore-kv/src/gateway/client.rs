@@ -101,6 +101,7 @@ impl GatewayClient {
         if bases.is_empty() {
             return Err(Error::Invalid("no gateway was named: use http://host:port".to_owned()));
         }
+        deploycore::tls::ensure_provider();
         let http = reqwest::Client::builder()
             .no_proxy()
             .connect_timeout(settings.connect_timeout)

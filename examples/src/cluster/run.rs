@@ -34,6 +34,7 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Reads the command line and does what it says; the exit code is 0 only when all of it was done.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    deploycore::tls::ensure_provider();
     let result = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -90,6 +90,7 @@ impl Bed {
         let base = std::fs::read_to_string(self.data().join("run/api")).ok()?;
         let url = format!("{}v1/{path}", base.trim());
         runtime().block_on(async {
+            deploycore::tls::ensure_provider();
             let http = reqwest::Client::builder().no_proxy().build().unwrap();
             let answer = http.get(url).timeout(Duration::from_secs(2)).send().await.ok()?;
             answer.error_for_status().ok()?.json().await.ok()

@@ -85,7 +85,7 @@ impl Cloud {
                     let option = option.map_err(|_| refused(url, &format!("{key} is no option of this store")))?;
                     builder = builder.with_config(option, value);
                 }
-                use_ring();
+                crate::tls::ensure_provider();
                 let built =
                     builder.build().map_err(|error| refused(url, &format!("{}; {}", chain(&error), self.hint())))?;
                 let client = Arc::new(built);
@@ -111,12 +111,6 @@ impl Cloud {
     pub(super) fn unusable(self, url: &Url, why: &str) -> String {
         format!("{}: {why}; {}", named(url), self.hint())
     }
-}
-
-/// The clients take their cryptography from the process's choice; where the program made none, it is ring.
-#[cfg(any(feature = "s3", feature = "gcs", feature = "azure"))]
-fn use_ring() {
-    let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
 /// The URL without what may be secret.
