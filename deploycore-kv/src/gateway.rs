@@ -12,7 +12,7 @@
 //! | `GET /v1/manifests/{digest}` | the manifest, for ever cacheable; `404` with code `no_manifest` |
 //! | `PUT /v1/machines/{name}` with a report | `204` |
 //! | `GET /v1/machines` | `{"machines": [...], "settling": false}`: each machine that reported, and whether some that are live may be missing |
-//! | `POST /v1/machines/tally` with a goal | how many machines are where with it, counted here: a control plane reads counts, not reports |
+//! | `POST /v1/tally` with a goal | how many machines are where with it, counted here: a control plane reads counts, not reports |
 //!
 //! `PUT` and `POST` on goals are refused with `403` unless the gateway is [`Access::Writable`]. An error is
 //! `{"error": {"code": ..., "message": ..., ...}}`, with what the domain's error holds, so that [`GatewayClient`] gives back the error

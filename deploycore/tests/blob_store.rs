@@ -33,7 +33,7 @@ fn local() -> (tempfile::TempDir, BlobStore) {
 #[tokio::test]
 async fn a_url_of_an_unknown_kind_is_refused_with_a_hint() {
     let open = |url: &str| BlobStore::open(&Url::parse(url).unwrap()).unwrap_err().to_string();
-    assert!(open("s3://bucket/x").contains("object_store"), "{}", open("s3://bucket/x"));
+    assert!(open("s4://bucket/x").contains("s3://bucket/prefix"), "{}", open("s4://bucket/x"));
     assert!(open("redb:///x").contains("file:///"), "{}", open("redb:///x"));
     assert!(open("file://host/x").contains("absolute"), "{}", open("file://host/x"));
     let file = tempfile::NamedTempFile::new().unwrap();

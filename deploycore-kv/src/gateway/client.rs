@@ -298,7 +298,7 @@ impl MachineDirectory for GatewayClient {
         if self.inner.replicas.len() > 1 {
             return self.machines().await.map(|known| Tally::of(goal, &known));
         }
-        self.read(Ask::send(Method::POST, &["machines", "tally"], goal)).await.map_err(below)
+        self.read(Ask::send(Method::POST, &["tally"], goal)).await.map_err(below)
     }
 }
 

@@ -141,7 +141,7 @@ pub(super) fn router(inner: Arc<Inner>) -> Router {
         .route("/v1/compact", post(compact))
         .route("/v1/manifests/{digest}", get(manifest))
         .route("/v1/machines", get(machines))
-        .route("/v1/machines/tally", post(tally))
+        .route("/v1/tally", post(tally))
         .route("/v1/machines/{name}", put(report))
         .layer(DefaultBodyLimit::max(limit))
         .with_state(inner)
@@ -359,8 +359,8 @@ impl LastWord {
     /// Passes it on, when the request comes and again when it is answered: the machine waited meanwhile. Whether the report is known.
     async fn tell(&self, inner: &Inner) -> bool {
         let (Some(last), Some(reports)) = (&self.0, &inner.reports) else { return true };
-        // A machine whose word is lost sends its report whole: the poll goes on without.
-        inner.within(reports.still_holds(last)).await.unwrap_or(false)
+        // Where that cannot be told now, no whole report is asked for: it would be one more request in a bad moment.
+        inner.within(reports.still_holds(last)).await.unwrap_or(true)
     }
 
     async fn answer(&self, inner: &Inner, response: &mut Response) {

@@ -165,6 +165,10 @@ fn parse(url: &str) -> Result<MySqlConnectOptions, OpenError> {
     }
     // The driver would pass over what it does not know.
     let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters);
+    if parameters.contains('@') {
+        // What stands there is part of a password: it is not shown.
+        return Err(refuse("in a password, a question mark is written %3F"));
+    }
     let names = parameters.split('&').filter_map(|parameter| parameter.split('=').next());
     if let Some(unknown) = names.filter(|name| !name.is_empty()).find(|name| !PARAMETERS.contains(name)) {
         return Err(refuse(&format!("{unknown:?} is none of its parameters: {}", PARAMETERS.join(", "))));
@@ -307,6 +311,16 @@ mod tests {
         for version in ["10.5.29-MariaDB", "5.5.5-10.3.39-MariaDB", "5.7.44-log", "8.0.18", "8.0", "unknown", ""] {
             assert!(!is_new_enough(version), "{version}");
         }
+    }
+
+    #[test]
+    fn no_part_of_a_password_is_told() {
+        for url in ["mysql://u:pa?s3cret@host/db", "mysql://u:pa?s3cret=1@host/db", "mysql://u:s3cret@host"] {
+            let said = parse(url).unwrap_err().to_string();
+            assert!(!said.contains("s3cret"), "{said}");
+        }
+        let said = parse("mysql://u:p@host/db?ssl-mod=required").unwrap_err().to_string();
+        assert!(said.contains("ssl-mod") && said.contains("ssl-mode"), "{said}");
     }
 
     #[test]

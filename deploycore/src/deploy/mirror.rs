@@ -18,7 +18,7 @@ use crate::port::{BackendError, GoalStateStore, chain};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct MirrorSettings {
-    /// Between looks; 10 s by default.
+    /// Between looks, unless the global store wishes for longer pauses because it has much to do; 10 s by default.
     #[serde(with = "friendly")]
     pub period: Duration,
     /// Between looks at stores that fail.

@@ -57,7 +57,8 @@ pub struct AgentSettings {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Rhythm {
-    /// Between two reads of the goals; 10 s by default. A watch makes it sooner.
+    /// Between two reads of the goals, unless the region wishes for longer pauses because it has much to do; 10 s by default. A watch makes
+    /// it sooner.
     #[serde(with = "friendly")]
     pub poll: Duration,
     /// Between two reports of the same; 10 s by default.

@@ -38,6 +38,7 @@ pub(crate) struct Parted {
     script: Mutex<Script>,
     calls: AtomicUsize,
     open: Mutex<BTreeSet<String>>,
+    lost: Mutex<BTreeSet<String>>,
     parts: AtomicUsize,
     begun: AtomicUsize,
     now: AtomicUsize,
@@ -66,6 +67,7 @@ impl Parted {
             script: Mutex::new(Box::new(|_, _, _| Answer::Well)),
             calls: AtomicUsize::default(),
             open: Mutex::default(),
+            lost: Mutex::default(),
             parts: AtomicUsize::default(),
             begun: AtomicUsize::default(),
             now: AtomicUsize::default(),
@@ -95,6 +97,11 @@ impl Parted {
     /// Uploads neither finished nor aborted.
     pub(crate) fn open(&self) -> usize {
         self.open.lock().unwrap().len()
+    }
+
+    /// Takes no part of the uploads that are open now any more, and does not say why.
+    pub(crate) fn lose_uploads(&self) {
+        self.lost.lock().unwrap().append(&mut self.open.lock().unwrap());
     }
 
     pub(crate) fn calls(&self) -> usize {
@@ -133,6 +140,9 @@ impl Multipart for Parted {
         self.most.fetch_max(now, SeqCst);
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         self.told("put_part", index).await?;
+        if self.lost.lock().unwrap().contains(upload.as_str()) {
+            return Err(BackendError::permanent("probe", "InvalidBlockList").into());
+        }
         let tag = self.inner.put_part(upload, index, part).await?;
         self.parts.fetch_add(1, SeqCst);
         Ok(tag)

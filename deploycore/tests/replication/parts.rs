@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -167,19 +167,59 @@ async fn an_upload_that_the_store_has_lost_starts_over() {
     let service = world.run();
     sleep(Duration::from_secs(5)).await;
     drop(service);
-    // It takes no part of the old upload from now on, and does not say why.
-    let begun = std::sync::atomic::AtomicBool::new(false);
+    world.region.lose_uploads();
+    world.region.follow(|_, _, _| Answer::Well);
+    let _next = world.run();
+    world.is_well().await;
+    assert!(world.region.parts() > PARTS + TWICE, "all parts were sent anew");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_of_which_no_part_came_and_that_the_store_has_lost_starts_over() {
+    let world = World::new().await;
+    world.region.follow(|call, _, _| if call == "put_part" { Answer::Hang } else { Answer::Well });
+    let service = world.run();
+    sleep(Duration::from_secs(5)).await;
+    drop(service);
+    world.region.lose_uploads();
+    world.region.follow(|_, _, _| Answer::Well);
+    let _next = world.run();
+    world.is_well().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_region_that_is_up_again_while_its_upload_is_in_doubt_costs_no_part() {
+    let world = World::new().await;
+    world.region.follow(|_, number, _| if number <= 10 { Answer::Well } else { Answer::Hang });
+    let service = world.run();
+    sleep(Duration::from_secs(5)).await;
+    drop(service);
+    let begun = AtomicBool::new(false);
     world.region.follow(move |call, _, _| match call {
         "begin" => {
             begun.store(true, Ordering::SeqCst);
             Answer::Well
         }
-        "put_part" if !begun.load(Ordering::SeqCst) => Answer::Forgotten,
+        "put_part" if !begun.load(Ordering::SeqCst) => Answer::Fail,
         _ => Answer::Well,
     });
     let _next = world.run();
     world.is_well().await;
-    assert!(world.region.parts() > PARTS + TWICE, "all parts were sent anew");
+    assert_eq!(world.region.begun(), 2, "it was in doubt");
+    assert!(world.region.parts() <= PARTS + TWICE, "{} parts", world.region.parts());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_region_that_is_down_when_the_parts_are_joined_costs_no_part() {
+    let world = World::new().await;
+    let refused = AtomicU64::new(0);
+    world.region.follow(move |call, _, _| match call {
+        "finish" if refused.fetch_add(1, Ordering::SeqCst) < 10 => Answer::Fail,
+        _ => Answer::Well,
+    });
+    let _service = world.run();
+    world.is_well().await;
+    assert_eq!((world.region.parts(), world.region.begun()), (PARTS, 1));
 }
 
 #[tokio::test(start_paused = true)]

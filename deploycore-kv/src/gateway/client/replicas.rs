@@ -72,7 +72,13 @@ impl Replicas {
     /// Notes that a gateway answered: it is asked first from now on.
     pub(super) fn answered(&self, replica: usize) {
         if self.current.swap(replica, Ordering::Relaxed) != replica {
-            tracing::info!(gateway = %self.base(replica), "another gateway of the region is asked from now on");
+            let base = self.base(replica);
+            let gateway = format_args!(
+                "{}:{}",
+                base.host_str().unwrap_or_default(),
+                base.port_or_known_default().unwrap_or_default()
+            );
+            tracing::info!(%gateway, "another gateway of the region is asked from now on");
             metrics::counter!("deploycore_gateway_failovers_total").increment(1);
         }
     }

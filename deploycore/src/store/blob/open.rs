@@ -120,14 +120,18 @@ impl BlobStore {
             return Ok(());
         };
         match self.objects.get(&self.layout.manifests().join("none")).await {
-            Err(
-                told @ (ObjectError::NotFound { .. }
-                | ObjectError::PermissionDenied { .. }
-                | ObjectError::Unauthenticated { .. }),
-            ) => Err(told),
+            Err(told @ (ObjectError::PermissionDenied { .. } | ObjectError::Unauthenticated { .. })) => Err(told),
+            // A bucket that is there answers so too: the failed list has to say that it is not.
+            Err(told @ ObjectError::NotFound { .. }) if says_missing(&error) => Err(told),
             _ => Err(error),
         }
     }
+}
+
+/// Whether a list failed because there is no such bucket, by the words of the clouds.
+fn says_missing(error: &ObjectError) -> bool {
+    let words = error.to_string();
+    is_missing(error) || ["404", "NoSuchBucket", "ContainerNotFound"].iter().any(|word| words.contains(word))
 }
 
 /// What a client says, on one line: servers answer in paragraphs of XML, and each level of an error repeats the one below.

@@ -32,10 +32,10 @@ pub(super) struct ByParts<'a> {
 impl ByParts<'_> {
     /// Makes the copy; how many bytes were sent.
     pub(super) async fn make(&self) -> Result<u64, Fault> {
-        let mut upload = self.taken_up().await?;
+        let (mut upload, is_resumed) = self.taken_up().await?;
         let before: u64 = upload.parts.keys().map(|index| len(&self.range(&upload, *index))).sum();
         self.shared.add(before);
-        let sent = self.send_missing(&mut upload).await;
+        let sent = self.send_missing(&mut upload, is_resumed).await;
         if let Err(fault) = &sent
             && self.copy.lane.ledger.journal().is_none()
         {
@@ -47,14 +47,14 @@ impl ByParts<'_> {
         Ok(sent)
     }
 
-    /// The upload of the journal, or a new one.
-    async fn taken_up(&self) -> Result<JournaledUpload, Fault> {
+    /// The upload of the journal, or a new one; whether it is the journal's.
+    async fn taken_up(&self) -> Result<(JournaledUpload, bool), Fault> {
         if let Some(upload) = self.copy.journaled().await? {
             let parts = upload.parts.len();
             info!(parts, of = self.count(&upload), "a copy under way is taken up");
-            return Ok(upload);
+            return Ok((upload, true));
         }
-        self.begin().await
+        Ok((self.begin().await?, false))
     }
 
     async fn begin(&self) -> Result<JournaledUpload, Fault> {
@@ -63,6 +63,8 @@ impl ByParts<'_> {
         if let Some(journal) = self.copy.lane.ledger.journal() {
             let noted = journal.begin(&self.copy.task.lease, &upload, part_size);
             if let Err(error) = self.copy.ledger_call(noted).await {
+                // The ledger may have noted it, and only its reply be lost.
+                self.copy.forget().await;
                 self.copy.abort(self.store, &upload).await;
                 return Err(error);
             }
@@ -71,9 +73,9 @@ impl ByParts<'_> {
     }
 
     /// Sends each part that the store does not have, and journals them as they are taken, also when one fails in the end.
-    async fn send_missing(&self, upload: &mut JournaledUpload) -> Result<u64, Fault> {
+    async fn send_missing(&self, upload: &mut JournaledUpload, is_resumed: bool) -> Result<u64, Fault> {
         let missing: Vec<u32> = (0..self.count(upload)).filter(|index| !upload.parts.contains_key(index)).collect();
-        let (is_resumed, mut sent, mut unjournaled) = (!upload.parts.is_empty(), 0, Vec::new());
+        let (mut sent, mut unjournaled) = (0, Vec::new());
         let mut journaled_at = Instant::now();
         let (id, part_size) = (upload.upload.clone(), upload.part_size);
         let range = |index| range_of(self.manifest, part_size, index);
@@ -104,6 +106,8 @@ impl ByParts<'_> {
                 journaled_at = Instant::now();
             }
         }
+        drop(parts);
+        self.journal(&mut unjournaled).await?;
         Ok(sent)
     }
 
@@ -160,25 +164,24 @@ impl ByParts<'_> {
         verified::read(&*self.copy.lane.main, self.manifest, range).await
     }
 
-    /// A store that does not know an upload any more may say so in words of its own. One that takes a part in a fresh upload and none
-    /// in the old has lost the old: the fresh one takes its place in the journal, for the next attempt.
+    /// A store that does not know an upload any more may say so in words of its own. One that takes a part in a fresh upload, and then
+    /// none in the old, has lost the old: the next attempt starts over. One that was down meanwhile takes it in the old too.
     async fn replace_if_lost(&self, old: &UploadId, index: u32, range: Range<u64>, fault: &Fault) {
         let Fault::Region(error) = fault else { return };
         if !matches!(error, Error::NoUpload { .. }) {
             let Ok(fresh) = self.copy.store_call(self.store.begin()).await else { return };
-            let is_taken = self.send(&fresh, index, range).await.is_ok();
+            let is_taken = self.send(&fresh, index, range.clone()).await.is_ok();
             self.copy.abort(self.store, &fresh).await;
-            if !is_taken {
+            if !is_taken || self.send(old, index, range).await.is_ok() {
                 return;
             }
         }
         warn!(upload = %old, "the store has lost the upload: the copy starts over");
-        self.copy.abort(self.store, old).await;
-        self.copy.forget().await;
+        self.copy.give_up(self.store, old).await;
     }
 
     /// Makes the artifact of the parts, all of which were verified before they were sent. An upload that the store refuses to finish is
-    /// of no more use: the next attempt starts over.
+    /// of no more use: the next attempt starts over. One that is only not answered for stays, and the next attempt finishes it.
     async fn finish(&self, upload: &JournaledUpload) -> Result<(), Fault> {
         let settings = &self.copy.lane.settings;
         let tags: Vec<_> = upload.parts.values().cloned().collect();
@@ -192,10 +195,12 @@ impl ByParts<'_> {
                 Ok(stored) => return Err(Fault::Differs(stored.digest())),
                 Err(error) => error,
             };
-            if tries >= settings.part_attempts.max(1) || !error.is_retryable() {
+            if !error.is_retryable() {
                 warn!(error = %chain(&error), "the upload cannot be finished: the copy starts over");
-                self.copy.abort(self.store, &upload.upload).await;
-                self.copy.forget().await;
+                self.copy.give_up(self.store, &upload.upload).await;
+                return Err(Fault::Region(error));
+            }
+            if tries >= settings.part_attempts.max(1) {
                 return Err(Fault::Region(error));
             }
             sleep(settings.backoff.delay(tries)).await;
@@ -226,10 +231,7 @@ impl Copy<'_> {
     pub(super) async fn drop_upload(&self) {
         let Some(store) = self.lane.store.multipart() else { return };
         match self.journaled().await {
-            Ok(Some(upload)) => {
-                self.abort(store, &upload.upload).await;
-                self.forget().await;
-            }
+            Ok(Some(upload)) => self.give_up(store, &upload.upload).await,
             Ok(None) => {}
             Err(error) => warn!(error = %chain(&error), "an upload may be left to the bucket's own rules"),
         }
@@ -241,13 +243,23 @@ impl Copy<'_> {
         }
     }
 
-    async fn forget(&self) {
-        if let Some(journal) = self.lane.ledger.journal()
-            && let Err(error) = self.ledger_call(journal.clear(&self.task.lease)).await
-        {
-            // Whoever has the copy next finds that the store knows no such upload.
-            debug!(error = %chain(&error), "the journal cannot be cleared");
+    /// Ends an upload. The journal comes first: it knows whether the copy is still this one's, and another that has taken the upload up
+    /// would miss it.
+    async fn give_up(&self, store: &dyn Multipart, upload: &UploadId) {
+        if self.forget().await {
+            self.abort(store, upload).await;
         }
+    }
+
+    /// Clears the journal; whether nothing of the upload is noted any more.
+    async fn forget(&self) -> bool {
+        let Some(journal) = self.lane.ledger.journal() else { return true };
+        let cleared = self.ledger_call(journal.clear(&self.task.lease)).await;
+        if let Err(error) = &cleared {
+            // Whoever has the copy next finds that the store knows no such upload.
+            debug!(error = %chain(error), "the journal cannot be cleared");
+        }
+        cleared.is_ok()
     }
 
     async fn ledger_call<T>(&self, call: impl Future<Output = Result<T, ledger::Error>>) -> Result<T, Fault> {
