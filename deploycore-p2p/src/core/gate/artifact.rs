@@ -1,15 +1,19 @@
 //! One artifact at the gate: who may read which piece now.
 
+mod census;
+mod grant;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use deploycore::model::Digest;
 use deploycore::port::swarm::Priority;
 
+use self::census::Census;
 use super::record::{Record, Usage, budget};
 use super::{Output, Settings};
 use crate::core::bitfield::Bitfield;
-use crate::core::message::{ConnId, MAX_CONTACTS, Message, PeerId, Refusal};
+use crate::core::message::{ConnId, Message, PeerId, Refusal};
 use crate::core::shape::Shape;
 use crate::core::time::{Bucket, Instant};
 
@@ -62,14 +66,6 @@ struct Rotten {
     until: Instant,
 }
 
-/// A question to the trackers under way.
-#[derive(Debug)]
-struct Census {
-    pieces: BTreeSet<u32>,
-    waiting: BTreeSet<ConnId>,
-    until: Instant,
-}
-
 #[derive(Debug)]
 pub(super) struct Artifact {
     shape: Shape,
@@ -109,8 +105,6 @@ pub(super) struct Artifact {
     unused_since: Option<Instant>,
 }
 
-/// How long a tracker may take to answer.
-const CENSUS_TIME: Duration = Duration::from_secs(2);
 /// Nothing is granted for this time after the store failed; it doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// A store that fails is tried at least this often.
@@ -397,50 +391,6 @@ impl Artifact {
         }
     }
 
-    /// A node knows nobody who has these pieces.
-    pub(super) fn stuck(&mut self, pieces: &[u32], refused: &[PeerId]) {
-        if self.refused.len() + refused.len() <= MAX_CONTACTS {
-            self.refused.extend(refused);
-        }
-        let known = pieces.iter().filter(|piece| **piece < self.shape.pieces());
-        self.asked.extend(known.filter(|piece| self.pieces[**piece as usize] == Piece::Out));
-    }
-
-    /// A tracker's answer. A piece is orphaned when all trackers asked know of no holder, and none can have come by it unheard.
-    pub(super) fn holders(
-        &mut self,
-        conn: ConnId,
-        pieces: &[(u32, u32)],
-        stale: Duration,
-        settled: bool,
-        now: Instant,
-    ) {
-        let Some(census) = &mut self.census else {
-            return;
-        };
-        if !census.waiting.remove(&conn) {
-            return;
-        }
-        if !settled {
-            self.census = None;
-            return;
-        }
-        let quiet = stale + stale / 2;
-        let ownerless: BTreeSet<u32> =
-            pieces.iter().filter(|(_, holders)| *holders == 0).map(|(piece, _)| *piece).collect();
-        let touched = &self.touched;
-        census.pieces.retain(|piece| ownerless.contains(piece) && now.since(touched[*piece as usize]) > quiet);
-        if census.waiting.is_empty() {
-            let pieces = self.census.take().map(|census| census.pieces).unwrap_or_default();
-            for piece in pieces {
-                if self.pieces[piece as usize] == Piece::Out {
-                    self.pieces[piece as usize] = Piece::Orphan;
-                    self.again.push_back(piece);
-                }
-            }
-        }
-    }
-
     /// Whether someone reads it for a rollback.
     pub(super) fn is_rollback(&self) -> bool {
         self.urgent > 0
@@ -477,140 +427,6 @@ impl Artifact {
                 reader.told_drained = true;
                 outputs.push_back(Output::Send(reader.conn, Message::Drained { digest: self.shape.digest() }));
             }
-        }
-    }
-
-    fn ask(&mut self, trackers: &[ConnId], now: Instant, outputs: &mut VecDeque<Output>) {
-        if self.asked.is_empty() || self.census.is_some() || trackers.is_empty() {
-            return;
-        }
-        let pieces: BTreeSet<u32> = std::mem::take(&mut self.asked);
-        let list: Vec<u32> = pieces.iter().copied().take(crate::core::message::MAX_LIST).collect();
-        let except: Vec<PeerId> = std::mem::take(&mut self.refused).into_iter().collect();
-        for conn in trackers {
-            let (digest, except) = (self.shape.digest(), except.clone());
-            let message = Message::Census { digest, pieces: list.clone(), except };
-            outputs.push_back(Output::Send(*conn, message));
-        }
-        let waiting = trackers.iter().copied().collect();
-        self.census = Some(Census { pieces: list.into_iter().collect(), waiting, until: now + CENSUS_TIME });
-    }
-
-    /// How many leases may be under way: a sixth of the pieces at most. The death of this gate costs as much, and the fifth that the
-    /// budget has beyond the artifact must last for it. Of that a part, but one in any case.
-    fn lease_bound(&self, settings: &Settings, part: f64) -> u32 {
-        let bound = settings.max_leases.min((self.shape.pieces() / 6).max(4));
-        ((f64::from(bound) * part) as u32).max(1)
-    }
-
-    /// How many pieces one reader may hold leases on: few when there are many readers, bounded by what it keeps in memory.
-    fn window(&self, settings: &Settings) -> u32 {
-        let by_memory = ((32 << 20) / self.shape.piece_size()).max(2) as u32;
-        (self.lease_bound(settings, 1.0) / self.readers.len().max(1) as u32).clamp(2, 16.min(by_memory))
-    }
-
-    fn grant(&mut self, settings: &Settings, part: f64, now: Instant) {
-        if now < self.paused_until {
-            return;
-        }
-        let (window, bound) = (self.window(settings), self.lease_bound(settings, part) as usize);
-        // Lost pieces first: others wait for them. Each is looked at once, so that one that must wait does not stop the rest.
-        for _ in 0..self.again.len() {
-            let Some(piece) = self.again.pop_front() else { break };
-            let state = self.pieces[piece as usize];
-            if !matches!(state, Piece::Lost | Piece::Orphan) {
-                continue;
-            }
-            if self.is_rotten(piece, now) {
-                self.again.push_back(piece);
-                continue;
-            }
-            let len = self.shape.piece_len(piece);
-            let affordable = self.record.leased + self.fresh_bytes + len <= self.budget;
-            if !affordable && state == Piece::Lost {
-                self.pieces[piece as usize] = Piece::Out;
-                continue;
-            }
-            let allowed = self.leases.len() < bound;
-            let reader = if allowed { self.next_reader(window, piece) } else { None };
-            match reader {
-                Some(conn) if affordable || self.recovery_rate.take(len, now).is_ok() => {
-                    self.lease(piece, conn, !affordable);
-                }
-                _ => self.again.push_back(piece),
-            }
-        }
-        while self.leases.len() < bound
-            && let Some(piece) = self.next_fresh()
-            && let Some(conn) = self.next_reader(window, piece)
-        {
-            self.fresh.pop_front();
-            self.fresh_bytes -= self.shape.piece_len(piece);
-            self.lease(piece, conn, false);
-        }
-    }
-
-    fn is_rotten(&self, piece: u32, now: Instant) -> bool {
-        self.rotten.get(&piece).is_some_and(|rotten| now < rotten.until)
-    }
-
-    fn lease(&mut self, piece: u32, conn: ConnId, recovery: bool) {
-        let len = self.shape.piece_len(piece);
-        let counted = if recovery { &mut self.record.recovery } else { &mut self.record.leased };
-        *counted += len;
-        self.record.reads[piece as usize] = self.record.reads[piece as usize].saturating_add(1);
-        self.version += 1;
-        self.pieces[piece as usize] = Piece::Leased;
-        let (id, version) = (self.next_lease, self.version);
-        self.next_lease += 1;
-        self.leases.push(Lease { id, piece, conn, version, span: None, served: 0, recovery });
-        if let Some(reader) = self.readers.iter_mut().find(|reader| reader.conn == conn) {
-            reader.leases += 1;
-            reader.told_drained = false;
-        }
-    }
-
-    /// The first piece that was never granted; those that turned out to be held are passed over.
-    fn next_fresh(&mut self) -> Option<u32> {
-        while let Some(piece) = self.fresh.front() {
-            if self.pieces[*piece as usize] == Piece::Fresh {
-                return Some(*piece);
-            }
-            self.fresh.pop_front();
-        }
-        None
-    }
-
-    /// The next reader in turn that has room and lacks the piece.
-    fn next_reader(&mut self, window: u32, piece: u32) -> Option<ConnId> {
-        let fits = |reader: &Reader| reader.leases < window && !reader.have.contains(piece);
-        let at = self.readers.iter().position(fits)?;
-        let reader = self.readers.remove(at)?;
-        let conn = reader.conn;
-        self.readers.push_back(reader);
-        Some(conn)
-    }
-
-    /// The record is durable: the leases that it covers are told.
-    pub(super) fn persisted(
-        &mut self,
-        version: u64,
-        settings: &Settings,
-        now: Instant,
-        outputs: &mut VecDeque<Output>,
-    ) {
-        self.durable = self.durable.max(version);
-        self.persisting = 0;
-        let mut told: BTreeMap<ConnId, Vec<u32>> = BTreeMap::new();
-        let expected = self.typical.map(|typical| Duration::from_secs_f64(typical) * settings.lease_multiple);
-        let span = expected.unwrap_or(settings.max_lease).min(settings.max_lease).max(settings.min_lease);
-        for lease in self.leases.iter_mut().filter(|lease| lease.span.is_none() && lease.version <= version) {
-            lease.span = Some((now, now + span));
-            told.entry(lease.conn).or_default().push(lease.piece);
-        }
-        let (digest, millis) = (self.shape.digest(), span.as_millis() as u32);
-        for (conn, pieces) in told {
-            outputs.push_back(Output::Send(conn, Message::Lease { digest, pieces, millis }));
         }
     }
 }
