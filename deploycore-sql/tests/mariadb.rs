@@ -4,11 +4,17 @@
 mod bed;
 #[path = "mariadb/conformance.rs"]
 mod conformance;
-#[path = "mariadb/decisions.rs"]
+#[path = "server/decisions.rs"]
 mod decisions;
-#[path = "mariadb/faults.rs"]
+#[path = "server/faults.rs"]
 mod faults;
+#[path = "mariadb/host.rs"]
+mod host;
+#[path = "server/jobs.rs"]
+mod jobs;
 #[path = "mariadb/open.rs"]
 mod open;
-#[path = "mariadb/races.rs"]
+#[path = "mariadb/own.rs"]
+mod own;
+#[path = "server/races.rs"]
 mod races;

@@ -4,13 +4,19 @@
 mod bed;
 #[path = "postgres/conformance.rs"]
 mod conformance;
-#[path = "postgres/decisions.rs"]
+#[path = "server/decisions.rs"]
 mod decisions;
-#[path = "postgres/faults.rs"]
+#[path = "server/faults.rs"]
 mod faults;
+#[path = "postgres/host.rs"]
+mod host;
+#[path = "server/jobs.rs"]
+mod jobs;
 #[path = "postgres/open.rs"]
 mod open;
+#[path = "postgres/own.rs"]
+mod own;
 #[path = "postgres/plans.rs"]
 mod plans;
-#[path = "postgres/races.rs"]
+#[path = "server/races.rs"]
 mod races;

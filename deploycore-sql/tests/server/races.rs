@@ -1,4 +1,4 @@
-//! Many connections at once.
+//! Many connections at once, on any server.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
@@ -6,23 +6,24 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use deploycore::model::{AttemptOutcome, ConcurrencyKey, DedupKey, Job, JobId, JobStatus, Lease};
-use deploycore::port::queue::{Beat, Enqueued, Error, RescueRequest};
+use deploycore::model::{AttemptOutcome, ConcurrencyKey, Job, JobId, JobStatus, Lease};
+use deploycore::port::queue::{Beat, Error, RescueRequest};
 use deploycore::port::{JobQueue, JobQueueExt};
-use deploycore_sql::MariaDb;
-use deploycore_sql::mariadb::Queue;
-use sqlx::{Connection, MySqlConnection};
+use sqlx::Connection as _;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::bed::{self, PATIENCE, job, lease, request, success};
+use crate::bed::{self, Connection, HOLD, PATIENCE, Queue, Sql, WAITERS, job, lease, request, success};
+
+/// Between looks for a waiter. MariaDB shows transactions as they were a tenth of a second ago.
+const LOOK: Duration = Duration::from_millis(110);
 
 /// Four handles as four processes have them, with eight connections each.
-async fn four_handles(url: &str) -> Vec<Arc<Queue>> {
+pub(crate) async fn four_handles(url: &str) -> Vec<Arc<Queue>> {
     let settings = bed::settings().with_connections(8);
     let mut handles = Vec::new();
     for _ in 0..4 {
-        handles.push(MariaDb::open_with(url, &settings).await.unwrap().queue());
+        handles.push(Sql::open_with(url, &settings).await.unwrap().queue());
     }
     handles
 }
@@ -166,8 +167,8 @@ async fn no_limit_of_a_key_is_passed_under_32_claimers() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_zombie_is_refused_100_times_of_100() {
-    let (mariadb, _database) = bed::open().await;
-    let queue = mariadb.queue();
+    let (sql, _database) = bed::open().await;
+    let queue = sql.queue();
     for turn in 0..100 {
         queue.enqueue_one(&job()).await.unwrap();
         let zombie = queue.claim(&request(1)).await.unwrap().pop().unwrap();
@@ -224,19 +225,19 @@ async fn each_lost_lease_is_rescued_once_by_many_at_once() {
 async fn a_heartbeat_does_not_wait_behind_a_busy_pool() {
     let database = bed::empty();
     let settings = bed::settings().with_connections(1);
-    let queue = MariaDb::open_with(&database.url(), &settings).await.unwrap().queue();
+    let queue = Sql::open_with(&database.url(), &settings).await.unwrap().queue();
     queue.enqueue(&[job(), job()]).await.unwrap();
     let claimed = queue.claim(&request(2)).await.unwrap();
     // Someone holds the first job's row, so the only connection for calls waits for it.
-    let mut other = MySqlConnection::connect(&database.url()).await.unwrap();
+    let mut other = Connection::connect(&database.url()).await.unwrap();
     let mut held = other.begin().await.unwrap();
-    let lock = sqlx::query("SELECT 1 FROM deploycore_jobs WHERE id = ? FOR UPDATE").bind(claimed[0].spec.id.as_uuid());
+    let lock = sqlx::query(HOLD).bind(claimed[0].spec.id.as_uuid());
     lock.execute(&mut *held).await.unwrap();
     let blocked = {
         let (queue, job) = (Arc::clone(&queue), claimed[0].clone());
         tokio::spawn(async move { queue.complete(&lease(&job), &success(&job)).await })
     };
-    let mut watcher = MySqlConnection::connect(&database.url()).await.unwrap();
+    let mut watcher = Connection::connect(&database.url()).await.unwrap();
     wait_for_a_waiter(&mut watcher).await;
     let start = Instant::now();
     assert!(matches!(queue.heartbeat_one(&lease(&claimed[1])).await.unwrap(), Beat::Held { .. }));
@@ -247,70 +248,18 @@ async fn a_heartbeat_does_not_wait_behind_a_busy_pool() {
     assert_eq!(blocked.await.unwrap().unwrap().status, JobStatus::Succeeded);
 }
 
-async fn wait_for_a_waiter(watcher: &mut MySqlConnection) {
-    const WAITERS: &str = "
-        SELECT COUNT(*) FROM information_schema.innodb_trx t JOIN information_schema.processlist p ON p.id = t.trx_mysql_thread_id
-        WHERE t.trx_state = 'LOCK WAIT' AND p.db = DATABASE()";
+async fn wait_for_a_waiter(watcher: &mut Connection) {
     let start = Instant::now();
     while sqlx::query_scalar::<_, i64>(WAITERS).fetch_one(&mut *watcher).await.unwrap() == 0 {
         assert!(start.elapsed() < PATIENCE, "nobody waits for the lock");
-        tokio::time::sleep(Duration::from_millis(110)).await;
+        tokio::time::sleep(LOOK).await;
     }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn calls_that_the_server_ends_for_each_other_are_made_again() {
-    let database = bed::empty();
-    let handles = four_handles(&database.url()).await;
-    // Batches with the same dedup keys and ids in any order stand in each other's way.
-    let keys: Vec<DedupKey> = (0..6).map(|number| format!("key-{number}").parse().unwrap()).collect();
-    let jobs: Vec<_> = keys.iter().map(|key| job().with_dedup_key(key.clone())).collect();
-    for turn in 0..20 {
-        let mut calls = JoinSet::new();
-        for number in 0..16 {
-            let queue = Arc::clone(&handles[number % 4]);
-            let mut batch: Vec<_> =
-                keys.iter().map(|key| job().with_dedup_key(key.clone())).chain(jobs.iter().cloned()).collect();
-            batch.rotate_left(number % 12);
-            calls.spawn(async move { queue.enqueue(&batch).await.unwrap() });
-        }
-        let answers = timeout(PATIENCE, calls.join_all()).await.expect("it ends");
-        let created = answers.iter().flatten().filter(|answer| matches!(answer, Enqueued::Created { .. })).count();
-        assert_eq!(created, keys.len(), "turn {turn}: {answers:?}");
-        for claimed in handles[0].claim(&request(99)).await.unwrap() {
-            handles[0].complete(&lease(&claimed), &success(&claimed)).await.unwrap();
-        }
-        handles[0].prune(Duration::ZERO, 99).await.unwrap();
-        assert_eq!(handles[0].stats().await.unwrap().counts.values().sum::<u64>(), 0);
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slot_is_given_once_whatever_a_claim_sees() {
-    let (mariadb, database) = bed::open().await;
-    let queue = mariadb.queue();
-    let key = ConcurrencyKey::new("db").unwrap();
-    let jobs: Vec<_> = (0..2).map(|_| job().with_concurrency_key(key.clone())).collect();
-    queue.enqueue(&jobs).await.unwrap();
-    let claimed = queue.claim(&request(2)).await.unwrap();
-    assert_eq!(claimed.len(), 1);
-    // As a claim would that sees none running, on another node of a cluster for instance.
-    let blind = "
-        UPDATE deploycore_jobs SET status = 'RUNNING', epoch = 1, claim_id = id, worker = 'w', claimed_at = 1,
-               last_heartbeat = 1, deadline = 1, slot = ? WHERE status = 'QUEUED'";
-    let mut blindly = MySqlConnection::connect(&database.url()).await.unwrap();
-    let refused = sqlx::query(blind).bind(1).execute(&mut blindly).await.unwrap_err();
-    assert!(refused.to_string().contains("jobs_slot"), "{refused}");
-    let refused = sqlx::query(blind).bind(None::<i64>).execute(&mut blindly).await.unwrap_err();
-    assert!(refused.to_string().contains("CONSTRAINT"), "{refused}");
-    queue.complete(&lease(&claimed[0]), &success(&claimed[0])).await.unwrap();
-    assert_eq!(queue.claim(&request(2)).await.unwrap().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_that_is_dropped_has_happened_whole_or_not_at_all() {
-    let (mariadb, _database) = bed::open().await;
-    let queue = mariadb.queue();
+    let (sql, _database) = bed::open().await;
+    let queue = sql.queue();
     let mut batches: Vec<Vec<JobId>> = Vec::new();
     let mut finished = 0;
     for turn in 0..60 {

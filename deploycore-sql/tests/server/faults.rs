@@ -1,4 +1,4 @@
-//! A server that dies in the middle of the work.
+//! Any server that dies in the middle of the work.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,13 +8,11 @@ use std::time::Duration;
 use deploycore::model::{AttemptOutcome, JobId, JobStatus};
 use deploycore::port::JobQueue;
 use deploycore::port::queue::{Error, RescueRequest};
-use deploycore_sql::postgres::Queue;
-use servers::postgres::Options;
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::bed::{self, PATIENCE, job, lease, request, success};
+use crate::bed::{self, PATIENCE, Queue, job, lease, request, success};
 
 const JOBS: usize = 150;
 
@@ -67,8 +65,7 @@ async fn work(queue: Arc<Queue>, said: Arc<Said>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_is_lost_or_done_twice_when_the_server_is_killed() {
-    let mut server = servers::postgres::Postgres::start(&Options::default()).unwrap();
-    let url = server.url("postgres");
+    let (mut server, url) = bed::own_server();
     let queue = bed::open_at(&url).await.queue();
     let said = Arc::new(Said::default());
     let mut tasks = JoinSet::new();

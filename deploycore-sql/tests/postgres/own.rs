@@ -1,0 +1,71 @@
+//! What PostgreSQL has of its own: updates without the indexes, and hints.
+
+use std::time::{Duration, Instant};
+
+use deploycore::port::queue::Beat;
+use deploycore::port::{JobQueue, JobQueueExt};
+use sqlx::{Connection, PgConnection};
+use tokio::time::timeout;
+
+use crate::bed::{self, PATIENCE, job, lease, request};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heartbeats_touch_no_index() {
+    const COUNTS: &str =
+        "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE schemaname = 'deploycore' AND relname = 'jobs'";
+    let (postgres, database) = bed::open().await;
+    let queue = postgres.queue();
+    queue.enqueue(&(0..100).map(|_| job()).collect::<Vec<_>>()).await.unwrap();
+    let leases: Vec<_> = queue.claim(&request(100)).await.unwrap().iter().map(lease).collect();
+    // Each worker beats for its few builds, in turn.
+    for _ in 0..30 {
+        for of_worker in leases.chunks(4) {
+            let beats = queue.heartbeat(of_worker).await.unwrap();
+            assert!(beats.iter().all(|beat| matches!(beat, Beat::Held { .. })));
+        }
+    }
+    // The server counts with a delay.
+    let mut watcher = PgConnection::connect(&database.url()).await.unwrap();
+    let start = Instant::now();
+    loop {
+        let (updated, hot): (i64, i64) = sqlx::query_as(COUNTS).fetch_one(&mut watcher).await.unwrap();
+        // 100 claims and 3,000 heartbeats.
+        if updated >= 3_100 {
+            println!("{hot} of {updated} updates were HOT");
+            assert!(hot * 10 > (updated - 100) * 9, "{hot} of {updated} updates were HOT");
+            return;
+        }
+        assert!(start.elapsed() < PATIENCE, "the server counted {updated} updates");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        queue.heartbeat(&leases[..1]).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_worker_hears_of_a_job_and_a_busy_one_is_not_told() {
+    let (worker, database) = bed::open().await;
+    let queue = worker.queue();
+    let mut hint = queue.ready();
+    // The first tells that it listens from now on.
+    timeout(PATIENCE, hint.given()).await.expect("it listens");
+    let host = bed::open_at(&database.url()).await.queue();
+    for _ in 0..3 {
+        host.enqueue(&[job(), job()]).await.unwrap();
+        timeout(PATIENCE, hint.given()).await.expect("the hint comes");
+        // While a job waits, nobody needs to be told of another, nor of one whose time has not come.
+        host.enqueue_one(&job()).await.unwrap();
+        assert_eq!(queue.claim(&request(9)).await.unwrap().len(), 3);
+        host.enqueue_one(&job().with_not_before("2200-01-01T00:00:00Z".parse().unwrap())).await.unwrap();
+        let more = timeout(Duration::from_millis(300), hint.given()).await;
+        assert!(more.is_err(), "a hint for nothing");
+    }
+
+    // A listener whose connection is ended listens again.
+    let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+               WHERE datname = current_database() AND pid <> pg_backend_pid() AND query LIKE 'LISTEN%'";
+    let mut admin = PgConnection::connect(&database.url()).await.unwrap();
+    assert_eq!(sqlx::query_scalar::<_, i64>(end).fetch_one(&mut admin).await.unwrap(), 1);
+    timeout(PATIENCE, hint.given()).await.expect("it listens again");
+    host.enqueue_one(&job()).await.unwrap();
+    timeout(PATIENCE, hint.given()).await.expect("the hint comes");
+}
