@@ -207,7 +207,7 @@ impl World {
                 let pieces = self.leases.remove(&ConnId(reader)).unwrap_or_default();
                 self.ownerless.retain(|piece| !pieces.contains(piece));
                 let count = pieces.len() as u32;
-                self.says(reader, Message::Have { digest, pieces, count });
+                self.says(reader, Message::Have { digest, pieces: pieces.into(), count });
             }
             Step::Reject(reader) => {
                 if let Some(piece) = self.leases.get_mut(&ConnId(reader)).and_then(Vec::pop) {
@@ -360,7 +360,7 @@ fn a_rotten_piece_is_read_ever_more_seldom_and_the_others_come() {
                 world.step(&Step::Reject(reader));
             }
             let (digest, count) = (world.shape.digest(), good.len() as u32);
-            world.says(reader, Message::Have { digest, pieces: good, count });
+            world.says(reader, Message::Have { digest, pieces: good.into(), count });
         }
         let digest = world.shape.digest();
         world.says(1, Message::Stuck { digest, pieces: vec![rotten], refused: vec![] });

@@ -71,7 +71,7 @@ impl World {
             self.leases.entry((conn, digest)).or_default().retain(|leased| *leased != piece);
             self.input(Input::Message(conn, Message::Request { digest, piece, block: 0, count: 1 }));
             self.now = self.now + Duration::from_millis(1);
-            self.input(Input::Message(conn, Message::Have { digest, pieces: vec![piece], count: 1 }));
+            self.input(Input::Message(conn, Message::Have { digest, pieces: vec![piece].into(), count: 1 }));
         }
     }
 }

@@ -304,7 +304,7 @@ fn the_gate_is_told_when_a_neighbour_brings_a_leased_piece() {
         let data = Bytes::from(vec![0; PIECE as usize]);
         world.input(Input::Block(neighbour, Block { digest, piece, block: 0, data }));
         world.input(Input::Stored { digest, piece, verified: true, blocks: vec![] });
-        let told = |output: &Output| matches!(output, Output::Send(conn, Message::Have { pieces, .. }) if *conn == gate && *pieces == [piece]);
+        let told = |output: &Output| matches!(output, Output::Send(conn, Message::Have { pieces, .. }) if *conn == gate && pieces[..] == [piece]);
         assert!(world.take().iter().any(told), "piece {piece}");
     }
 }
@@ -374,7 +374,7 @@ fn a_node_waits_for_a_busy_neighbour_when_it_has_nobody_else_to_ask() {
     assert_eq!(asked(outputs), Some((other, 3)));
     world.says(other, busy);
     assert_eq!(waits(&world.take()), [one, other]);
-    world.says(one, Message::Have { digest, pieces: vec![4], count: 2 });
+    world.says(one, Message::Have { digest, pieces: vec![4].into(), count: 2 });
     assert_eq!(waits(&world.take()), [], "it waits already");
     world.says(one, Message::Ready { digest });
     assert_eq!(asked(world.take()).map(|(conn, _)| conn), Some(one));

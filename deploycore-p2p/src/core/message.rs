@@ -7,6 +7,7 @@ use bytes::Bytes;
 use deploycore::model::{Digest, RegionName};
 use deploycore::port::swarm::Priority;
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 use super::bitfield::PackedBits;
 
@@ -168,8 +169,8 @@ pub enum Message {
     Have {
         /// Of what.
         digest: Digest,
-        /// Which.
-        pieces: Vec<u32>,
+        /// Which. Mostly a few: they lie within, for this is the message that is sent most.
+        pieces: SmallVec<[u32; 4]>,
         /// How many the sender has by now.
         count: u32,
     },
@@ -333,7 +334,8 @@ impl Message {
     /// Whether lists are within their bounds; what is not is malformed.
     pub(crate) fn is_bounded(&self) -> bool {
         match self {
-            Self::Have { pieces, .. } | Self::Lease { pieces, .. } => pieces.len() <= MAX_LIST,
+            Self::Have { pieces, .. } => pieces.len() <= MAX_LIST,
+            Self::Lease { pieces, .. } => pieces.len() <= MAX_LIST,
             Self::Stuck { pieces, refused: peers, .. } | Self::Census { pieces, except: peers, .. } => {
                 pieces.len() <= MAX_LIST && peers.len() <= MAX_CONTACTS
             }

@@ -26,6 +26,7 @@ use deploycore::model::{Digest, friendly};
 use deploycore::port::swarm::{Limits, Priority};
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 use self::artifact::Artifact;
 pub use self::io::{Input, Output, Progress, Start, Totals};
@@ -537,7 +538,7 @@ impl<B: Payload> Peer<B> {
                     let Some(remote) = link.remote(&digest).filter(|_| link.role == Role::Node) else { continue };
                     // Nobody asks for what it has.
                     let lacks = |piece: &u32| !remote.has.contains(*piece);
-                    let pieces: Vec<u32> = chunk.iter().copied().filter(lacks).collect();
+                    let pieces: SmallVec<[u32; 4]> = chunk.iter().copied().filter(lacks).collect();
                     if !pieces.is_empty() {
                         self.outputs.push_back(Output::Send(link.conn, Message::Have { digest, pieces, count }));
                     }

@@ -207,7 +207,7 @@ mod tests {
         (digest, list, contacts, refusal, bits, any::<(u64, u32, u32, u16, u8)>()).prop_map(
             |(digest, pieces, gates, refusal, have, (size, piece, block, wanted, which))| match which % 15 {
                 0 => Message::Join { digest, size, have, priority: Priority::Rollback },
-                1 => Message::Have { digest, pieces, count: block },
+                1 => Message::Have { digest, pieces: pieces.into(), count: block },
                 2 => Message::Request { digest, piece, block, count: block / 2 },
                 3 => Message::Cancel { digest, piece, block },
                 4 => Message::Busy { digest, piece, block, count: block / 3 },
@@ -300,8 +300,11 @@ mod tests {
 
     #[test]
     fn a_list_past_its_bound_is_malformed() {
-        let message =
-            Message::Have { digest: Digest::of(b""), pieces: vec![1; super::super::message::MAX_LIST + 1], count: 1 };
+        let message = Message::Have {
+            digest: Digest::of(b""),
+            pieces: vec![1; super::super::message::MAX_LIST + 1].into(),
+            count: 1,
+        };
         let body = Bytes::from(postcard::to_stdvec(&message).unwrap());
         assert_eq!(parse_body(Kind::Control, body), Err(Error::Malformed(Kind::Control)));
     }

@@ -14,14 +14,23 @@ pub(super) struct Queue {
     now: Instant,
     sequence: u64,
     fixed: Vec<(Duration, VecDeque<(Key, Event)>)>,
-    heap: BinaryHeap<Reverse<(Key, u32)>>,
-    later: BTreeMap<u64, Vec<Reverse<(Key, u32)>>>,
+    heap: BinaryHeap<Entry>,
+    /// The slots up to this one are in the heap.
+    slot: u64,
+    /// The slots after it, as many as there are: each where its number has its remainder. How many entries lie in them.
+    soon: Vec<Vec<Entry>>,
+    in_soon: usize,
+    later: BTreeMap<u64, Vec<Entry>>,
     /// What the heap's entries mean, and which places are free: the heap moves its entries about, so they are small.
     events: Vec<Option<Event>>,
     free: Vec<u32>,
 }
 
 type Key = (Instant, u64);
+type Entry = Reverse<(Key, u32)>;
+
+/// Slots that are kept ready: about a second of them.
+const SOON: u64 = 8_192;
 
 /// The slot that an instant lies in.
 fn slot(at: Instant) -> u64 {
@@ -36,6 +45,9 @@ impl Queue {
             sequence: 0,
             fixed: delays.iter().map(|delay| (*delay, VecDeque::new())).collect(),
             heap: BinaryHeap::new(),
+            slot: 0,
+            soon: vec![Vec::new(); SOON as usize],
+            in_soon: 0,
             later: BTreeMap::new(),
             events: Vec::new(),
             free: Vec::new(),
@@ -61,9 +73,14 @@ impl Queue {
             self.events.len() as u32 - 1
         });
         self.events[place as usize] = Some(event);
+        let entry = Reverse((key, place));
         match slot(key.0) {
-            later if later > slot(self.now) => self.later.entry(later).or_default().push(Reverse((key, place))),
-            _ => self.heap.push(Reverse((key, place))),
+            past if past <= self.slot => self.heap.push(entry),
+            soon if soon - self.slot <= SOON => {
+                self.soon[(soon % SOON) as usize].push(entry);
+                self.in_soon += 1;
+            }
+            later => self.later.entry(later).or_default().push(entry),
         }
     }
 
@@ -74,19 +91,42 @@ impl Queue {
 
     /// The next event that lies in no slot to come, and which fixed delay it has.
     fn front(&self) -> Option<(Key, Option<usize>)> {
-        let fronts = self.fixed.iter().enumerate().filter_map(|(at, (_, queue))| Some((queue.front()?.0, Some(at))));
-        let top = self.heap.peek().map(|Reverse((key, _))| (*key, None));
-        fronts.chain(top).min()
+        let mut front = self.heap.peek().map(|Reverse((key, _))| (*key, None));
+        for (at, (_, queue)) in self.fixed.iter().enumerate() {
+            if let Some((key, _)) = queue.front()
+                && front.is_none_or(|(first, _)| *key < first)
+            {
+                front = Some((*key, Some(at)));
+            }
+        }
+        front
+    }
+
+    /// Puts the next slot that has something into the heap, unless `before` is sooner; `false` if there was none.
+    fn advance(&mut self, before: Option<Instant>) -> bool {
+        let limit = before.map_or(u64::MAX, slot);
+        let later = self.later.first_key_value().map_or(u64::MAX, |(slot, _)| *slot);
+        while self.slot < limit && (self.in_soon > 0 || later < u64::MAX) {
+            self.slot = if self.in_soon > 0 { self.slot + 1 } else { later.min(limit) };
+            let soon = &mut self.soon[(self.slot % SOON) as usize];
+            let mut found = !soon.is_empty();
+            self.in_soon -= soon.len();
+            self.heap.extend(soon.drain(..));
+            if later <= self.slot {
+                self.heap.extend(self.later.pop_first().into_iter().flat_map(|(_, entries)| entries));
+                found = true;
+            }
+            if found {
+                return true;
+            }
+        }
+        false
     }
 
     /// Takes the next event.
     pub(super) fn pop(&mut self) -> Option<(Instant, Event)> {
         let mut next = self.front();
-        while let Some(later) = self.later.first_entry() {
-            if next.is_some_and(|((at, _), _)| slot(at) < *later.key()) {
-                break;
-            }
-            self.heap.extend(later.remove());
+        while self.advance(next.map(|((at, _), _)| at)) {
             next = self.front();
         }
         let ((now, _), from) = next?;

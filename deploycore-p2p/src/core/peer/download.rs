@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use deploycore::model::Digest;
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 
 use super::artifact::{Artifact, Begun, BlockState};
 use super::link::{Ask, Link};
@@ -89,14 +89,15 @@ impl<B: Payload> Peer<B> {
         let (len, start) = (asked.len(), self.rng.usize(..asked.len().max(1)));
         let rank = |step| {
             let at = (start + step) % len;
-            (asked[at], waits[at] / WAIT_STEP, step)
+            rank(asked[at], waits[at], step)
         };
-        let mut order: SmallVec<[(u64, u32, usize); 64]> = (0..len).map(rank).collect();
+        let mut order: SmallVec<[u64; 64]> = (0..len).map(rank).collect();
         order.sort_unstable();
         let mut more: SmallVec<[usize; 64]> = SmallVec::new();
-        for (asked, _, step) in order {
-            let at = (start + step) % len;
-            if self.links[at].role != Role::Tracker && (asked > 0 || self.ask(at, now)) {
+        for rank in order {
+            let at = (start + (rank as u16) as usize) % len;
+            let is_asked = self.links.asked_bytes()[at] > 0;
+            if self.links[at].role != Role::Tracker && (is_asked || self.ask(at, now)) {
                 more.push(at);
             }
             if self.held_back {
@@ -307,7 +308,7 @@ impl<B: Payload> Peer<B> {
             return;
         };
         artifact.drained = false;
-        let mut here = Vec::new();
+        let mut here = SmallVec::new();
         for piece in pieces.iter().filter(|piece| **piece < artifact.shape.pieces()) {
             if artifact.have.contains(*piece) {
                 here.push(*piece);
@@ -460,7 +461,7 @@ impl<B: Payload> Peer<B> {
             && (promised || sources.iter().any(|(_, store, _)| *store))
         {
             let count = artifact.have.count();
-            self.send(conn, Message::Have { digest, pieces: vec![piece], count });
+            self.send(conn, Message::Have { digest, pieces: smallvec![piece], count });
         }
         self.compare_with_suspects(at, piece, hashes, now);
         if self.artifacts.get(at).is_some_and(|artifact| artifact.shape.digest() == digest && artifact.have.is_full()) {
@@ -522,6 +523,12 @@ impl<B: Payload> Peer<B> {
             artifact.source_gone(conn);
         }
     }
+}
+
+/// Bytes asked for, then how soon the last answer came, then the step, in one number: the order is made anew for each block that comes.
+fn rank(asked: u64, wait: u32, step: usize) -> u64 {
+    let [wait, step] = [(wait / WAIT_STEP) as usize, step].map(|part| part.min(0xFFFF) as u64);
+    asked.min(0xFFFF_FFFF) << 32 | wait << 16 | step
 }
 
 fn source_of<B: Payload>(block: &BlockState<B>) -> Option<(PeerId, bool, u64)> {

@@ -12,19 +12,21 @@ use crate::core::message::{Addr, ConnId, PeerId, Role};
 use crate::core::shape::Shape;
 use crate::core::time::Instant;
 
-/// A neighbour's part in one artifact.
+/// A neighbour's part in one artifact. What an announcement of pieces touches lies together, here and in [`Link`]: they are most of what
+/// comes, and mostly wait for memory.
 #[derive(Debug)]
+#[repr(C)]
 pub(super) struct Remote {
     /// As the neighbour says, who may be the first to speak of the artifact here.
     pub(super) shape: Shape,
-    pub(super) has: Bitfield,
     /// How many pieces it has: more than are known one by one, because it does not name those that are here too.
     pub(super) count: u32,
     pub(super) priority: Priority,
-    /// Busy until then, or until it says `Ready`...
-    pub(super) ask_after: Instant,
-    /// ...which it was asked to do.
+    /// It was asked to say `Ready` when...
     pub(super) awaited: bool,
+    /// ...it is busy no more, or until then.
+    pub(super) ask_after: Instant,
+    pub(super) has: Bitfield,
 }
 
 /// A request under way.
@@ -152,14 +154,15 @@ impl DerefMut for Links {
 }
 
 #[derive(Debug)]
+#[repr(C)]
 pub(super) struct Link {
-    pub(super) conn: ConnId,
-    pub(super) peer: PeerId,
-    pub(super) incarnation: u64,
     pub(super) role: Role,
-    pub(super) dialed: Option<Addr>,
+    pub(super) conn: ConnId,
     /// Nearly always one: it lies within.
     pub(super) remotes: SmallVec<[Remote; 1]>,
+    pub(super) peer: PeerId,
+    pub(super) incarnation: u64,
+    pub(super) dialed: Option<Addr>,
     pub(super) asks: Vec<Ask>,
     /// Blocks handed to the shell and not yet to the network.
     pub(super) unsent: u32,
