@@ -81,6 +81,13 @@ enum Event {
     /// The last byte of a block is at the receiver's downlink, if that is free.
     Arrives(Place, ConnId, Block<Token>),
     Block(Place, ConnId, Block<Token>),
+    /// The last byte of a block has left the sender, which is in another zone than the receiver.
+    Crosses {
+        zones: (usize, usize),
+        at: Place,
+        conn: ConnId,
+        block: Block<Token>,
+    },
     Stored {
         at: Place,
         life: u32,
@@ -115,6 +122,10 @@ struct World {
     wakes: Vec<Instant>,
     up: Vec<Pipe>,
     down: Vec<Pipe>,
+    /// What leaves and what enters each zone, and how many bytes entered.
+    out_of: Vec<Pipe>,
+    into: Vec<Pipe>,
+    crossed: Vec<u64>,
     connections: Connections,
     inboxes: Vec<Inbox>,
     completed: Vec<Vec<Option<Duration>>>,
@@ -164,6 +175,7 @@ impl World {
         up.extend([Pipe::new(1 << 40), Pipe::new(settings.store)]);
         let mut down = links(settings.down);
         down.extend([Pipe::new(1 << 40); 2]);
+        let between = Pipe::new(settings.between.unwrap_or(1 << 60));
         let mut world = Self {
             now: Instant::ZERO,
             queue: Queue::new(&[settings.latency, STORING]),
@@ -181,6 +193,9 @@ impl World {
             wakes: vec![Instant::FAR; machines + 2],
             up,
             down,
+            out_of: vec![between; settings.zones],
+            into: vec![between; settings.zones],
+            crossed: vec![0; settings.zones],
             connections: Connections::default(),
             inboxes: (0..machines).map(|_| Inbox::default()).collect(),
             completed: vec![vec![None; machines]; shapes.len()],
@@ -311,6 +326,7 @@ impl World {
                     self.peer_input(at, peer::Input::Block(conn, block));
                 }
             }
+            Event::Crosses { zones, at, conn, block } => self.cross(zones, at, conn, block),
             Event::Stored { at, life, artifact, piece, good, hashes } => {
                 if self.lives[at] == life {
                     let verified = good.iter().all(|good| *good);
@@ -343,6 +359,7 @@ impl World {
         let tracker = addr(self.tracker_place());
         let rng = self.rng.fork();
         let peer = Peer::new(Arc::clone(&self.peer_settings), id(machine), addr(machine), vec![tracker], rng, self.now);
+        let peer = peer.with_zone(self.settings.zone(machine));
         self.peers[machine] = Some(peer);
         self.lives[machine] += 1;
         let mut kept = self.kept.remove(&machine).unwrap_or_default().into_iter();
@@ -504,6 +521,7 @@ impl World {
         Report {
             bound: self.settings.bound(),
             standings: self.tracker.standings(self.now),
+            crossed: std::mem::take(&mut self.crossed),
             usage: self.records[0].usage(),
             store_bytes: self.store_bytes,
             wasted: self.wasted + wasted,

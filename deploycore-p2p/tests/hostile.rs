@@ -8,7 +8,7 @@ use deploycore::port::swarm::{Limits, Priority};
 use deploycore_p2p::core::bitfield::{Bitfield, PackedBits};
 use deploycore_p2p::core::gate::{self, Gate, Record};
 use deploycore_p2p::core::message::{
-    Addr, Announcement, Block, ConnId, Contact, Message, PeerId, Refusal, Role, Standing,
+    Addr, Announcement, Block, ConnId, Contact, Message, PeerId, Refusal, Role, Standing, Zone, ZonePart,
 };
 use deploycore_p2p::core::peer::{self, Peer};
 use deploycore_p2p::core::shape::Shape;
@@ -97,7 +97,10 @@ fn message() -> impl Strategy<Value = Message> {
                 Message::Announce(Box::new(part))
             }
             18 => Message::Withdraw { digest },
-            19 => Message::Introduce { digest, peers: contacts, millis: number },
+            19 => {
+                let part = (number % 2 == 0).then_some(ZonePart { index: number, of: number / 2 });
+                Message::Introduce { digest, peers: contacts, millis: number, part }
+            }
             20 => Message::Gates { gates: contacts },
             21 => Message::Census { digest, pieces, except: vec![PeerId(1)] },
             22 => Message::Await { digest },
@@ -188,13 +191,14 @@ proptest! {
         let (mut now, mut conns, mut dials, mut todo) = (Instant::ZERO, Conns::default(), vec![], vec![]);
         let rng = fastrand::Rng::with_seed(1);
         let trackers = vec!["t:1".into()];
-        let mut node = Peer::new(peer::Settings::default(), PeerId(0), "m0:1".into(), trackers, rng, now);
+        let mut node = Peer::new(peer::Settings::default(), PeerId(0), "m0:1".into(), trackers, rng, now)
+            .with_zone(Some(Zone(1)));
         for step in steps {
             let input = match step {
                 Step::Connect(which, role, dialed) => {
                     let dialed = if dialed { dials.pop() } else { None };
                     let (conn, peer) = (conns.open(which), PeerId(which));
-                    Some(peer::Input::Connected { conn, peer, incarnation: conn.0 / 3, role, dialed })
+                    Some(peer::Input::Connected { conn, peer, incarnation: conn.0 / 3, role, zone: Some(Zone(peer.0 % 3)), dialed })
                 }
                 Step::Disconnect(which) => Some(peer::Input::Disconnected(conns.get(which))),
                 Step::Say(which, message) => Some(peer::Input::Message(conns.get(which), message)),
@@ -277,7 +281,7 @@ proptest! {
             let input = match step {
                 Step::Connect(which, role, _) => {
                     let (conn, peer) = (conns.open(which), PeerId(which));
-                    tracker::Input::Connected { conn, peer, role, host: "::1".into() }
+                    tracker::Input::Connected { conn, peer, role, zone: Some(Zone(conn.0 % 3)), host: "::1".into() }
                 }
                 Step::Disconnect(which) => tracker::Input::Disconnected(conns.get(which)),
                 Step::Say(which, message) => tracker::Input::Message(conns.get(which), message),

@@ -64,7 +64,7 @@ impl Liar {
         let liar = Arc::new(Self {
             store: Arc::clone(&region.store),
             shape: Shape::of(&region.store.manifest),
-            hello: Hello { region: name, name: "liar".into(), incarnation: 1, role: Role::Node },
+            hello: Hello { region: name, name: "liar".into(), incarnation: 1, role: Role::Node, zone: None },
             addr: listener.local_addr().unwrap().to_string(),
             lie,
             asked: AtomicU32::new(0),

@@ -132,7 +132,7 @@ async fn malformed_frames_end_their_connection_only() {
     trace();
     let region = Region::new(OneArtifact::new(1 << 20, 6)).await;
     let node = region.node("m").await;
-    let hello = Hello { region: region.name.clone(), name: "x".into(), incarnation: 1, role: Role::Node };
+    let hello = Hello { region: region.name.clone(), name: "x".into(), incarnation: 1, role: Role::Node, zone: None };
     let hello = wire::encode_hello(&hello);
     // In place of a hello, and after a good one: no frame, an unknown kind, a message that does not parse, a second hello, and a block
     // of nothing.

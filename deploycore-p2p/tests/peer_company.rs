@@ -64,7 +64,7 @@ impl World {
         let conn = ConnId(self.next_conn);
         self.next_conn += 1;
         let dialed = dialed.map(Addr::from);
-        self.input(Input::Connected { conn, peer: PeerId(peer), incarnation: peer, role, dialed });
+        self.input(Input::Connected { conn, peer: PeerId(peer), incarnation: peer, role, zone: None, dialed });
         conn
     }
 
@@ -152,7 +152,14 @@ fn two_trackers_of_one_name_are_both_kept() {
     let count = dials(&mut world, |world, addr| {
         life += 1;
         let (conn, dialed) = (ConnId(life), Some(Addr::from(addr)));
-        world.input(Input::Connected { conn, peer: PeerId(8), incarnation: life, role: Role::Tracker, dialed });
+        world.input(Input::Connected {
+            conn,
+            peer: PeerId(8),
+            incarnation: life,
+            role: Role::Tracker,
+            zone: None,
+            dialed,
+        });
     });
     assert_eq!(count, 2);
 }

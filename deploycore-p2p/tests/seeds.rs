@@ -10,7 +10,7 @@ use deploycore::model::RegionName;
 use deploycore::port::swarm::Priority;
 use deploycore_p2p::core::bitfield::{Bitfield, PackedBits};
 use deploycore_p2p::core::message::{
-    Announcement, Block, Contact, Hello, Message, PeerId, Refusal, Role, Standing, Waiting,
+    Announcement, Block, Contact, Hello, Message, PeerId, Refusal, Role, Standing, Waiting, Zone, ZonePart,
 };
 use deploycore_p2p::core::wire::{BLOCK_HEADER, Frame, HEADER};
 use proptest::prelude::*;
@@ -247,7 +247,8 @@ fn frames() -> Vec<(&'static str, Frame)> {
     let digest = digest(0);
     let hello = |name: &str, role| {
         let (region, name) = (RegionName::new("eu").unwrap(), name.to_owned());
-        Frame::Hello(Hello { region, name, incarnation: 7, role })
+        let zone = (role == Role::Node).then(|| Zone::of("a"));
+        Frame::Hello(Hello { region, name, incarnation: 7, role, zone })
     };
     let mut frames = vec![
         ("hello-node", hello("m1", Role::Node)),
@@ -275,7 +276,15 @@ fn frames() -> Vec<(&'static str, Frame)> {
         ("gate-here", Message::GateHere { addr: "[::]:7".into() }),
         ("census", Message::Census { digest, pieces: vec![0, 19], except: vec![PeerId(1)] }),
         ("holders", Message::Holders { digest, pieces: vec![(0, 2), (19, 0)], stale_millis: 1_000, settled: true }),
-        ("introduce", Message::Introduce { digest, peers: vec![contact(1), contact(2)], millis: 1_000 }),
+        (
+            "introduce",
+            Message::Introduce {
+                digest,
+                peers: vec![contact(1), contact(2)],
+                millis: 1_000,
+                part: Some(ZonePart { index: 3, of: 9 }),
+            },
+        ),
         ("gates", Message::Gates { gates: vec![contact(100)] }),
         ("ping", Message::Ping),
         ("await", Message::Await { digest }),
@@ -295,7 +304,12 @@ fn scripts() -> Vec<(&'static str, &'static str, Vec<Step>)> {
     let block = |who, piece, block| Step::Block { who, which: 0, piece, block, len: 1 };
     let holders = |piece| Message::Holders { digest: one, pieces: vec![(piece, 0)], stale_millis: 10, settled: true };
     let stuck = |piece| Message::Stuck { digest: one, pieces: vec![piece], refused: vec![PeerId(3)] };
-    let introduce = Message::Introduce { digest: one, peers: vec![contact(1), contact(2)], millis: 1_000 };
+    let introduce = Message::Introduce {
+        digest: one,
+        peers: vec![contact(1), contact(2)],
+        millis: 1_000,
+        part: Some(ZonePart { index: 0, of: 2 }),
+    };
     vec![
         (
             "tracker",

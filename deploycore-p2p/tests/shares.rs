@@ -60,7 +60,7 @@ impl World {
         self.neighbours += 1;
         let conn = ConnId(self.neighbours);
         let (peer, incarnation) = (PeerId(100 + conn.0), 1);
-        self.input(Input::Connected { conn, peer, incarnation, role: Role::Node, dialed: None });
+        self.input(Input::Connected { conn, peer, incarnation, role: Role::Node, zone: None, dialed: None });
         for (which, whole, priority) in parts {
             self.joins(conn, *which, *whole, *priority);
         }

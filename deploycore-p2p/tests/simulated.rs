@@ -70,6 +70,55 @@ fn a_store_no_faster_than_a_machine_is_the_bound_for_a_few() {
     assert!(report.ratio_max() <= 1.15, "{:.3}", report.ratio_max());
 }
 
+/// What enters a zone from others is told by zone, in sizes of the artifact.
+fn copies(report: &Report, settings: &Settings) -> Vec<f64> {
+    report.crossed.iter().map(|bytes| *bytes as f64 / settings.size as f64).collect()
+}
+
+/// Four zones of 100 machines: each machine by itself would bring three quarters of its pieces from elsewhere, 75 sizes a zone. A quarter
+/// comes from the store, and at the start, when nobody knows yet how many share the work, several bring the same.
+#[test]
+fn an_artifact_comes_into_a_zone_a_few_times_and_goes_on_within_it() {
+    for seed in 1..=2 {
+        let mut settings = Settings::equal(400, 64 << 20, 10 << 20, seed);
+        settings.zones = 4;
+        let report = run(settings.clone());
+        let copies = copies(&report, &settings);
+        show(&format!("4 zones, seed {seed}, {copies:.2?} copies"), &report);
+        assert!(report.completed.iter().all(Option::is_some));
+        assert!(report.ratio_max() <= 1.15, "{:.3}", report.ratio_max());
+        assert!(copies.iter().all(|copies| (0.7..2.0).contains(copies)), "{copies:?}");
+        assert!(report.usage.ratio() <= 1.05, "{:?}", report.usage);
+    }
+}
+
+/// A zone's link as fast as four of its 100 machines: without zones it would have to carry 75 sizes. When what came over it stood in the
+/// way of what the zone had, machines waited for it, and the last took 1.4 times the bound.
+#[test]
+fn a_thin_link_between_zones_is_no_bound() {
+    let mut settings = Settings::equal(400, 64 << 20, 10 << 20, 1);
+    (settings.zones, settings.between) = (4, Some(4 * settings.down));
+    let report = run(settings.clone());
+    show(&format!("thin links, {:.2?} copies", copies(&report, &settings)), &report);
+    assert!(report.completed.iter().all(Option::is_some));
+    assert!(report.ratio_max() <= 1.15, "{:.3}", report.ratio_max());
+}
+
+/// Those whose part it is to bring pieces die, and one zone has a single machine.
+#[test]
+fn a_zone_is_not_left_without_what_a_dead_machine_was_to_bring() {
+    let mut settings = Settings::equal(301, 64 << 20, 10 << 20, 1);
+    settings.zones = 300;
+    show("zones of one", &run(settings.clone()));
+    settings.zones = 3;
+    settings.crashes = (0..90).map(|at| (at * 3, Duration::from_millis(1_500 + at as u64 * 20))).collect();
+    let report = run(settings.clone());
+    show(&format!("a zone dies, {:.2?} copies", copies(&report, &settings)), &report);
+    let left = (0..301).filter(|machine| settings.must_complete(*machine));
+    assert_eq!(left.filter(|machine| report.completed[*machine].is_none()).count(), 0, "{:?}", report.stuck);
+    assert!(report.ratio_max() <= 2.0, "{:.3}", report.ratio_max());
+}
+
 /// The last announces are still on their way when the run ends.
 #[test]
 fn the_tracker_tells_how_far_the_region_is() {

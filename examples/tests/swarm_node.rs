@@ -62,6 +62,32 @@ fn several_nodes_take_the_file_from_each_other_and_from_the_gate_once() {
     assert_eq!(swarm.verify("a").status.code(), Some(0));
 }
 
+/// Eight nodes in two zones: without these, each would take half of what it gets from peers from the other four, 2 files a zone.
+#[test]
+fn nodes_of_a_zone_take_the_file_from_each_other_rather_than_from_another_zone() {
+    let swarm = Swarm::new(SIZE);
+    let zones = ["east", "west"];
+    let name = |zone: &str, at: usize| format!("{zone}-{at}");
+    let mut nodes = Vec::new();
+    for at in 0..4 {
+        for zone in zones {
+            nodes.push(swarm.fetch(&name(zone, at), &["--linger", "60", "--limit-down", "4MiB", "--zone", zone]));
+        }
+    }
+    for zone in zones {
+        let stats = (0..4).map(|at| {
+            swarm.stats_in_time(&name(zone, at));
+            swarm.assert_holds(&swarm.path(&name(zone, at)));
+            swarm.stats(&name(zone, at))
+        });
+        let (entered, moved) = stats.fold((0, 0), |(entered, moved), stats| {
+            (entered + count(&stats, "from_elsewhere"), moved + from_peers(&stats))
+        });
+        println!("{zone}: {entered} of {moved} bytes came from the other zone");
+        assert!((1..=SIZE as u64 * 5 / 4).contains(&entered), "{entered} of {moved}");
+    }
+}
+
 #[test]
 fn what_is_on_disk_is_not_fetched_again_and_what_differs_is_replaced() {
     let swarm = Swarm::new(SIZE);

@@ -7,14 +7,15 @@ use deploycore_p2p::core::message::{Addr, Block, Message, PeerId};
 use deploycore_p2p::core::peer::{Input, Output, Peer, Settings, Start};
 use deploycore_p2p::core::time::Instant;
 
-use super::script::{MAX_BLOCK, PLACES, Places, SIZES, Step, digest, shape, shape_of, steps};
+use super::script::{MAX_BLOCK, PLACES, Places, SIZES, Step, digest, shape, shape_of, steps, zone_of};
 
 /// It asks for what it lacks, serves what it verified, and when it is told to end it owes nothing.
 pub fn run(input: &[u8]) {
     let settings = Settings { max_links: 6, slots: 2, degree: 4, max_block: MAX_BLOCK, ..Settings::default() };
     let (rng, trackers) = (fastrand::Rng::with_seed(1), vec!["t:1".into()]);
     let mut world = World {
-        node: Peer::new(settings.clone(), PeerId(100), "m:1".into(), trackers, rng, Instant::ZERO),
+        node: Peer::new(settings.clone(), PeerId(100), "m:1".into(), trackers, rng, Instant::ZERO)
+            .with_zone(zone_of(1)),
         settings,
         places: Places::default(),
         now: Instant::ZERO,
@@ -55,7 +56,8 @@ impl World {
                 }
                 let dialed = if dialed { self.dials.pop() } else { None };
                 let (peer, incarnation) = (PeerId((who % (PLACES - 1)) as u64), conn.0 / 3);
-                self.input(Input::Connected { conn, peer, incarnation, role, dialed });
+                let zone = zone_of(who);
+                self.input(Input::Connected { conn, peer, incarnation, role, zone, dialed });
             }
             Step::Disconnect(who) => {
                 if let Some(conn) = self.places.disconnect(who) {

@@ -6,7 +6,7 @@ use deploycore_p2p::core::message::{MAX_CONTACTS, Message, PeerId};
 use deploycore_p2p::core::time::Instant;
 use deploycore_p2p::core::tracker::{Input, Output, Settings, Tracker};
 
-use super::script::{PLACES, Places, Step, steps};
+use super::script::{PLACES, Places, Step, steps, zone_of};
 
 const MAX_ARTIFACTS: usize = 3;
 const MAX_MEMBERS: usize = 4;
@@ -50,7 +50,8 @@ impl World {
                 }
                 // Two places are one member that connects anew.
                 let peer = PeerId((who % (PLACES - 1)) as u64);
-                self.input(Input::Connected { conn, peer, role, host: "::1".to_owned() });
+                let zone = zone_of(who);
+                self.input(Input::Connected { conn, peer, role, zone, host: "::1".to_owned() });
             }
             Step::Disconnect(who) => {
                 if let Some(conn) = self.places.disconnect(who) {

@@ -91,6 +91,14 @@ impl Bitfield {
         ones(self.words.iter().zip(&other.words).map(|(have, not)| have & !not))
     }
 
+    /// The pieces that either has. Both are over the same artifact.
+    #[must_use]
+    pub fn union(&self, other: &Self) -> Self {
+        let words: SmallVec<[u64; INLINE]> = self.words.iter().zip(&other.words).map(|(one, two)| one | two).collect();
+        let ones = words.iter().map(|word| word.count_ones()).sum();
+        Self { words, len: self.len, ones }
+    }
+
     /// Whether `self` has a piece that `other` has not.
     pub fn exceeds(&self, other: &Self) -> bool {
         self.words.iter().zip(&other.words).any(|(have, not)| have & !not != 0)
@@ -192,6 +200,10 @@ mod tests {
             prop_assert_eq!(Bitfield::full(len).minus(&bits).collect::<Vec<_>>(), missing);
             prop_assert_eq!(PackedBits::from(&bits).unpack(len), Some(bits.clone()));
             prop_assert_eq!(bits.is_full(), bits == Bitfield::full(len));
+            let mut rest = Bitfield::new(len);
+            bits.missing().for_each(|piece| { rest.insert(piece); });
+            prop_assert_eq!(bits.union(&rest), Bitfield::full(len));
+            prop_assert_eq!(bits.union(&bits), bits);
         }
 
         #[test]

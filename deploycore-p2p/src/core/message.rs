@@ -52,6 +52,26 @@ impl fmt::Display for Addr {
     }
 }
 
+/// A part of a region within which bytes are cheap: a data centre, a room, a rack. The first eight bytes of the BLAKE3 hash of its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Zone(pub u64);
+
+impl Zone {
+    /// The zone with a name.
+    pub fn of(name: &str) -> Self {
+        Self(PeerId::of(name).0)
+    }
+}
+
+/// Which of the nodes of a zone that take part in an artifact one is: by that they share what is to be brought from elsewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ZonePart {
+    /// From 0.
+    pub index: u32,
+    /// How many there are.
+    pub of: u32,
+}
+
 /// What a member is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Role {
@@ -74,6 +94,8 @@ pub struct Hello {
     pub incarnation: u64,
     /// What the sender is.
     pub role: Role,
+    /// Where within the region the sender is, if it says.
+    pub zone: Option<Zone>,
 }
 
 /// A member to talk to.
@@ -296,6 +318,8 @@ pub enum Message {
         peers: Vec<Contact>,
         /// Milliseconds until the next announce.
         millis: u32,
+        /// Which of the nodes of its zone the receiver is, if it said where it is.
+        part: Option<ZonePart>,
     },
     /// Tracker to node and gate: the region's gates, sent at the start and whenever they change.
     Gates {

@@ -16,6 +16,7 @@ mod rates;
 mod share;
 mod turns;
 mod upload;
+mod zones;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -37,7 +38,7 @@ use self::rates::Rates;
 use self::turns::Turns;
 use self::upload::{Slot, Waiting};
 use super::bitfield::{Bitfield, PackedBits};
-use super::message::{Addr, ConnId, Contact, MAX_LIST, Message, Payload, PeerId, Refusal, Role};
+use super::message::{Addr, ConnId, Contact, MAX_LIST, Message, Payload, PeerId, Refusal, Role, Zone};
 use super::shape::{MAX_BLOCK, Shape};
 use super::time::Instant;
 
@@ -127,6 +128,7 @@ pub struct Peer<B = Bytes> {
     id: PeerId,
     incarnation: u64,
     addr: Addr,
+    zone: Option<Zone>,
     trackers: Vec<Addr>,
     rng: Rng,
     links: Links,
@@ -181,6 +183,7 @@ impl<B: Payload> Peer<B> {
             id,
             incarnation: rng.u64(..),
             addr,
+            zone: None,
             trackers,
             rng,
             links: Links::default(),
@@ -214,6 +217,12 @@ impl<B: Payload> Peer<B> {
         peer
     }
 
+    /// The node is in this zone: what it fetches comes from there rather than from elsewhere. To be said before any input.
+    #[must_use]
+    pub fn with_zone(self, zone: Option<Zone>) -> Self {
+        Self { zone, ..self }
+    }
+
     /// Which of its lives this is, for its hello.
     pub fn incarnation(&self) -> u64 {
         self.incarnation
@@ -230,8 +239,9 @@ impl<B: Payload> Peer<B> {
                 self.serve(now);
             }
             Input::Stop(digest) => self.stop(&digest, now),
-            Input::Connected { conn, peer, incarnation, role, dialed } => {
-                self.connected(Link::new(conn, peer, incarnation, role, dialed, now), now);
+            Input::Connected { conn, peer, incarnation, role, zone, dialed } => {
+                let link = Link::new(conn, peer, incarnation, role, dialed, now).with_zones(self.zone, zone);
+                self.connected(link, now);
             }
             Input::ConnectFailed(addr) => self.unreached(&addr, now),
             Input::Disconnected(conn) => self.disconnected(conn, now),
@@ -341,9 +351,11 @@ impl<B: Payload> Peer<B> {
             self.close(conn, format!("another size for artifact {}", shape.digest().short()), now);
         }
         let turns = (self.turns_in.first(), self.turns_out.first());
-        let mut artifact = Artifact::new(shape, have, priority, limits, turns, now);
-        for remote in self.links.iter().filter_map(|link| link.remote(&shape.digest())) {
-            artifact.count(&remote.has, true);
+        let mut artifact = Artifact::new(shape, have, priority, limits, turns, self.zone, now);
+        for link in self.links.iter() {
+            if let Some(remote) = link.remote(&shape.digest()) {
+                artifact.count(&remote.has, link.is_elsewhere, true);
+            }
         }
         let complete = artifact.have.is_full();
         self.artifacts.push(artifact);
@@ -450,8 +462,9 @@ impl<B: Payload> Peer<B> {
                 }
             }
             (Role::Gate, Message::Absent { digest }) => self.gate_lacks(&digest, now),
-            (Role::Tracker, Message::Introduce { digest, peers, millis }) => {
+            (Role::Tracker, Message::Introduce { digest, peers, millis, part }) => {
                 self.links[at].useful = now;
+                self.place_in_zone(&digest, part);
                 self.introduced(&digest, &peers, Duration::from_millis(u64::from(millis)), now);
             }
             (Role::Tracker, Message::Gates { gates }) => self.gates_changed(gates, now),
@@ -471,6 +484,7 @@ impl<B: Payload> Peer<B> {
         if own.as_ref().is_some_and(|artifact| artifact.shape != shape) {
             return self.close(conn, format!("another size for artifact {}", digest.short()), now);
         }
+        let is_elsewhere = self.links[at].is_elsewhere;
         let before = self.links[at].remote(&digest).map(|remote| remote.has.clone());
         let remote =
             Remote { shape, count: has.count(), has: has.clone(), priority, ask_after: Instant::ZERO, awaited: false };
@@ -479,9 +493,9 @@ impl<B: Payload> Peer<B> {
         }
         if let Some(artifact) = own {
             if let Some(before) = before {
-                artifact.count(&before, false);
+                artifact.count(&before, is_elsewhere, false);
             }
-            artifact.count(&has, true);
+            artifact.count(&has, is_elsewhere, true);
         }
         // What verified here before it took part was not announced to it.
         if let Some(own) = self.artifact_at(&digest).filter(|own| newcomer && self.artifacts[*own].have.count() > 0) {
@@ -496,7 +510,7 @@ impl<B: Payload> Peer<B> {
             return;
         };
         if let Some(artifact) = self.artifacts.iter_mut().find(|artifact| artifact.shape.digest() == *digest) {
-            artifact.count(&remote.has, false);
+            artifact.count(&remote.has, self.links[at].is_elsewhere, false);
         }
         self.settle(at, digest);
         self.slots.retain(|slot| slot.conn != conn || slot.digest != *digest);
@@ -507,15 +521,16 @@ impl<B: Payload> Peer<B> {
 
     fn remote_has(&mut self, at: usize, digest: &Digest, pieces: &[u32], count: u32, now: Instant) {
         let mut artifact = self.artifacts.iter_mut().find(|artifact| artifact.shape.digest() == *digest);
+        let is_elsewhere = self.links[at].is_elsewhere;
         let Some(remote) = self.links[at].remote_mut(digest) else {
             return;
         };
         remote.count = count.min(remote.has.len());
         for piece in pieces {
             if remote.has.insert(*piece)
-                && let Some(count) = artifact.as_mut().and_then(|own| own.availability.get_mut(*piece as usize))
+                && let Some(artifact) = &mut artifact
             {
-                *count = count.saturating_add(1);
+                artifact.count_piece(*piece, is_elsewhere, true);
             }
         }
         let (is_busy, count, conn) = (remote.ask_after > now, remote.count, self.links[at].conn);
@@ -559,6 +574,7 @@ impl<B: Payload> Peer<B> {
         self.keep_company(now);
         if now >= self.tend_at {
             self.tend_links(now);
+            self.look_elsewhere(now);
             self.tend_at = now + TEND;
         }
         self.fill_all(now);
@@ -570,11 +586,14 @@ impl<B: Payload> Peer<B> {
         let asked: u64 = self.links.asked_bytes().iter().sum();
         let counted = |artifact: &Artifact<B>| {
             let mut availability = vec![0_u16; artifact.availability.len()];
-            let remotes = self.links.iter().filter_map(|link| link.remote(&artifact.shape.digest()));
-            for remote in remotes {
-                remote.has.iter().for_each(|piece| availability[piece as usize] += 1);
+            let mut near = availability.clone();
+            for link in self.links.iter() {
+                for piece in link.remote(&artifact.shape.digest()).into_iter().flat_map(|remote| remote.has.iter()) {
+                    availability[piece as usize] += 1;
+                    near[piece as usize] += u16::from(!link.is_elsewhere);
+                }
             }
-            availability == artifact.availability
+            availability == artifact.availability && artifact.outside.is_consistent(&near)
         };
         let agrees = |artifact: &Artifact<B>| {
             let digest = artifact.shape.digest();

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use self::standing::{Ratios, SwarmStanding};
 use self::swarm::{Member, Swarm};
 use super::bound::Links;
-use super::message::{Addr, Announcement, ConnId, Contact, MAX_CONTACTS, Message, PeerId, Role};
+use super::message::{Addr, Announcement, ConnId, Contact, MAX_CONTACTS, Message, PeerId, Role, Zone};
 use super::shape::Shape;
 use super::time::Instant;
 
@@ -83,6 +83,8 @@ pub enum Input {
         peer: PeerId,
         /// What it is.
         role: Role,
+        /// Where it is, if it says.
+        zone: Option<Zone>,
         /// The host that it connects from, which replaces an unspecified one in the address that it announces.
         host: String,
     },
@@ -107,6 +109,7 @@ pub enum Output {
 struct Client {
     peer: PeerId,
     role: Role,
+    zone: Option<Zone>,
     host: String,
 }
 
@@ -153,8 +156,8 @@ impl Tracker {
             Input::Connected { conn, .. } if self.clients.len() >= self.settings.max_links => {
                 self.close(conn, "too many connections");
             }
-            Input::Connected { conn, peer, role, host } => {
-                self.clients.insert(conn, Client { peer, role, host });
+            Input::Connected { conn, peer, role, zone, host } => {
+                self.clients.insert(conn, Client { peer, role, zone, host });
                 let gates = self.contacts();
                 if !gates.is_empty() {
                     self.outputs.push_back(Output::Send(conn, Message::Gates { gates }));
@@ -217,7 +220,18 @@ impl Tracker {
                 let claimed = Shape::claimed(digest, size);
                 match claimed.and_then(|shape| Some((shape, have.unpack(shape.pieces())?))) {
                     Some((shape, have)) => {
-                        let member = Member { contact, conn, have, standing, heard: now, expires: now, degree: 0 };
+                        let zone = client.zone;
+                        let member = Member {
+                            contact,
+                            conn,
+                            zone,
+                            have,
+                            standing,
+                            heard: now,
+                            expires: now,
+                            degree: 0,
+                            in_zone: 0,
+                        };
                         self.announce(shape, member, &need, wanted);
                     }
                     None => self.close(conn, "an announce whose pieces do not fit the artifact's size"),
@@ -257,7 +271,8 @@ impl Tracker {
     fn turn_away(&mut self, conn: ConnId, digest: Digest, reason: &str) {
         tracing::warn!(%conn, digest = %digest.short(), reason, "an announce is turned away");
         let millis = self.settings.max_interval.as_millis() as u32;
-        self.outputs.push_back(Output::Send(conn, Message::Introduce { digest, peers: Vec::new(), millis }));
+        self.outputs
+            .push_back(Output::Send(conn, Message::Introduce { digest, peers: Vec::new(), millis, part: None }));
     }
 
     fn gate_here(&mut self, conn: ConnId, contact: Contact) {
@@ -292,8 +307,9 @@ impl Tracker {
         }
         swarm.note(Member { expires, ..member });
         let peers = swarm.introduce(peer, need, usize::from(wanted).min(MAX_CONTACTS), &mut self.rng);
+        let part = swarm.part(peer);
         let millis = self.interval(&digest).as_millis() as u32;
-        self.outputs.push_back(Output::Send(conn, Message::Introduce { digest, peers, millis }));
+        self.outputs.push_back(Output::Send(conn, Message::Introduce { digest, peers, millis, part }));
     }
 
     fn disconnected(&mut self, conn: ConnId, now: Instant) {

@@ -17,7 +17,7 @@ use super::message::{Block, Hello, Message};
 use super::shape::MAX_BLOCK;
 
 /// The version of the protocol. Members of two versions do not talk.
-pub const VERSION: u16 = 4;
+pub const VERSION: u16 = 5;
 /// Bytes of the length and the kind.
 pub const HEADER: usize = 5;
 /// The longest control frame's body: the set of the pieces of the largest artifact fits 16 times.
@@ -172,7 +172,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::bitfield::{Bitfield, PackedBits};
-    use super::super::message::{Addr, Announcement, Contact, PeerId, Refusal, Role, Standing, Waiting};
+    use super::super::message::{Addr, Announcement, Contact, PeerId, Refusal, Role, Standing, Waiting, ZonePart};
     use super::*;
 
     fn decode(bytes: &Bytes) -> Result<Frame, Error> {
@@ -221,7 +221,10 @@ mod tests {
                     let part = Announcement { digest, size, addr: "h:1".into(), have, need: pieces, wanted, standing };
                     Message::Announce(Box::new(part))
                 }
-                9 => Message::Introduce { digest, peers: gates, millis: piece },
+                9 => {
+                    let part = (size % 2 == 0).then_some(ZonePart { index: block, of: piece });
+                    Message::Introduce { digest, peers: gates, millis: piece, part }
+                }
                 10 => Message::Gates { gates },
                 11 => Message::Stuck { digest, pieces, refused: vec![PeerId(size)] },
                 12 => {
@@ -251,7 +254,7 @@ mod tests {
 
         #[test]
         fn hellos_survive_the_wire(name in "[a-z0-9]{1,128}", incarnation: u64) {
-            let hello = Hello { region: RegionName::new("eu").unwrap(), name, incarnation, role: Role::Gate };
+            let hello = Hello { region: RegionName::new("eu").unwrap(), name, incarnation, role: Role::Gate, zone: None };
             prop_assert_eq!(decode(&encode_hello(&hello)), Ok(Frame::Hello(hello)));
         }
 
@@ -288,8 +291,13 @@ mod tests {
 
     #[test]
     fn another_version_or_protocol_is_named() {
-        let hello =
-            Hello { region: RegionName::new("eu").unwrap(), name: "a".into(), incarnation: 1, role: Role::Node };
+        let hello = Hello {
+            region: RegionName::new("eu").unwrap(),
+            name: "a".into(),
+            incarnation: 1,
+            role: Role::Node,
+            zone: None,
+        };
         let mut bytes = encode_hello(&hello).to_vec();
         bytes[HEADER + 5] = 9;
         assert_eq!(decode(&Bytes::from(bytes.clone())), Err(Error::Version { found: 9 }));

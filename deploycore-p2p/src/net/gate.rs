@@ -193,6 +193,7 @@ impl Gate {
             name: self.settings.name.clone(),
             incarnation: fastrand::u64(..),
             role: Role::Gate,
+            zone: None,
         }
     }
 }

@@ -29,6 +29,10 @@ pub struct NodeSettings {
     pub name: String,
     /// The region.
     pub region: RegionName,
+    /// Where it is within the region: a data centre, a room, a rack, by any name that the nodes there share. What another node of the
+    /// zone has is fetched from there, and each piece comes into a zone about once.
+    #[serde(default)]
+    pub zone: Option<String>,
     /// Where to listen, as `host:port`; port 0 takes a free one.
     pub listen: String,
     /// Where others reach it, if not where it listens. A node that listens on `0.0.0.0` is found at the host that it connects from.
@@ -62,6 +66,7 @@ impl NodeSettings {
         Self {
             name: name.into(),
             region,
+            zone: None,
             listen: "127.0.0.1:0".to_owned(),
             advertise: None,
             trackers: Vec::new(),
@@ -77,6 +82,13 @@ impl NodeSettings {
     #[must_use]
     pub fn with_listen(mut self, addr: impl Into<String>) -> Self {
         self.listen = addr.into();
+        self
+    }
+
+    /// Is in this zone.
+    #[must_use]
+    pub fn with_zone(mut self, zone: impl Into<String>) -> Self {
+        self.zone = Some(zone.into());
         self
     }
 
@@ -131,6 +143,8 @@ pub struct Account {
     pub from_store: u64,
     /// Bytes taken from each peer, by its name, in verified pieces.
     pub from_peers: BTreeMap<String, u64>,
+    /// Of that, from peers in other zones. 0 for a node without a zone.
+    pub from_elsewhere: u64,
     /// Requests that were not answered by a block: the neighbour was busy, slow or gone. They were made again, perhaps elsewhere.
     pub retries: u32,
     /// Pieces that did not verify and were fetched again.

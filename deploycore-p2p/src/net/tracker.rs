@@ -120,6 +120,7 @@ impl Tracker {
             name: self.settings.name.clone(),
             incarnation: fastrand::u64(..),
             role: Role::Tracker,
+            zone: None,
         };
         let (sender, mut events) = mpsc::channel(256);
         let mut hub = Hub::new(hello, Arc::clone(&self.transport), self.settings.timeouts.clone(), sender);
@@ -152,7 +153,8 @@ impl Tracker {
             let input = match event {
                 Some(Event::Connected { conn, hello, host, writer, .. }) => {
                     hub.opened(conn, writer);
-                    tracker::Input::Connected { conn, peer: PeerId::of(&hello.name), role: hello.role, host }
+                    let (peer, role, zone) = (PeerId::of(&hello.name), hello.role, hello.zone);
+                    tracker::Input::Connected { conn, peer, role, zone, host }
                 }
                 Some(Event::Disconnected(conn)) => {
                     hub.closed(conn);

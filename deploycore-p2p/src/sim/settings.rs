@@ -9,6 +9,7 @@ use deploycore::port::swarm::Priority;
 use super::Shared;
 use crate::core::bound::{Bound, Links};
 use crate::core::gate::{self, Usage};
+use crate::core::message::Zone;
 use crate::core::shape::MAX_BLOCK;
 use crate::core::tracker::SwarmStanding;
 use crate::core::{peer, tracker};
@@ -26,6 +27,10 @@ pub struct Settings {
     pub up: u64,
     /// Bytes a second that the store gives.
     pub store: u64,
+    /// Zones that the machines are spread over; 0 for none.
+    pub zones: usize,
+    /// Bytes a second that leave a zone for others, and as many that enter it. No bound if not given.
+    pub between: Option<u64>,
     /// One way, for messages and for a block's last byte.
     pub latency: Duration,
     /// Machines start within this time.
@@ -71,6 +76,8 @@ impl Settings {
             down: rate,
             up: rate,
             store: 25 * rate,
+            zones: 0,
+            between: None,
             latency: Duration::from_micros(250),
             arrivals: Duration::from_millis(50),
             crashes: BTreeMap::new(),
@@ -128,6 +135,17 @@ impl Settings {
         self.lates.get(&machine).copied().unwrap_or_default()
     }
 
+    /// The zone of a machine: one after the other has the next. Gate and tracker are in none.
+    pub(super) fn zone(&self, place: usize) -> Option<Zone> {
+        (self.zones > 0 && place < self.machines).then(|| Zone((place % self.zones) as u64))
+    }
+
+    /// The zones that a block leaves and enters on its way between two machines, if these are two.
+    pub(super) fn crossing(&self, from: usize, to: usize) -> Option<(usize, usize)> {
+        let (Some(Zone(from)), Some(Zone(to))) = (self.zone(from), self.zone(to)) else { return None };
+        (from != to).then_some((from as usize, to as usize))
+    }
+
     pub(super) fn is_cut(&self, one: usize, other: usize, at: Duration) -> bool {
         let cut = |partition: &Partition| (partition.from..partition.to).contains(&at) && partition.splits(one, other);
         self.partitions.iter().any(cut)
@@ -168,6 +186,8 @@ pub struct Report {
     pub usage: Usage,
     /// Bytes that the store gave, of all artifacts.
     pub store_bytes: u64,
+    /// Bytes that entered each zone from others.
+    pub crossed: Vec<u64>,
     /// Bytes that the machines received for nothing.
     pub wasted: u64,
     /// Machines that were found to be corrupt by someone.

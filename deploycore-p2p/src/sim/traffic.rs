@@ -66,9 +66,13 @@ impl World {
         match self.role(at) {
             Role::Node => {
                 let incarnation = u64::from(self.lives[with]);
-                self.peer_input(at, peer::Input::Connected { conn, peer, incarnation, role, dialed });
+                let zone = self.settings.zone(with);
+                self.peer_input(at, peer::Input::Connected { conn, peer, incarnation, role, zone, dialed });
             }
-            Role::Tracker => self.tracker_input(tracker::Input::Connected { conn, peer, role, host: String::new() }),
+            Role::Tracker => {
+                let (zone, host) = (self.settings.zone(with), String::new());
+                self.tracker_input(tracker::Input::Connected { conn, peer, role, zone, host });
+            }
             Role::Gate => {
                 let dialed = dialed.is_some();
                 self.gate_input(gate::Input::Connected { conn, peer, role, dialed });
@@ -140,8 +144,20 @@ impl World {
         let end = pipe.free.max(self.now) + pipe.time(block.data.len);
         pipe.free = end;
         if let Some(to) = self.connections.other_end(conn, from) {
-            self.queue.at(end + self.settings.latency, Event::Arrives(to, conn, block));
+            match self.settings.crossing(from, to) {
+                Some(zones) => self.queue.at(end, Event::Crosses { zones, at: to, conn, block }),
+                None => self.queue.at(end + self.settings.latency, Event::Arrives(to, conn, block)),
+            }
         }
         end
+    }
+
+    /// Takes a block from one zone to another, one after the other out of the first and into the second.
+    pub(super) fn cross(&mut self, zones: (usize, usize), at: Place, conn: ConnId, block: Block<Token>) {
+        let (out, into) = (self.out_of[zones.0], self.into[zones.1]);
+        let end = self.now.max(out.free + out.time(block.data.len)).max(into.free + into.time(block.data.len));
+        (self.out_of[zones.0].free, self.into[zones.1].free) = (end, end);
+        self.crossed[zones.1] += u64::from(block.data.len);
+        self.queue.at(end + self.settings.latency, Event::Arrives(at, conn, block));
     }
 }

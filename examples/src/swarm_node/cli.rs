@@ -150,6 +150,9 @@ pub(super) struct FetchArgs {
     /// Read from disk and write to it at most this much a second, together
     #[arg(long, value_name = "SIZE", value_parser = parse_rate)]
     pub(super) limit_disk: Option<ByteSize>,
+    /// Where this is within the region: nodes of one zone give it the same name, and fetch from each other rather than from other zones
+    #[arg(long, value_name = "NAME")]
+    pub(super) zone: Option<String>,
     /// Written, whole, when the file is in place: what came from where, at what cost, as JSON
     #[arg(long, value_name = "FILE")]
     pub(super) stats: Option<PathBuf>,

@@ -31,6 +31,8 @@ struct Stats {
     from_store: u64,
     /// Bytes from each peer.
     from_peers: BTreeMap<String, u64>,
+    /// Of that, from peers in other zones.
+    from_elsewhere: u64,
     /// Bytes given to peers.
     uploaded: u64,
     bad_pieces: u32,
@@ -53,6 +55,7 @@ pub(super) async fn run(args: FetchArgs) -> Result<Outcome> {
     let mut settings = NodeSettings::new(name, region(), member.trust.security()).with_listen(&member.listen);
     settings.advertise.clone_from(&member.advertise);
     settings.trackers.clone_from(&member.tracker);
+    settings.zone.clone_from(&args.zone);
     let [ingress, egress, disk] =
         [args.limit_down, args.limit_up, args.limit_disk].map(|limit| limit.map(|rate| rate.as_u64()));
     settings.swarm.limits = Limits { ingress, egress, disk };
@@ -78,6 +81,7 @@ async fn take_part(node: &Node, args: &FetchArgs, manifest: Arc<Manifest>, end: 
         resumed,
         from_store: account.from_store,
         from_peers: account.from_peers,
+        from_elsewhere: account.from_elsewhere,
         uploaded: node.stats().await?.uploaded,
         bad_pieces: account.bad_pieces,
         retries: account.retries,

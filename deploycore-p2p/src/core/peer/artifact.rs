@@ -9,8 +9,9 @@ use deploycore::port::swarm::{Limits, Priority};
 use super::Progress;
 use super::rates::Rates;
 use super::turns::Turn;
+use super::zones::Outside;
 use crate::core::bitfield::Bitfield;
-use crate::core::message::{ConnId, Payload, PeerId, Standing};
+use crate::core::message::{ConnId, Payload, PeerId, Standing, Zone};
 use crate::core::shape::Shape;
 use crate::core::time::Instant;
 
@@ -96,6 +97,7 @@ pub(super) struct Artifact<B> {
     pub(super) taken: Bitfield,
     /// How many neighbours have each piece.
     pub(super) availability: Vec<u16>,
+    pub(super) outside: Outside,
     pub(super) begun: Vec<Begun<B>>,
     /// Leased by the gate on this connection and not yet begun.
     pub(super) leases: VecDeque<(u32, ConnId)>,
@@ -128,7 +130,9 @@ pub(super) struct Artifact<B> {
     pub(super) bytes: u64,
     pub(super) from_store: u64,
     pub(super) from_peers: u64,
-    /// Of that, by whom.
+    /// Of that, from other zones.
+    pub(super) from_elsewhere: u64,
+    /// And by whom.
     pub(super) sources: BTreeMap<PeerId, u64>,
     /// Requests that were not answered by a block.
     pub(super) retries: u32,
@@ -144,6 +148,7 @@ impl<B: Payload> Artifact<B> {
         priority: Priority,
         limits: Limits,
         turns: (Turn, Turn),
+        zone: Option<Zone>,
         now: Instant,
     ) -> Self {
         Self {
@@ -151,6 +156,7 @@ impl<B: Payload> Artifact<B> {
             priority,
             taken: have.clone(),
             availability: vec![0; shape.pieces() as usize],
+            outside: Outside::new(zone, shape.pieces()),
             begun: Vec::new(),
             leases: VecDeque::new(),
             drained: false,
@@ -172,6 +178,7 @@ impl<B: Payload> Artifact<B> {
             have,
             from_store: 0,
             from_peers: 0,
+            from_elsewhere: 0,
             sources: BTreeMap::new(),
             retries: 0,
             bad_pieces: 0,
@@ -185,6 +192,7 @@ impl<B: Payload> Artifact<B> {
             bytes: self.bytes,
             from_store: self.from_store,
             from_peers: self.from_peers,
+            from_elsewhere: self.from_elsewhere,
             retries: self.retries,
             bad_pieces: self.bad_pieces,
             wasted: self.wasted,
@@ -208,12 +216,19 @@ impl<B: Payload> Artifact<B> {
         4 * self.shape.piece_size()
     }
 
-    /// A neighbour's pieces come or go.
-    pub(super) fn count(&mut self, has: &Bitfield, come: bool) {
+    /// The pieces of a neighbour, who may be elsewhere, come or go.
+    pub(super) fn count(&mut self, has: &Bitfield, is_elsewhere: bool, come: bool) {
         for piece in has.iter() {
-            if let Some(count) = self.availability.get_mut(piece as usize) {
-                *count = if come { count.saturating_add(1) } else { count.saturating_sub(1) };
-            }
+            self.count_piece(piece, is_elsewhere, come);
+        }
+    }
+
+    pub(super) fn count_piece(&mut self, piece: u32, is_elsewhere: bool, come: bool) {
+        if let Some(count) = self.availability.get_mut(piece as usize) {
+            *count = if come { count.saturating_add(1) } else { count.saturating_sub(1) };
+        }
+        if !is_elsewhere {
+            self.outside.count(piece, come);
         }
     }
 
@@ -292,6 +307,16 @@ impl<B: Payload> Artifact<B> {
             self.joined_gate = None;
             self.drained = false;
         }
+    }
+
+    /// Pieces that are here, leased, or on their way from someone.
+    pub(super) fn brought(&self) -> Bitfield {
+        let mut brought = self.taken.clone();
+        let left = |begun: &&Begun<B>| begun.source.is_none() && !begun.storing;
+        for begun in self.begun.iter().filter(left) {
+            brought.remove(begun.piece);
+        }
+        brought
     }
 
     /// Missing pieces that no neighbour has and nobody is bringing.

@@ -1,5 +1,6 @@
 //! Fetching: whom to ask for what, and what to do with what comes.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use deploycore::model::Digest;
 use smallvec::{SmallVec, smallvec};
 
 use super::artifact::{Artifact, Begun, BlockState};
-use super::link::{Ask, Link};
+use super::link::{Ask, Link, Remote};
 use super::rates::Way;
 use super::{Output, Peer};
 use crate::core::message::{Block, ConnId, Message, Payload, PeerId, Role};
@@ -117,11 +118,16 @@ impl<B: Payload> Peer<B> {
 
     /// There is room to ask for more, and nobody to ask: a neighbour that is busy is asked to say when it is not.
     pub(super) fn await_slot(&mut self, at: usize, now: Instant) {
+        let link = &self.links[at];
+        let offers = |remote: &&Remote| {
+            let own = self.artifacts.iter().find(|artifact| artifact.shape == remote.shape);
+            own.is_some_and(|artifact| artifact.is_offered(link, &remote.has))
+        };
+        let busy = link.remotes.iter().filter(|remote| remote.ask_after > now && !remote.awaited);
+        let wanted: SmallVec<[Digest; 2]> = busy.filter(offers).map(|remote| remote.shape.digest()).collect();
         let link = &mut self.links[at];
-        for remote in link.remotes.iter_mut().filter(|remote| remote.ask_after > now && !remote.awaited) {
-            let digest = remote.shape.digest();
-            let own = self.artifacts.iter().find(|artifact| artifact.shape.digest() == digest);
-            if own.is_some_and(|artifact| remote.has.exceeds(&artifact.taken)) {
+        for digest in wanted {
+            if let Some(remote) = link.remote_mut(&digest) {
                 remote.awaited = true;
                 self.outputs.push_back(Output::Send(link.conn, Message::Await { digest }));
             }
@@ -136,7 +142,7 @@ impl<B: Payload> Peer<B> {
     }
 
     /// How many bytes may be asked for in all before nothing more is: what arrives soon, at least a few blocks and pieces.
-    fn window(&self, shape: &Shape) -> u64 {
+    pub(super) fn window(&self, shape: &Shape) -> u64 {
         let soon = (self.rate_in * self.settings.ahead.as_secs_f64()) as u64;
         let least = (MIN_BLOCKS * u64::from(shape.block_size())).max(MIN_PIECES * shape.piece_size());
         soon.max(least).min(self.settings.max_outstanding)
@@ -159,7 +165,11 @@ impl<B: Payload> Peer<B> {
             if !serves || !fits {
                 continue;
             }
-            let outstanding = self.outstanding_beside(artifact);
+            let elsewhere = self.outstanding_elsewhere(artifact);
+            if link.is_elsewhere && elsewhere + u64::from(shape.block_size()) > self.window_elsewhere(&shape) {
+                continue;
+            }
+            let outstanding = self.outstanding_beside(artifact) - elsewhere;
             let full = outstanding + u64::from(shape.block_size()) > self.window(&shape);
             // A lease is a duty: others wait for the piece.
             if full && link.role == Role::Node {
@@ -239,16 +249,17 @@ impl<B: Payload> Peer<B> {
         if let Some(found) = own.find_map(|begun| Some((begun.piece, begun.free_blocks()?))) {
             return Some(found);
         }
-        let suspects = &artifact.suspects;
-        let orphan = |begun: &&mut Begun<B>| {
+        let orphan = |begun: &Begun<B>| {
             let adoptable = begun.source.is_none() && !begun.storing && remote.has.contains(begun.piece);
-            adoptable && begun.free_blocks().is_some() && !suspects.iter().any(|suspect| suspect.piece == begun.piece)
+            let suspect = || artifact.suspects.iter().any(|suspect| suspect.piece == begun.piece);
+            adoptable && begun.free_blocks().is_some() && !suspect() && artifact.may_come_from(link, begun.piece)
         };
-        if let Some(begun) = artifact.begun.iter_mut().find(orphan) {
+        if let Some(at) = artifact.begun.iter().position(orphan) {
+            let begun = &mut artifact.begun[at];
             begun.source = Some(conn);
             return Some((begun.piece, begun.free_blocks()?));
         }
-        if !remote.has.exceeds(&artifact.taken) {
+        if !artifact.is_offered(link, &remote.has) {
             if now < artifact.look_again {
                 return None;
             }
@@ -266,7 +277,10 @@ impl<B: Payload> Peer<B> {
         let (link, digest) = (&self.links[at], artifact.shape.digest());
         let remote = link.remote(&digest)?;
         let order = if artifact.have.count() < RANDOM_FIRST { Order::Random } else { Order::RarestFirst };
-        let piece = picker::pick(&remote.has, &artifact.taken, &artifact.availability, order, &mut self.rng)?;
+        let not = artifact
+            .barred(link)
+            .map_or(Cow::Borrowed(&artifact.taken), |barred| Cow::Owned(artifact.taken.union(barred)));
+        let piece = picker::pick(&remote.has, &not, &artifact.availability, order, &mut self.rng)?;
         artifact.begun.push(Begun::new(&artifact.shape, piece, conn));
         artifact.taken.insert(piece);
         Some((piece, 0..artifact.shape.blocks(piece)))
@@ -447,6 +461,9 @@ impl<B: Payload> Peer<B> {
                 artifact.from_store += len;
             } else {
                 artifact.from_peers += len;
+                if self.links.iter().any(|link| link.peer == *peer && link.is_elsewhere) {
+                    artifact.from_elsewhere += len;
+                }
                 *artifact.sources.entry(*peer).or_default() += len;
             }
             self.downloaded += len;
@@ -500,9 +517,8 @@ impl<B: Payload> Peer<B> {
         if let Some(remote) = self.links[at].remote_mut(digest)
             && remote.has.remove(piece)
             && let Some(artifact) = self.artifacts.iter_mut().find(|artifact| artifact.shape.digest() == *digest)
-            && let Some(count) = artifact.availability.get_mut(piece as usize)
         {
-            *count = count.saturating_sub(1);
+            artifact.count_piece(piece, self.links[at].is_elsewhere, false);
         }
         // A lease that waits to be begun stays: nothing was asked for under it, so it is an earlier one that was refused.
         self.unanswered(at, digest, piece, block, count, now);

@@ -5,7 +5,7 @@ use deploycore::model::Digest;
 use deploycore::port::swarm::{Limits, Priority};
 
 use crate::core::bitfield::Bitfield;
-use crate::core::message::{Addr, Block, ConnId, Message, PeerId, Role, Waiting};
+use crate::core::message::{Addr, Block, ConnId, Message, PeerId, Role, Waiting, Zone};
 use crate::core::shape::Shape;
 
 /// What happens to a node.
@@ -29,6 +29,8 @@ pub enum Input<B = Bytes> {
         incarnation: u64,
         /// What it is.
         role: Role,
+        /// Where it is, if it says.
+        zone: Option<Zone>,
         /// The address that was dialed, if this side dialed.
         dialed: Option<Addr>,
     },
@@ -133,6 +135,8 @@ pub struct Progress {
     pub from_store: u64,
     /// Bytes taken from peers, in verified pieces.
     pub from_peers: u64,
+    /// Of that, from peers in other zones. 0 for a node without a zone.
+    pub from_elsewhere: u64,
     /// Requests that were not answered by a block: the neighbour was busy, slow or gone. They were made again, perhaps elsewhere.
     pub retries: u32,
     /// Pieces that did not verify.

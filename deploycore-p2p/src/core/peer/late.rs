@@ -34,7 +34,8 @@ impl<B: Payload> Peer<B> {
             return None;
         }
         let usual = self.median_wait().unwrap_or(Duration::from_millis(500)) * 2;
-        let theirs = open().filter(|begun| remote.has.contains(begun.piece));
+        let theirs =
+            open().filter(|begun| remote.has.contains(begun.piece) && artifact.may_come_from(link, begun.piece));
         let single = |piece: u32| !artifact.suspects.iter().any(|suspect| suspect.piece == piece);
         theirs.filter(|begun| single(begun.piece)).find_map(|begun| {
             (0..).zip(&begun.blocks).find_map(|(block, state)| {
@@ -52,6 +53,14 @@ impl<B: Payload> Peer<B> {
         })
     }
 
+    /// How fast the neighbours in the node's zone, or those elsewhere, usually are: the median of at least four.
+    fn median_rate(&self, is_elsewhere: bool) -> Option<f64> {
+        let nodes = self.links.iter().filter(|link| link.role == Role::Node && link.is_elsewhere == is_elsewhere);
+        let mut rates: Vec<f64> = nodes.map(|link| link.rate).filter(|rate| *rate > 0.0).collect();
+        rates.sort_by(f64::total_cmp);
+        (rates.len() >= 4).then(|| rates[rates.len() / 2])
+    }
+
     /// How long the neighbours usually take: the median.
     fn median_wait(&self) -> Option<Duration> {
         let mut waits: Vec<Duration> = (0..self.links.len()).filter_map(|at| self.links.expected(at)).collect();
@@ -66,16 +75,15 @@ impl<B: Payload> Peer<B> {
         if !asks.any(|ask| now.since(ask.at) > LATE.min(self.settings.request_timeout)) {
             return;
         }
-        let mut rates: Vec<f64> =
-            self.links.iter().filter(|link| link.role == Role::Node && link.rate > 0.0).map(|link| link.rate).collect();
-        rates.sort_by(f64::total_cmp);
-        let median = rates.get(rates.len() / 2).copied().unwrap_or(0.0);
+        // What comes from another zone may share a thin link: it is no slower for that than the rest that does.
+        let medians = [false, true].map(|is_elsewhere| self.median_rate(is_elsewhere));
         let usual = self.median_wait().map(|wait| wait * 4);
         let mut late = Vec::new();
         let asked = self.links.asked_bytes();
         for (at, link) in self.links.iter().enumerate().filter(|(at, _)| asked[*at] > 0) {
             let patience = self.settings.request_timeout.max(self.links.expected(at).unwrap_or_default() * 4);
-            let slow = link.role == Role::Node && rates.len() >= 4 && link.rate > 0.0 && link.rate * SLOW < median;
+            let median = medians[usize::from(link.is_elsewhere)];
+            let slow = link.role == Role::Node && link.rate > 0.0 && median.is_some_and(|rate| link.rate * SLOW < rate);
             let usual = usual.unwrap_or(patience * 4);
             for ask in &link.asks {
                 let age = now.since(ask.at);

@@ -8,7 +8,7 @@ use deploycore::port::swarm::Priority;
 use smallvec::SmallVec;
 
 use crate::core::bitfield::Bitfield;
-use crate::core::message::{Addr, ConnId, PeerId, Role};
+use crate::core::message::{Addr, ConnId, PeerId, Role, Zone};
 use crate::core::shape::Shape;
 use crate::core::time::Instant;
 
@@ -157,6 +157,8 @@ impl DerefMut for Links {
 #[repr(C)]
 pub(super) struct Link {
     pub(super) role: Role,
+    /// A node in another zone than this one.
+    pub(super) is_elsewhere: bool,
     pub(super) conn: ConnId,
     /// Nearly always one: it lies within.
     pub(super) remotes: SmallVec<[Remote; 1]>,
@@ -201,6 +203,7 @@ impl Link {
             peer,
             incarnation,
             role,
+            is_elsewhere: false,
             dialed,
             remotes: SmallVec::new(),
             asks: Vec::new(),
@@ -213,6 +216,11 @@ impl Link {
             last_block: now,
             opened: now,
         }
+    }
+
+    /// Where the node at the other end is, seen from a node of a zone of its own. One that does not say is elsewhere.
+    pub(super) fn with_zones(self, own: Option<Zone>, other: Option<Zone>) -> Self {
+        Self { is_elsewhere: self.role == Role::Node && own.is_some() && own != other, ..self }
     }
 
     pub(super) fn remote(&self, digest: &Digest) -> Option<&Remote> {

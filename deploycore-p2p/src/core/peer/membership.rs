@@ -156,7 +156,7 @@ impl<B: Payload> Peer<B> {
         }
         for remote in &link.remotes {
             if let Some(artifact) = self.artifacts.iter_mut().find(|artifact| artifact.shape == remote.shape) {
-                artifact.count(&remote.has, false);
+                artifact.count(&remote.has, link.is_elsewhere, false);
             }
         }
         self.slots.retain(|slot| slot.conn != conn);

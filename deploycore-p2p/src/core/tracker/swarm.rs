@@ -6,7 +6,7 @@ use fastrand::Rng;
 
 use super::standing::Gone;
 use crate::core::bitfield::Bitfield;
-use crate::core::message::{ConnId, Contact, MAX_CONTACTS, PeerId, Standing};
+use crate::core::message::{ConnId, Contact, MAX_CONTACTS, PeerId, Standing, Zone, ZonePart};
 use crate::core::shape::Shape;
 use crate::core::time::Instant;
 
@@ -14,6 +14,7 @@ use crate::core::time::Instant;
 pub(super) struct Member {
     pub(super) contact: Contact,
     pub(super) conn: ConnId,
+    pub(super) zone: Option<Zone>,
     pub(super) have: Bitfield,
     pub(super) standing: Standing,
     pub(super) heard: Instant,
@@ -21,6 +22,8 @@ pub(super) struct Member {
     pub(super) expires: Instant,
     /// Introductions it is part of, as far as known.
     pub(super) degree: u16,
+    /// Where it stands among the members of its zone.
+    pub(super) in_zone: usize,
 }
 
 #[derive(Debug)]
@@ -28,6 +31,8 @@ pub(super) struct Swarm {
     pub(super) shape: Shape,
     pub(super) members: Vec<Member>,
     pub(super) index: BTreeMap<PeerId, usize>,
+    /// The members of each zone, in no order.
+    zones: BTreeMap<Zone, Vec<PeerId>>,
     /// How many members hold each piece.
     pub(super) holders: Vec<u32>,
     pub(super) gone: Gone,
@@ -42,6 +47,7 @@ impl Swarm {
             shape,
             members: Vec::new(),
             index: BTreeMap::new(),
+            zones: BTreeMap::new(),
             holders: vec![0; shape.pieces() as usize],
             gone: Gone::new(),
         }
@@ -53,13 +59,43 @@ impl Swarm {
             let known = &mut self.members[*at];
             known.have.minus(&member.have).for_each(|piece| self.holders[piece as usize] -= 1);
             member.have.minus(&known.have).for_each(|piece| self.holders[piece as usize] += 1);
-            let degree = known.degree;
-            *known = Member { degree, ..member };
+            let (degree, in_zone, old) = (known.degree, known.in_zone, known.zone);
+            let (zone, peer) = (member.zone, member.contact.peer);
+            *known = Member { degree, in_zone, ..member };
+            if zone != old {
+                self.leave_zone(old, in_zone);
+                let at = self.index[&peer];
+                self.members[at].in_zone = self.enter_zone(zone, peer);
+            }
         } else {
             member.have.iter().for_each(|piece| self.holders[piece as usize] += 1);
+            let in_zone = self.enter_zone(member.zone, member.contact.peer);
             self.index.insert(member.contact.peer, self.members.len());
-            self.members.push(member);
+            self.members.push(Member { in_zone, ..member });
         }
+    }
+
+    fn enter_zone(&mut self, zone: Option<Zone>, peer: PeerId) -> usize {
+        let Some(zone) = zone else { return 0 };
+        let members = self.zones.entry(zone).or_default();
+        members.push(peer);
+        members.len() - 1
+    }
+
+    fn leave_zone(&mut self, zone: Option<Zone>, in_zone: usize) {
+        let Some(members) = zone.and_then(|zone| self.zones.get_mut(&zone)) else { return };
+        members.swap_remove(in_zone);
+        if let Some(at) = members.get(in_zone).and_then(|moved| self.index.get(moved)) {
+            self.members[*at].in_zone = in_zone;
+        }
+        self.zones.retain(|_, members| !members.is_empty());
+    }
+
+    /// Which of the members of its zone one is.
+    pub(super) fn part(&self, peer: PeerId) -> Option<ZonePart> {
+        let member = &self.members[*self.index.get(&peer)?];
+        let of = self.zones.get(&member.zone?)?.len();
+        Some(ZonePart { index: member.in_zone as u32, of: of as u32 })
     }
 
     pub(super) fn holders_except(&self, piece: u32, except: &[PeerId]) -> u32 {
@@ -81,6 +117,7 @@ impl Swarm {
         if let Some(moved) = self.members.get(at) {
             self.index.insert(moved.contact.peer, at);
         }
+        self.leave_zone(member.zone, member.in_zone);
     }
 
     /// Up to `wanted` members for `peer`, and beyond that a few that hold what it needs.
@@ -93,20 +130,18 @@ impl Swarm {
             let holds = |at: &usize| *at != own && need.iter().any(|piece| self.members[*at].have.contains(*piece));
             chosen.extend(scanned.filter(holds).take(8));
         }
-        if self.members.len() <= wanted + 1 {
-            chosen.extend((0..self.members.len()).filter(|at| *at != own));
-        } else {
-            let len = self.members.len();
-            let mut sample: Vec<usize> = match len {
-                len if len <= wanted * 4 => (0..len).collect(),
-                _ => (0..wanted * 3).map(|_| rng.usize(..len)).collect(),
-            };
-            sample.sort_unstable();
-            sample.dedup();
-            sample.retain(|at| *at != own);
-            rng.shuffle(&mut sample);
-            sample.sort_by_key(|at| self.members[*at].degree);
-            chosen.extend(sample.into_iter().take(wanted));
+        let len = self.members.len();
+        let zone = self.members[own].zone.and_then(|zone| self.zones.get(&zone));
+        match zone.filter(|zone| zone.len() < len) {
+            _ if len <= wanted + 1 => chosen.extend((0..len).filter(|at| *at != own)),
+            None => chosen.extend(self.least_introduced(0..len, wanted, rng, |at| at != own)),
+            Some(zone) => {
+                let near = |step: usize| self.index[&zone[step]];
+                let near = self.least_introduced((0..zone.len()).map(near), wanted - far(wanted), rng, |at| at != own);
+                let elsewhere = |at: usize| self.members[at].zone != self.members[own].zone;
+                chosen.extend(self.least_introduced(0..len, wanted - near.len(), rng, elsewhere));
+                chosen.extend(near);
+            }
         }
         chosen.sort_unstable();
         chosen.dedup();
@@ -118,4 +153,32 @@ impl Swarm {
         self.members[own].degree = self.members[own].degree.saturating_add(chosen.len() as u16);
         chosen.into_iter().map(|at| self.members[at].contact.clone()).collect()
     }
+
+    /// Those with the fewest introductions among some that are drawn at random and may be named.
+    fn least_introduced(
+        &self,
+        among: impl ExactSizeIterator<Item = usize> + Clone,
+        wanted: usize,
+        rng: &mut Rng,
+        may: impl Fn(usize) -> bool,
+    ) -> Vec<usize> {
+        let len = among.len();
+        let drawn = |step: usize| among.clone().nth(step);
+        let mut sample: Vec<usize> = match len {
+            len if len <= wanted * 4 => among.clone().collect(),
+            _ => (0..wanted * 3).filter_map(|_| drawn(rng.usize(..len))).collect(),
+        };
+        sample.sort_unstable();
+        sample.dedup();
+        sample.retain(|at| may(*at));
+        rng.shuffle(&mut sample);
+        sample.sort_by_key(|at| self.members[*at].degree);
+        sample.truncate(wanted);
+        sample
+    }
+}
+
+/// How many of the members that are named to one in a zone are in others, at least: 30 %. With fewer, zones would be islands.
+fn far(wanted: usize) -> usize {
+    (wanted * 3).div_ceil(10)
 }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::core::bitfield::{Bitfield, PackedBits};
-use crate::core::message::{Announcement, Standing, Waiting};
+use crate::core::message::{Announcement, Standing, Waiting, ZonePart};
 
 const MIB: u64 = 1 << 20;
 
@@ -33,8 +33,18 @@ fn announce_as(
 }
 
 fn connect(tracker: &mut Tracker, conn: u64, role: Role, now: Instant) {
+    connect_in(tracker, conn, role, None, now);
+}
+
+fn connect_in(tracker: &mut Tracker, conn: u64, role: Role, zone: Option<Zone>, now: Instant) {
     let peer = PeerId(conn);
-    tracker.handle(Input::Connected { conn: ConnId(conn), peer, role, host: "10.1.1.1".into() }, now);
+    tracker.handle(Input::Connected { conn: ConnId(conn), peer, role, zone, host: "10.1.1.1".into() }, now);
+}
+
+/// Which of its zone's members the one is that announces itself last.
+fn part(tracker: &mut Tracker, conn: u64, now: Instant) -> Option<ZonePart> {
+    announce(tracker, conn, &Bitfield::new(4), 0, now);
+    tracker.swarms[&Digest::of(b"artifact")].part(PeerId(conn))
 }
 
 fn census(tracker: &mut Tracker, now: Instant) -> (Vec<(u32, u32)>, bool) {
@@ -62,6 +72,64 @@ fn it_builds_a_graph_of_about_equal_degrees() {
     }
     let (least, most) = (degrees.values().min().unwrap(), degrees.values().max().unwrap());
     assert!(*least >= 16 && *most <= 80, "{least}..{most}");
+}
+
+#[test]
+fn a_member_of_a_zone_meets_members_of_it_and_at_least_three_of_ten_of_others() {
+    let now = Instant::ZERO;
+    let mut tracker = Tracker::new(Settings::default(), Rng::with_seed(1), now);
+    let zone = |conn: u64| Zone(conn % 10);
+    let (mut near, mut far) = (0, 0);
+    for conn in 0..2_000 {
+        connect_in(&mut tracker, conn, Role::Node, Some(zone(conn)), now);
+        let peers = announce(&mut tracker, conn, &Bitfield::new(4), 16, now);
+        if conn >= 1_000 {
+            let of_zone = peers.iter().filter(|contact| zone(contact.peer.0) == zone(conn)).count();
+            assert_eq!(peers.len(), 16);
+            (near, far) = (near + of_zone, far + 16 - of_zone);
+            assert!(far >= 5, "{peers:?}");
+        }
+    }
+    assert_eq!((near, far), (11_000, 5_000));
+}
+
+/// With the only member of its zone, or in a region that is one zone, there is nobody near or nobody far.
+#[test]
+fn zones_of_one_and_one_zone_of_all_are_introduced_all_the_same() {
+    let now = Instant::ZERO;
+    let mut tracker = Tracker::new(Settings::default(), Rng::with_seed(1), now);
+    for conn in 0..100 {
+        connect_in(&mut tracker, conn, Role::Node, Some(Zone(1)), now);
+        assert_eq!(announce(&mut tracker, conn, &Bitfield::new(4), 16, now).len() as u64, conn.min(16));
+    }
+    connect_in(&mut tracker, 100, Role::Node, Some(Zone(2)), now);
+    assert_eq!(announce(&mut tracker, 100, &Bitfield::new(4), 16, now).len(), 16);
+    connect(&mut tracker, 101, Role::Node, now);
+    assert_eq!(announce(&mut tracker, 101, &Bitfield::new(4), 16, now).len(), 16);
+}
+
+#[test]
+fn the_members_of_a_zone_are_numbered_without_gap_also_when_some_leave_or_move() {
+    let now = Instant::ZERO;
+    let mut tracker = Tracker::new(Settings::default(), Rng::with_seed(1), now);
+    for conn in 0..30 {
+        connect_in(&mut tracker, conn, Role::Node, (conn % 3 > 0).then_some(Zone(conn % 3)), now);
+        part(&mut tracker, conn, now);
+    }
+    for conn in [4, 13, 28] {
+        tracker.handle(Input::Message(ConnId(conn), Message::Withdraw { digest: Digest::of(b"artifact") }), now);
+    }
+    // One moves from the first zone to the second, under a new connection.
+    connect_in(&mut tracker, 7, Role::Node, Some(Zone(2)), now);
+    let indexes = |tracker: &mut Tracker, conns: &[u64]| {
+        let parts: Vec<ZonePart> = conns.iter().map(|conn| part(tracker, *conn, now).unwrap()).collect();
+        assert!(parts.iter().all(|part| part.of as usize == conns.len()), "{parts:?}");
+        parts.iter().map(|part| part.index as usize).collect::<std::collections::BTreeSet<_>>()
+    };
+    part(&mut tracker, 7, now);
+    assert_eq!(indexes(&mut tracker, &[1, 10, 16, 19, 22, 25]), (0..6).collect());
+    assert_eq!(indexes(&mut tracker, &[2, 5, 7, 8, 11, 14, 17, 20, 23, 26, 29]), (0..11).collect());
+    assert_eq!(part(&mut tracker, 0, now), None);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use self::entry::{Done, Entry, What};
 use super::{Account, Command, Guard, Joined, Node};
 use crate::core::bitfield::Bitfield;
-use crate::core::message::{Addr, Hello, PeerId, Role};
+use crate::core::message::{Addr, Hello, PeerId, Role, Zone};
 use crate::core::peer::{self, Peer};
 use crate::core::shape::Shape;
 use crate::core::time::Instant;
@@ -54,12 +54,14 @@ impl<'a> Running<'a> {
         let addr = Addr::from(settings.advertise.as_deref().unwrap_or(&node.local_addr));
         let trackers = settings.trackers.iter().map(|addr| Addr::from(addr.as_str())).collect();
         let id = PeerId::of(&settings.name);
-        let core = Peer::new(settings.swarm.clone(), id, addr, trackers, rng, Instant::ZERO);
+        let zone = settings.zone.as_deref().map(Zone::of);
+        let core = Peer::new(settings.swarm.clone(), id, addr, trackers, rng, Instant::ZERO).with_zone(zone);
         let hello = Hello {
             region: settings.region.clone(),
             name: settings.name.clone(),
             incarnation: core.incarnation(),
             role: Role::Node,
+            zone,
         };
         // Blocks travel through it: its length bounds what waits between the network and the machine.
         let (sender, events) = mpsc::channel(32);
@@ -125,10 +127,11 @@ impl<'a> Running<'a> {
         let input = match event {
             Event::Connected { conn, hello, dialed, writer, .. } => {
                 self.hub.opened(conn, writer);
-                let (peer, incarnation, role) = (PeerId::of(&hello.name), hello.incarnation, hello.role);
+                let (peer, incarnation, role, zone) =
+                    (PeerId::of(&hello.name), hello.incarnation, hello.role, hello.zone);
                 tracing::debug!(%conn, name = hello.name, ?role, "connected");
                 self.name(peer, hello.name);
-                peer::Input::Connected { conn, peer, incarnation, role, dialed }
+                peer::Input::Connected { conn, peer, incarnation, role, zone, dialed }
             }
             Event::ConnectFailed { addr } => peer::Input::ConnectFailed(addr),
             Event::Disconnected(conn) => {
@@ -170,6 +173,7 @@ impl<'a> Running<'a> {
         Some(Account {
             from_store: progress.from_store,
             from_peers: sources.iter().map(|(peer, bytes)| (name(peer), *bytes)).collect(),
+            from_elsewhere: progress.from_elsewhere,
             retries: progress.retries,
             bad_pieces: progress.bad_pieces,
             wasted: progress.wasted,

@@ -39,6 +39,12 @@ pub(super) struct Options {
     /// Of each region's store
     #[arg(long, value_name = "RATE", default_value = "25Gbps", value_parser = units::rate)]
     pub(super) store: u64,
+    /// Zones of each region, over which its machines are spread evenly; the machines know theirs
+    #[arg(long, value_name = "N")]
+    pub(super) zones: Option<usize>,
+    /// What all machines of a zone together send to other zones, and what they receive from them [default: no bound]
+    #[arg(long, value_name = "RATE", value_parser = units::rate, requires = "zones")]
+    pub(super) between: Option<u64>,
     /// One way, for messages and for a block's last byte
     #[arg(long, value_name = "TIME", default_value = "250us", value_parser = units::time)]
     pub(super) latency: Time,
@@ -186,6 +192,8 @@ impl Options {
         let mut settings = Settings::equal(self.machines_of(region), self.size, self.down, seed);
         settings.up = self.up;
         settings.store = self.store;
+        settings.zones = self.zones.unwrap_or_default();
+        settings.between = self.between;
         settings.latency = self.latency.0;
         settings.arrivals = self.arrivals.0;
         settings.set_max_block(self.block.unwrap_or(u32::MAX));

@@ -28,6 +28,9 @@ pub(super) struct Row {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     second_shares: Vec<Second>,
     store_copies: f64,
+    /// What entered the zone that received most from others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    zone_copies: Option<f64>,
     pub(super) incomplete: usize,
     wasted_bytes: u64,
     quarantined: usize,
@@ -68,6 +71,7 @@ pub(super) fn simulate(options: &Options, region: usize) -> Outcome {
         second_ratio_max: settings.second.map(|_| report.ratio_of(1.0, report.second.iter().flatten().copied())),
         second_shares: report.seconds(),
         store_copies: report.store_bytes as f64 / settings.size as f64,
+        zone_copies: report.crossed.iter().max().map(|bytes| *bytes as f64 / settings.size as f64),
         incomplete: incomplete(&settings, &report),
         wasted_bytes: report.wasted,
         quarantined: report.quarantined,
@@ -97,7 +101,7 @@ fn cpu_seconds() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-const COLUMNS: [&str; 14] = [
+const COLUMNS: [&str; 15] = [
     "region",
     "machines",
     "bound",
@@ -108,6 +112,7 @@ const COLUMNS: [&str; 14] = [
     "healthy",
     "second",
     "store",
+    "zone",
     "incomplete",
     "wasted",
     "events",
@@ -136,6 +141,7 @@ impl Row {
             format!("{:.3}", self.healthy_ratio_max),
             self.second_ratio_max.map_or("-".to_owned(), |ratio| format!("{ratio:.3}")),
             format!("{:.3}", self.store_copies),
+            self.zone_copies.map_or("-".to_owned(), |copies| format!("{copies:.3}")),
             self.incomplete.to_string(),
             format!("{:.1} MiB", self.wasted_bytes as f64 / f64::from(1 << 20)),
             self.events.to_string(),
