@@ -51,6 +51,10 @@ impl Config {
         path(&mut self.state);
         let servers = [&mut self.queue, &mut self.ledger, &mut self.goals].map(|server| &mut server.password_file);
         let Self { swarm, worker, agent, local, .. } = self;
+        // A URL, and `host:path` as ssh has it, are none of this host's.
+        if let Some(repository) = worker.repository.as_mut().filter(|repository| !repository.contains(':')) {
+            *repository = folder.join(&*repository).display().to_string();
+        }
         let tls = [&mut swarm.certificate, &mut swarm.key, &mut swarm.authority];
         let others = [&mut worker.state, &mut agent.state, &mut local.data_dir, &mut local.report];
         servers.into_iter().chain(tls).chain(others).flatten().for_each(path);
@@ -106,5 +110,6 @@ mod tests {
         let config = read(&path).unwrap();
         assert_eq!(config.state, folder.path().join("state"));
         assert_eq!(config.queue.password_file, Some("/etc/p".into()));
+        assert_eq!(config.worker.repository.as_deref(), Some("git@h:r"));
     }
 }
