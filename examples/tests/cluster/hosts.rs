@@ -6,6 +6,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use deploycore::machine::{journaled_processes, kill_group};
 use servers::etcd::{self, Etcd};
@@ -82,10 +83,10 @@ pub(crate) struct Hosts {
 impl Hosts {
     /// With one file for all of them.
     pub(crate) fn new(urls: &Urls, build: &str) -> Self {
-        let address = |number: u8| {
-            let [high, low] = (std::process::id() as u16 ^ 0x5a5a).to_be_bytes();
-            format!("127.{}.{}.{number}", high.clamp(1, 254), low)
-        };
+        // Loopback has 2^24 addresses: a network of 256 for each cluster of each process.
+        static NETWORKS: AtomicU32 = AtomicU32::new(0);
+        let network = NETWORKS.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x51).wrapping_add(std::process::id());
+        let address = |number: u8| format!("127.{}.{}.{number}", network >> 8 & 0x7f | 0x80, network & 0xff);
         let Urls { queue, goals, main, eu, us } = urls;
         let file = format!(
             "state = 'state'\npoll = '200ms'\n[control]\nhost = '{}'\n\
