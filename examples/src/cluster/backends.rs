@@ -34,7 +34,7 @@ pub(super) async fn databases(config: &Config) -> Result<(Arc<dyn JobQueue>, Arc
 
 /// The key that says where the ledger is.
 pub(super) fn ledger_key(config: &Config) -> &'static str {
-    if config.ledger.url.is_some() { "[ledger] url" } else { "[queue] url" }
+    if config.ledger.url.is_some() || config.queue.url.is_none() { "[ledger] url" } else { "[queue] url" }
 }
 
 /// The global goals, as the control plane alone opens them.

@@ -41,8 +41,8 @@ pub(super) async fn run(path: &Path, role: Option<RoleName>, place: &Place) -> R
     let results = join_all(tries.into_iter().map(Try::run)).await;
     for (key, result) in &results {
         match result {
-            Ok(said) => println!("ok: {key}: {said}"),
-            Err(error) => eprintln!("error: {}", one_line(&format!("{key}: {error:#}"))),
+            Ok(said) => println!("ok: {key}{said}"),
+            Err(error) => eprintln!("error: {}", one_line(&format!("{key}{error:#}"))),
         }
     }
     Ok(if results.iter().all(|(_, result)| result.is_ok()) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -57,7 +57,7 @@ fn plan(path: &Path, role: Option<RoleName>, place: &Place) -> Result<Vec<Try>, 
         return Err(problems.into_iter().map(|problem| format!("{}: {problem}", path.display())).collect());
     }
     let tries = match role {
-        Some(RoleName::Control) => control(&config),
+        Some(RoleName::Control) => Ok(control(&config)),
         Some(RoleName::Worker) => worker(&config),
         Some(RoleName::Region) => region(&config, place),
         Some(RoleName::Agent) => agent(&config, place),
@@ -67,23 +67,24 @@ fn plan(path: &Path, role: Option<RoleName>, place: &Place) -> Result<Vec<Try>, 
     tries.map_err(told)
 }
 
-fn control(config: &Config) -> Result<Vec<Try>> {
-    let mut tries = vec![queue(config)?];
-    tries.extend(ledger(config)?);
-    tries.extend([goals(config)?, main_store(config)]);
-    Ok(tries)
+fn control(config: &Config) -> Vec<Try> {
+    // The ledger may be in the queue's database, or have a file of its own beside it.
+    let has_own = config.ledger.url.is_some() || config.queue.url.is_none();
+    let mut tries = vec![queue(config)];
+    tries.extend(has_own.then(|| ledger(config)));
+    tries.extend([goals(config), main_store(config)]);
+    tries
 }
 
 fn worker(config: &Config) -> Result<Vec<Try>> {
     super::roles::build_settings(config, "check")?;
-    Ok(vec![queue(config)?, main_store(config), repository(config)])
+    Ok(vec![queue(config), main_store(config), repository(config)])
 }
 
 fn region(config: &Config, place: &Place) -> Result<Vec<Try>> {
     let (name, _, replica) = place::replica(config, place)?;
     let members = ["gate", "tracker"].map(|part| swarm(config, name, format!("{}-{part}", replica.name)));
-    let mut tries = vec![database(backends::ledger_key(config), config.ledger_url()?)];
-    tries.extend([main_store(config), region_store(config, name), global_goals(config)]);
+    let mut tries = vec![ledger(config), main_store(config), region_store(config, name), global_goals(config)];
     tries.extend(members);
     Ok(tries)
 }
@@ -102,22 +103,34 @@ fn agent(config: &Config, place: &Place) -> Result<Vec<Try>> {
 
 /// What lies outside of the cluster: no role needs to run.
 fn all(config: &Config) -> Result<Vec<Try>> {
-    let mut tries = control(config)?;
+    let mut tries = control(config);
     tries.extend(config.regions.keys().map(|name| region_store(config, name)));
-    tries.push(repository(config));
     super::roles::build_settings(config, "check")?;
+    tries.push(repository(config));
     Ok(tries)
 }
 
-/// Something to try, with the key that names it.
+/// Something to try.
 struct Try {
+    /// What its line begins with.
     key: String,
     outcome: BoxFuture<'static, Result<String>>,
 }
 
 impl Try {
     fn new(key: impl Into<String>, outcome: impl Future<Output = Result<String>> + Send + 'static) -> Self {
-        Self { key: key.into(), outcome: outcome.boxed() }
+        Self { key: format!("{}: ", key.into()), outcome: outcome.boxed() }
+    }
+
+    /// A server whose password cannot be read: the error names the key.
+    fn of_url<F>(key: &str, url: Result<String>, outcome: impl FnOnce(String) -> F) -> Self
+    where
+        F: Future<Output = Result<String>> + Send + 'static,
+    {
+        match url {
+            Ok(url) => Self::new(key, outcome(url)),
+            Err(error) => Self { key: String::new(), outcome: std::future::ready(Err(error)).boxed() },
+        }
     }
 
     async fn run(self) -> (String, Result<String>) {
@@ -126,17 +139,16 @@ impl Try {
     }
 }
 
-fn queue(config: &Config) -> Result<Try> {
-    Ok(database("[queue] url", config.queue_url()?))
+fn queue(config: &Config) -> Try {
+    database("[queue] url", config.queue_url())
 }
 
-/// Nothing where it is in the queue's database.
-fn ledger(config: &Config) -> Result<Option<Try>> {
-    Ok((config.ledger_url()? != config.queue_url()?).then_some(database("[ledger] url", config.ledger_url()?)))
+fn ledger(config: &Config) -> Try {
+    database(backends::ledger_key(config), config.ledger_url())
 }
 
-fn database(key: &str, url: String) -> Try {
-    Try::new(key, async move {
+fn database(key: &str, url: Result<String>) -> Try {
+    Try::of_url(key, url, |url| async move {
         let schema = deploycore_sql::schema_of_url(&url).await?;
         Ok(match schema {
             Schema { found: None, known } => {
@@ -150,15 +162,14 @@ fn database(key: &str, url: String) -> Try {
     })
 }
 
-fn goals(config: &Config) -> Result<Try> {
-    let url = config.goals_url()?;
-    Ok(Try::new("[goals] url", async move {
+fn goals(config: &Config) -> Try {
+    Try::of_url("[goals] url", config.goals_url(), |url| async move {
         if url.starts_with("redb:") {
             return Ok("a file that the control plane alone opens".into());
         }
         let goals = deploycore_kv::open_url(&url).await?;
         Ok(services(goals.list("").await?.goals.len()))
-    }))
+    })
 }
 
 fn services(count: usize) -> String {
