@@ -34,7 +34,9 @@ pub(super) async fn run(path: &Path, role: Option<RoleName>, place: &Place) -> R
     let tries = match plan(path, role, place) {
         Ok(tries) => tries,
         Err(problems) => {
-            problems.iter().for_each(|problem| eprintln!("error: {problem}"));
+            for problem in problems {
+                eprintln!("error: {problem}");
+            }
             return Ok(BAD_CONFIGURATION.into());
         }
     };
@@ -178,13 +180,19 @@ fn services(count: usize) -> String {
 
 fn main_store(config: &Config) -> Try {
     let config = config.clone();
-    Try::new("[stores] main", async move { backends::main_store(&config).await.map(answers).map_err(below) })
+    Try::new(
+        "[stores] main",
+        async move { backends::main_store(&config).await.map(answers).map_err(|error| below(&error)) },
+    )
 }
 
 fn region_store(config: &Config, region: &RegionName) -> Try {
     let (config, region) = (config.clone(), region.clone());
     let key = format!("[regions.{region}] store");
-    Try::new(key, async move { backends::region_store(&config, &region).await.map(answers).map_err(below) })
+    Try::new(
+        key,
+        async move { backends::region_store(&config, &region).await.map(answers).map_err(|error| below(&error)) },
+    )
 }
 
 fn answers<T>(_: T) -> String {
@@ -192,7 +200,7 @@ fn answers<T>(_: T) -> String {
 }
 
 /// Without the key, which stands there already.
-fn below(error: anyhow::Error) -> anyhow::Error {
+fn below(error: &anyhow::Error) -> anyhow::Error {
     let reasons: Vec<_> = error.chain().skip(1).map(ToString::to_string).collect();
     anyhow!("{}", reasons.join(": "))
 }

@@ -136,9 +136,10 @@ impl Config {
 
     fn check_store(&self, key: &str, url: Option<&Url>, is_on_one_host: bool, problems: &mut Vec<String>) {
         let text = url.map(Url::as_str);
+        let is_shared = url.is_some() && self.stores.shared_folders;
         match reach(text) {
             Reach::Process => problems.push(format!("{key} is memory, which is one process's: {STORES}")),
-            Reach::Host if !is_on_one_host && !(url.is_some() && self.stores.shared_folders) => {
+            Reach::Host if !(is_on_one_host || is_shared) => {
                 problems.push(self.lives_on_one_host(key, text, &format!("{STORES}{SHARED}")));
             }
             _ => {}

@@ -55,17 +55,11 @@ fn region<'a>(config: &'a Config, wanted: Option<&RegionName>) -> Result<(&'a Re
 
 /// Of this host: as it is told, or as the system calls it.
 fn name(place: &Place) -> Result<String> {
-    match &place.name {
-        Some(name) => Ok(name.clone()),
-        None => {
-            let name = rustix::system::uname()
-                .nodename()
-                .to_str()
-                .context("the host's name is not UTF-8")?
-                .to_ascii_lowercase();
-            Ok(name)
-        }
+    if let Some(name) = &place.name {
+        return Ok(name.clone());
     }
+    let system = rustix::system::uname();
+    Ok(system.nodename().to_str().context("the host's name is not UTF-8")?.to_ascii_lowercase())
 }
 
 #[cfg(test)]

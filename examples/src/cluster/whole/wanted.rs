@@ -124,7 +124,7 @@ fn overlay(config: &mut Config, args: &RunArgs) -> Result<()> {
 
 /// Everything is on loopback, below the data folder.
 fn bring_home(config: &mut Config, data: &DataDir) {
-    config.state = data.path().to_owned();
+    data.path().clone_into(&mut config.state);
     (config.worker.state, config.agent.state) = (None, None);
     (config.agent.region, config.agent.listen) = (None, None);
     (config.control, config.swarm) = (Control::default(), Swarm::default());
