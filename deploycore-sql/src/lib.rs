@@ -36,6 +36,7 @@ mod columns;
 #[cfg(any(feature = "postgres", feature = "mariadb"))]
 mod connections;
 mod open;
+mod schema;
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mariadb"))]
 mod stored;
 
@@ -50,8 +51,9 @@ pub mod mariadb;
 
 #[cfg(feature = "mariadb")]
 pub use mariadb::MariaDb;
-pub use open::{Database, OpenUrlError, open_url};
+pub use open::{Database, OpenUrlError, open_url, schema_of_url};
 #[cfg(feature = "postgres")]
 pub use postgres::Postgres;
+pub use schema::Schema;
 #[cfg(feature = "sqlite")]
 pub use sqlite::Sqlite;

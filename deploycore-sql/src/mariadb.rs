@@ -56,6 +56,7 @@ pub use self::open::OpenError;
 pub use self::queue::Queue;
 
 use self::database::Database;
+use crate::Schema;
 
 /// How a server is used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,6 +134,11 @@ impl MariaDb {
     pub async fn open_with(url: &str, settings: &Settings) -> Result<Self, OpenError> {
         let database = open::open(url, settings).await?;
         Ok(Self { database })
+    }
+
+    /// Connects, and looks at the server and at the version of its tables; nothing is changed.
+    pub async fn schema(url: &str) -> Result<Schema, OpenError> {
+        open::look(url, &Settings::default()).await
     }
 
     /// The queue in the database.

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use deploycore::port::{JobQueue, ReplicationLedger};
 
+use crate::Schema;
+
 /// The queue and the ledger of one database, whatever its engine. Cloning shares its connections.
 #[derive(Debug, Clone)]
 pub struct Database {
@@ -61,32 +63,55 @@ pub enum OpenUrlError {
 ///
 /// Errors: [`OpenUrlError::Url`] for a URL that names no database of this build; otherwise as the engine's own.
 pub async fn open_url(url: &str) -> Result<Database, OpenUrlError> {
-    let why = match url.split_once("://") {
+    match url.split_once("://") {
         #[cfg(feature = "sqlite")]
         Some(("sqlite", _)) => {
             let sqlite = crate::Sqlite::open(url).await?;
-            return Ok(Database { queue: sqlite.queue(), ledger: sqlite.ledger() });
+            Ok(Database { queue: sqlite.queue(), ledger: sqlite.ledger() })
         }
         #[cfg(feature = "postgres")]
         Some(("postgres" | "postgresql", _)) => {
             let postgres = crate::Postgres::open(url).await?;
-            return Ok(Database { queue: postgres.queue(), ledger: postgres.ledger() });
+            Ok(Database { queue: postgres.queue(), ledger: postgres.ledger() })
         }
         #[cfg(feature = "mariadb")]
         Some(("mysql" | "mariadb", _)) => {
             let mariadb = crate::MariaDb::open(url).await?;
-            return Ok(Database { queue: mariadb.queue(), ledger: mariadb.ledger() });
+            Ok(Database { queue: mariadb.queue(), ledger: mariadb.ledger() })
         }
+        other => Err(none(other.map(|(scheme, _)| scheme))),
+    }
+}
+
+/// Looks at the database of a URL, and changes nothing: whether it can be reached with these credentials, whether the server does, and which
+/// version its tables have. A file that is missing has none.
+///
+/// Errors: as [`open_url`]'s, but for those of a migration.
+pub async fn schema_of_url(url: &str) -> Result<Schema, OpenUrlError> {
+    match url.split_once("://") {
+        #[cfg(feature = "sqlite")]
+        Some(("sqlite", _)) => Ok(crate::Sqlite::schema(url).await?),
+        #[cfg(feature = "postgres")]
+        Some(("postgres" | "postgresql", _)) => Ok(crate::Postgres::schema(url).await?),
+        #[cfg(feature = "mariadb")]
+        Some(("mysql" | "mariadb", _)) => Ok(crate::MariaDb::schema(url).await?),
+        other => Err(none(other.map(|(scheme, _)| scheme))),
+    }
+}
+
+/// What there is to say of a scheme that no engine of this build has.
+fn none(scheme: Option<&str>) -> OpenUrlError {
+    let why = match scheme {
         #[cfg(not(feature = "sqlite"))]
-        Some(("sqlite", _)) => left_out("sqlite"),
+        Some("sqlite") => left_out("sqlite"),
         #[cfg(not(feature = "postgres"))]
-        Some(("postgres" | "postgresql", _)) => left_out("postgres"),
+        Some("postgres" | "postgresql") => left_out("postgres"),
         #[cfg(not(feature = "mariadb"))]
-        Some(("mysql" | "mariadb", _)) => left_out("mariadb"),
-        Some((scheme, _)) => format!("{scheme}:// is none of sqlite, postgres, mysql"),
+        Some("mysql" | "mariadb") => left_out("mariadb"),
+        Some(scheme) => format!("{scheme}:// is none of sqlite, postgres, mysql"),
         None => "it has no scheme".to_owned(),
     };
-    Err(OpenUrlError::Url { why })
+    OpenUrlError::Url { why }
 }
 
 #[cfg(not(all(feature = "sqlite", feature = "postgres", feature = "mariadb")))]

@@ -59,6 +59,7 @@ pub use self::open::OpenError;
 pub use self::queue::Queue;
 
 use self::database::Database;
+use crate::Schema;
 
 /// How a server is used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -122,6 +123,11 @@ impl Postgres {
     pub async fn open_with(url: &str, settings: &Settings) -> Result<Self, OpenError> {
         let database = open::open(url, settings).await?;
         Ok(Self { database })
+    }
+
+    /// Connects, and looks at the server and at the version of its schema; nothing is changed.
+    pub async fn schema(url: &str) -> Result<Schema, OpenError> {
+        open::look(url, &Settings::default()).await
     }
 
     /// The queue in the database.

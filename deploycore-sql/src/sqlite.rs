@@ -53,6 +53,7 @@ pub use self::open::OpenError;
 pub use self::queue::Queue;
 
 use self::database::Database;
+use crate::Schema;
 
 /// How a file is used.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +107,11 @@ impl Sqlite {
     pub async fn open_with(url: &str, settings: &Settings) -> Result<Self, OpenError> {
         let database = open::open(url, settings).await?;
         Ok(Self { database })
+    }
+
+    /// Looks at the version of the tables of a file; nothing is made or changed, and a missing file has none.
+    pub async fn schema(url: &str) -> Result<Schema, OpenError> {
+        open::look(url, &Settings::default()).await
     }
 
     /// The queue in the file.

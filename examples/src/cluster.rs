@@ -7,7 +7,9 @@ pub mod config;
 pub mod layout;
 
 pub mod api;
+mod backends;
 pub mod client;
+mod notify;
 pub mod roles;
 
 pub mod fixture;
@@ -17,7 +19,9 @@ mod progress;
 pub mod report;
 pub mod scenario;
 
+mod check;
 mod commands;
 mod run;
+mod whole;
 
 pub use run::main;

@@ -1,4 +1,4 @@
-//! The reference cluster: every part of deploycore wired into separate processes on one host.
+//! The reference cluster: every part of deploycore wired into separate processes, on one host or on many.
 //!
 //! The binary `cluster` is a thin entry into [`cluster`], `swarm-node` one into [`swarm_node`]; the small programs beside them show
 //! how to embed single parts.

@@ -3,6 +3,10 @@
 #[path = "cluster/bed.rs"]
 mod bed;
 
+#[path = "cluster/apart.rs"]
+mod apart;
+#[path = "cluster/hosts.rs"]
+mod hosts;
 #[path = "cluster/kills.rs"]
 mod kills;
 #[path = "cluster/mistakes.rs"]
@@ -11,5 +15,7 @@ mod mistakes;
 mod own;
 #[path = "cluster/road.rs"]
 mod road;
+#[path = "cluster/shipped.rs"]
+mod shipped;
 #[path = "cluster/servers.rs"]
 mod with_servers;

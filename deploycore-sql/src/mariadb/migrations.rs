@@ -59,6 +59,7 @@ pub(super) mod tests {
     use sqlx::{Connection as _, MySqlConnection};
 
     use super::{NEWEST, migrate};
+    use crate::Schema;
     use crate::mariadb::{MariaDb, OpenError};
 
     pub(in crate::mariadb) fn server() -> &'static Server {
@@ -86,13 +87,20 @@ pub(super) mod tests {
         let no_ledger = sqlx::query("SELECT 1 FROM deploycore_artifacts").execute(&mut connection).await.unwrap_err();
         assert!(no_ledger.to_string().contains("doesn't exist"), "{no_ledger}");
 
-        // Two at once: one migrates.
         let url = database.url();
+        // A look changes nothing.
+        for _ in 0..2 {
+            let schema = MariaDb::schema(&url).await.unwrap();
+            assert_eq!(schema, Schema { found: Some(1), known: NEWEST });
+        }
+
+        // Two at once: one migrates.
         let (one, other) = tokio::join!(MariaDb::open(&url), MariaDb::open(&url));
         let (one, other) = (one.unwrap(), other.unwrap());
         assert_eq!(one.queue().require(job).await.unwrap().status, JobStatus::Queued);
         let name = ArtifactName::new("web-1").unwrap();
         assert_eq!(other.ledger().status(&name).await.unwrap(), None);
+        assert!(MariaDb::schema(&url).await.unwrap().is_current());
     }
 
     #[tokio::test]
@@ -104,6 +112,8 @@ pub(super) mod tests {
         assert!(matches!(error, OpenError::NewerSchema { found, known, .. } if found == known + 1), "{error:?}");
         assert!(error.to_string().contains(database.name()) && error.to_string().contains("upgrade"), "{error}");
         assert!(!error.is_retryable());
+        let told = MariaDb::schema(&database.url()).await.unwrap_err();
+        assert!(matches!(told, OpenError::NewerSchema { .. }), "{told:?}");
     }
 
     #[tokio::test]

@@ -7,10 +7,12 @@ use std::time::Duration;
 use sqlx::ConnectOptions as _;
 use sqlx::Connection as _;
 use sqlx::mysql::{MySqlConnectOptions, MySqlConnection};
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
 use super::database::{Database, may_pass, number};
 use super::{Settings, migrations};
+use crate::Schema;
 
 /// Why a database could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -133,23 +135,39 @@ const MIGRATE_WITHIN: Duration = Duration::from_mins(10);
 pub(super) async fn open(url: &str, settings: &Settings) -> Result<Database, OpenError> {
     let options = parse(url)?;
     let place = Place::of(&options);
-    let mut connection = match timeout(settings.connect_timeout, options.connect()).await {
-        Ok(connected) => connected.map_err(|error| place.explain(error))?,
-        Err(late) => {
-            let source = sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, late));
-            return Err(OpenError::Unreachable { place: place.name, source });
-        }
-    };
+    let mut connection = connect(&place, &options, settings).await?;
     match timeout(MIGRATE_WITHIN, prepare(&place, &mut connection, settings)).await {
         Ok(prepared) => prepared?,
-        Err(late) => {
-            let source = sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, late));
-            return Err(OpenError::NotReady { place: place.name, source });
-        }
+        Err(late) => return Err(OpenError::NotReady { place: place.name, source: too_late(late) }),
     }
     // It has done its work either way; a lock that it holds ends with it.
     let _ = timeout(settings.connect_timeout, connection.close()).await;
     Ok(Database::new(&place.name, &options, settings))
+}
+
+/// Connects and looks, and changes nothing.
+pub(super) async fn look(url: &str, settings: &Settings) -> Result<Schema, OpenError> {
+    let options = parse(url)?;
+    let place = Place::of(&options);
+    let mut connection = connect(&place, &options, settings).await?;
+    let looked = timeout(settings.call_timeout, inspect(&place, &mut connection, settings)).await;
+    let _ = timeout(settings.connect_timeout, connection.close()).await;
+    looked.unwrap_or_else(|late| Err(OpenError::NotReady { place: place.name, source: too_late(late) }))
+}
+
+async fn connect(
+    place: &Place,
+    options: &MySqlConnectOptions,
+    settings: &Settings,
+) -> Result<MySqlConnection, OpenError> {
+    match timeout(settings.connect_timeout, options.connect()).await {
+        Ok(connected) => connected.map_err(|error| place.explain(error)),
+        Err(late) => Err(OpenError::Unreachable { place: place.name.clone(), source: too_late(late) }),
+    }
+}
+
+fn too_late(late: Elapsed) -> sqlx::Error {
+    sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, late))
 }
 
 /// The parameters that a URL may have.
@@ -220,19 +238,25 @@ impl Place {
 
 /// Looks at the server, and migrates if need be: a user who may not does not have to when there is nothing to do.
 async fn prepare(place: &Place, connection: &mut MySqlConnection, settings: &Settings) -> Result<(), OpenError> {
+    if inspect(place, connection, settings).await?.is_current() {
+        return Ok(());
+    }
+    migrate(connection).await.map_err(|error| place.explain(error))
+}
+
+/// Looks at the server and at the version of its tables.
+async fn inspect(place: &Place, connection: &mut MySqlConnection, settings: &Settings) -> Result<Schema, OpenError> {
     let explain = |error| place.explain(error);
     let version: String = sqlx::query_scalar("SELECT VERSION()").fetch_one(&mut *connection).await.map_err(explain)?;
     if !is_new_enough(&version) {
         return Err(OpenError::OldServer { place: place.name.clone(), version });
     }
     check(place, &variables(connection).await.map_err(explain)?, settings.lossy)?;
-    match migrations::found(connection).await.map_err(explain)? {
-        found if found == migrations::NEWEST => Ok(()),
-        found if found > migrations::NEWEST => {
-            Err(OpenError::NewerSchema { place: place.name.clone(), found, known: migrations::NEWEST })
-        }
-        _ => migrate(connection).await.map_err(explain),
+    let (found, known) = (migrations::found(connection).await.map_err(explain)?, migrations::NEWEST);
+    if found > known {
+        return Err(OpenError::NewerSchema { place: place.name.clone(), found, known });
     }
+    Ok(Schema { found: (found > 0).then_some(found), known })
 }
 
 /// `SKIP LOCKED` and `JSON_TABLE` came with MariaDB 10.6. MySQL had both before it had checks, with 8.0.16, and some more mending after.

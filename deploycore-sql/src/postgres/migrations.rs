@@ -33,6 +33,7 @@ mod tests {
     use sqlx::{Connection as _, PgConnection};
 
     use super::{NEWEST, migrator};
+    use crate::Schema;
     use crate::postgres::{OpenError, Postgres};
 
     /// A database of an earlier version.
@@ -58,13 +59,20 @@ mod tests {
         let no_ledger = sqlx::query("SELECT FROM deploycore.artifacts").execute(&mut connection).await.unwrap_err();
         assert!(no_ledger.to_string().contains("does not exist"), "{no_ledger}");
 
-        // Two at once: one migrates.
         let url = database.url();
+        // A look changes nothing.
+        for _ in 0..2 {
+            let schema = Postgres::schema(&url).await.unwrap();
+            assert_eq!(schema, Schema { found: Some(1), known: NEWEST });
+        }
+
+        // Two at once: one migrates.
         let (one, other) = tokio::join!(Postgres::open(&url), Postgres::open(&url));
         let (one, other) = (one.unwrap(), other.unwrap());
         assert_eq!(one.queue().require(job).await.unwrap().status, JobStatus::Queued);
         let name = ArtifactName::new("web-1").unwrap();
         assert_eq!(other.ledger().status(&name).await.unwrap(), None);
+        assert!(Postgres::schema(&url).await.unwrap().is_current());
     }
 
     #[tokio::test]
@@ -78,6 +86,8 @@ mod tests {
         assert!(matches!(error, OpenError::NewerSchema { found, known, .. } if found == known + 1), "{error:?}");
         assert!(error.to_string().contains(database.name()) && error.to_string().contains("upgrade"), "{error}");
         assert!(!error.is_retryable());
+        let told = Postgres::schema(&database.url()).await.unwrap_err();
+        assert!(matches!(told, OpenError::NewerSchema { .. }), "{told:?}");
     }
 
     #[tokio::test]

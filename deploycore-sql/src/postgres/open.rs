@@ -7,10 +7,12 @@ use sqlx::error::DatabaseError;
 use sqlx::migrate::MigrateError;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{ConnectOptions as _, Connection as _};
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
 use super::database::{Database, may_pass};
 use super::{Settings, migrations};
+use crate::Schema;
 
 /// Why a database could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -133,23 +135,35 @@ const LOCK: i64 = 0x6465_706c_6f79_006d;
 pub(super) async fn open(url: &str, settings: &Settings) -> Result<Database, OpenError> {
     let options = parse(url)?;
     let place = Place::of(&options);
-    let mut connection = match timeout(settings.connect_timeout, options.connect()).await {
-        Ok(connected) => connected.map_err(|error| place.explain(error))?,
-        Err(late) => {
-            let source = sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, late));
-            return Err(OpenError::Unreachable { place: place.name, source });
-        }
-    };
+    let mut connection = connect(&place, &options, settings).await?;
     match timeout(MIGRATE_WITHIN, prepare(&place, &mut connection)).await {
         Ok(prepared) => prepared?,
-        Err(late) => {
-            let source = sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, late));
-            return Err(OpenError::NotReady { place: place.name, source });
-        }
+        Err(late) => return Err(OpenError::NotReady { place: place.name, source: too_late(late) }),
     }
     // It has done its work either way.
     let _ = timeout(settings.connect_timeout, connection.close()).await;
     Ok(Database::new(&place.name, &options, settings))
+}
+
+/// Connects and looks, and changes nothing.
+pub(super) async fn look(url: &str, settings: &Settings) -> Result<Schema, OpenError> {
+    let options = parse(url)?;
+    let place = Place::of(&options);
+    let mut connection = connect(&place, &options, settings).await?;
+    let looked = timeout(settings.call_timeout, inspect(&place, &mut connection)).await;
+    let _ = timeout(settings.connect_timeout, connection.close()).await;
+    looked.unwrap_or_else(|late| Err(OpenError::NotReady { place: place.name, source: too_late(late) }))
+}
+
+async fn connect(place: &Place, options: &PgConnectOptions, settings: &Settings) -> Result<PgConnection, OpenError> {
+    match timeout(settings.connect_timeout, options.connect()).await {
+        Ok(connected) => connected.map_err(|error| place.explain(error)),
+        Err(late) => Err(OpenError::Unreachable { place: place.name.clone(), source: too_late(late) }),
+    }
+}
+
+fn too_late(late: Elapsed) -> sqlx::Error {
+    sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, late))
 }
 
 fn parse(url: &str) -> Result<PgConnectOptions, OpenError> {
@@ -218,6 +232,11 @@ impl Place {
 
 /// Looks at the server, and migrates if need be: a role that may not does not have to when there is nothing to do.
 async fn prepare(place: &Place, connection: &mut PgConnection) -> Result<(), OpenError> {
+    if inspect(place, connection).await?.is_current() { Ok(()) } else { migrate(place, connection).await }
+}
+
+/// Looks at the server and at the version of its tables.
+async fn inspect(place: &Place, connection: &mut PgConnection) -> Result<Schema, OpenError> {
     const SERVER: &str = "
         SELECT current_setting('server_version') AS version, current_setting('server_version_num')::bigint AS number,
                current_setting('server_encoding') AS encoding";
@@ -230,12 +249,10 @@ async fn prepare(place: &Place, connection: &mut PgConnection) -> Result<(), Ope
     if encoding != "UTF8" {
         return Err(OpenError::Encoding { place: place.name.clone(), encoding });
     }
-    match found(connection).await.map_err(|error| place.explain(error))? {
-        Some(found) if found == migrations::NEWEST => Ok(()),
-        Some(found) if found > migrations::NEWEST => {
-            Err(OpenError::NewerSchema { place: place.name.clone(), found, known: migrations::NEWEST })
-        }
-        _ => migrate(place, connection).await,
+    let (found, known) = (found(connection).await.map_err(|error| place.explain(error))?, migrations::NEWEST);
+    match found {
+        Some(found) if found > known => Err(OpenError::NewerSchema { place: place.name.clone(), found, known }),
+        found => Ok(Schema { found, known }),
     }
 }
 

@@ -33,6 +33,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::{NEWEST, migrator};
+    use crate::Schema;
     use crate::sqlite::{OpenError, Sqlite};
 
     /// A file of an earlier version.
@@ -58,7 +59,13 @@ mod tests {
         assert!(no_ledger.to_string().contains("no such table"), "{no_ledger}");
         connection.close().await.unwrap();
 
+        // A look changes nothing.
+        for _ in 0..2 {
+            let schema = Sqlite::schema(&url).await.unwrap();
+            assert_eq!(schema, Schema { found: Some(1), known: NEWEST });
+        }
         let sqlite = Sqlite::open(&url).await.unwrap();
+        assert!(Sqlite::schema(&url).await.unwrap().is_current());
         assert_eq!(sqlite.queue().require(job).await.unwrap().status, JobStatus::Queued);
         let name = ArtifactName::new("web-1").unwrap();
         assert_eq!(sqlite.ledger().status(&name).await.unwrap(), None);
@@ -77,6 +84,16 @@ mod tests {
         assert!(matches!(error, OpenError::NewerSchema { found, known, .. } if found == known + 1), "{error:?}");
         assert!(error.to_string().contains("old.db") && error.to_string().contains("upgrade"), "{error}");
         assert!(!error.is_retryable());
+        let told = Sqlite::schema(&url).await.unwrap_err();
+        assert!(matches!(told, OpenError::NewerSchema { .. }), "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn a_look_at_a_file_that_is_not_there_makes_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}/none.db", folder.path().display());
+        assert_eq!(Sqlite::schema(&url).await.unwrap(), Schema { found: None, known: NEWEST });
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
     #[tokio::test]

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::database::{Database, code, primary_code};
 use super::{Settings, migrations};
+use crate::Schema;
 
 /// Why a file could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +117,30 @@ pub(super) async fn open(url: &str, settings: &Settings) -> Result<Database, Ope
             Err(OpenError::Busy { path, .. }) => return Err(OpenError::Busy { path, waited: start.elapsed() }),
             other => return other,
         }
+    }
+}
+
+/// Reads the version of the tables, and neither makes nor changes the file.
+pub(super) async fn look(url: &str, settings: &Settings) -> Result<Schema, OpenError> {
+    let path = parse(url)?;
+    let known = migrations::NEWEST;
+    if !path.exists() {
+        return Ok(Schema { found: None, known });
+    }
+    let options = SqliteConnectOptions::new().filename(&path).read_only(true).busy_timeout(settings.busy_timeout);
+    let found = async {
+        let mut connection = options.connect().await?;
+        let has_table = "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?)";
+        let has_table = sqlx::query_scalar(has_table).bind(migrations::TABLE).fetch_one(&mut connection).await?;
+        let newest = "SELECT max(version) FROM deploycore_migrations";
+        let found: Option<i64> =
+            if has_table { sqlx::query_scalar(newest).fetch_one(&mut connection).await? } else { None };
+        connection.close().await?;
+        Ok(found)
+    };
+    match found.await.map_err(|error| refused(&path, error))? {
+        Some(found) if found > known => Err(OpenError::NewerSchema { path, found, known }),
+        found => Ok(Schema { found, known }),
     }
 }
 

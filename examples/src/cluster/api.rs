@@ -102,8 +102,10 @@ pub struct ServiceStatus {
 /// One region in [`Status`].
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RegionStatus {
-    /// Its gateway.
-    pub gateway: Url,
+    /// Its gateways.
+    pub gateways: Vec<Url>,
+    /// Those that do not answer.
+    pub silent: Vec<Url>,
     /// The position of each service's goal there; `None` when the region does not answer.
     pub goals: Option<BTreeMap<ServiceName, GoalPosition>>,
     /// Machines that reported lately.

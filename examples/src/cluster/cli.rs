@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
-use deploycore::model::{ArtifactName, CommitId, Generation, Readiness, ServiceName};
+use deploycore::model::{ArtifactName, CommitId, Generation, Readiness, RegionName, ServiceName};
 use url::Url;
 
 /// Builds commits, puts them on every machine, rolls forward and back: a whole deploycore cluster on this host.
@@ -21,20 +21,23 @@ pub struct Cli {
 /// The main job: bring a cluster up, build, deploy, roll forward, roll back, check.
 #[derive(Debug, Clone, Args)]
 pub struct RunArgs {
+    /// Settings of the cluster; flags beside it go before [default: none]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Git repository to build from, a path or URL [default: a small HTTP service that is made on the spot]
-    #[arg(long, value_name = "PATH", requires_all = ["commit", "build_command", "output"])]
+    #[arg(long, value_name = "PATH")]
     pub repo: Option<String>,
     /// Commits to build and deploy, in this order
-    #[arg(long, value_name = "SHA", num_args = 1.., requires = "repo")]
+    #[arg(long, value_name = "SHA", num_args = 1..)]
     pub commit: Vec<CommitId>,
     /// Build command, run by `sh -c` in the checkout
-    #[arg(long = "command", value_name = "CMD", requires = "repo")]
+    #[arg(long = "command", value_name = "CMD")]
     pub build_command: Option<String>,
     /// File that the build command leaves in the checkout: the artifact
-    #[arg(long, value_name = "FILE", requires = "repo")]
+    #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// Arguments to start the artifact with; `{port}` stands for a free port. Without it and --ready the artifact is only installed
-    #[arg(long = "run", value_name = "ARGS", requires = "repo", allow_hyphen_values = true)]
+    #[arg(long = "run", value_name = "ARGS", allow_hyphen_values = true)]
     pub run_args: Option<String>,
     /// When the started artifact counts as running [default: alive:5s; http:/healthz for the small service]
     #[arg(long, value_name = "http:PATH|alive:5s|exit", value_parser = parse_readiness)]
@@ -42,15 +45,15 @@ pub struct RunArgs {
     /// Name of the service
     #[arg(long, value_name = "NAME")]
     pub name: Option<ServiceName>,
-    /// Regions
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=20))]
-    pub regions: u16,
-    /// Machines in each region
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=200))]
-    pub machines: u16,
-    /// Workers
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=50))]
-    pub workers: u16,
+    /// Regions [default: 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=20))]
+    pub regions: Option<u16>,
+    /// Machines in each region [default: 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=200))]
+    pub machines: Option<u16>,
+    /// Workers [default: 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=50))]
+    pub workers: Option<u16>,
     /// Folder for everything; goes on where an earlier run on it stopped [default: a temporary one]
     #[arg(long, value_name = "DIR", env = "DEPLOYCORE_DATA_DIR")]
     pub data_dir: Option<PathBuf>,
@@ -78,9 +81,9 @@ pub struct RunArgs {
     /// Stay up afterwards and print the endpoints
     #[arg(long)]
     pub keep_running: bool,
-    /// Give up after this long
-    #[arg(long, value_name = "DURATION", default_value = "30m", value_parser = parse_duration)]
-    pub time_limit: Duration,
+    /// Give up after this long [default: 30m]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub time_limit: Option<Duration>,
 }
 
 /// How to reach a running cluster.
@@ -89,6 +92,9 @@ pub struct Target {
     /// URL of the control plane
     #[arg(long, value_name = "URL", env = "DEPLOYCORE_API", global = true)]
     pub api: Option<Url>,
+    /// Its configuration, instead of its URL
+    #[arg(long, value_name = "FILE", env = "DEPLOYCORE_CONFIG", global = true)]
+    pub config: Option<PathBuf>,
     /// Data folder of the running cluster, instead of its URL
     #[arg(long = "data-dir", value_name = "DIR", env = "DEPLOYCORE_DATA_DIR", global = true)]
     pub data_dir: Option<PathBuf>,
@@ -162,17 +168,44 @@ pub enum Command {
         #[command(flatten)]
         target: Target,
     },
-    /// Run one role of a cluster; the main job starts these
+    /// Run one role on this host, until SIGINT or SIGTERM
     Role {
         /// Which
         role: RoleName,
-        /// Its configuration
-        #[arg(long, value_name = "FILE")]
+        /// The cluster's configuration
+        #[arg(long, value_name = "FILE", env = "DEPLOYCORE_CONFIG")]
         config: PathBuf,
+        #[command(flatten)]
+        place: Place,
         /// End when standard input ends: the parent is gone
-        #[arg(long)]
+        #[arg(long, hide = true)]
         lifeline: bool,
     },
+    /// Check a configuration, and try each server that it names; exit code 0: all is well, 1: a server is not, 2: the file is not
+    Check {
+        /// The cluster's configuration
+        #[arg(long, value_name = "FILE", env = "DEPLOYCORE_CONFIG")]
+        config: PathBuf,
+        /// Try what this role needs, on its host [default: what all of them need]
+        #[arg(long)]
+        role: Option<RoleName>,
+        #[command(flatten)]
+        place: Place,
+    },
+}
+
+/// Which host this is, where the configuration names several.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Place {
+    /// This host's region [default: the only one]
+    #[arg(long, value_name = "NAME", env = "DEPLOYCORE_REGION")]
+    pub region: Option<RegionName>,
+    /// What this worker, host of a region or machine is called [default: as the host]
+    #[arg(long, value_name = "NAME", env = "DEPLOYCORE_NAME")]
+    pub name: Option<String>,
+    /// A label of this machine, for selectors
+    #[arg(long = "label", value_name = "KEY=VALUE", env = "DEPLOYCORE_LABELS", value_delimiter = ',', value_parser = parse_label)]
+    pub labels: Vec<(String, String)>,
 }
 
 /// The roles of a cluster.
@@ -186,8 +219,13 @@ pub enum RoleName {
     Region,
     /// One machine
     Agent,
-    /// Ends what outlives a killed cluster
+    /// Ends what outlives a killed cluster: of one host
     Warden,
+}
+
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').filter(|(key, _)| !key.is_empty()).ok_or("write KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 fn parse_readiness(text: &str) -> Result<Readiness, String> {

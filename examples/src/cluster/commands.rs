@@ -13,6 +13,7 @@ use url::Url;
 use super::api::{BuildRequest, DeployRequest, RollbackRequest, ServiceStatus, Status};
 use super::cli::{Command, Target};
 use super::client::Client;
+use super::config;
 
 /// How often something is asked for again while waiting.
 const POLL: Duration = Duration::from_millis(500);
@@ -101,17 +102,18 @@ pub(super) async fn run(command: Command) -> Result<()> {
                 }
             })
         }
-        Command::Role { .. } => unreachable!("roles are dispatched before"),
+        Command::Role { .. } | Command::Check { .. } => unreachable!("these are dispatched before"),
     }
 }
 
 fn client(target: &Target) -> Result<Client> {
-    match (&target.api, &target.data_dir) {
-        (Some(api), _) => Client::new(api.clone()),
-        (None, Some(dir)) => Client::new(api_of(dir)?),
-        (None, None) => {
-            bail!("which cluster? name it with --api URL or --data-dir DIR, as `cluster --keep-running` printed them")
-        }
+    match (&target.api, &target.config, &target.data_dir) {
+        (Some(api), _, _) => Client::new(api.clone()),
+        (None, Some(config), _) => Client::new(config::read(config)?.control.api_url()?),
+        (None, None, Some(dir)) => Client::new(api_of(dir)?),
+        (None, None, None) => bail!(
+            "which cluster? name it with --api URL, --config FILE or --data-dir DIR, as `cluster --keep-running` printed them"
+        ),
     }
 }
 
@@ -145,8 +147,13 @@ fn show_status(status: &Status) {
     println!("queue     {}{}", counts.join(", "), if status.queue.paused { "  (claiming is paused)" } else { "" });
     for (name, region) in &status.regions {
         let there = if region.goals.is_some() { "answers" } else { "does not answer" };
-        println!("{name:<9} {there}, {} live machines, {}", region.live_machines, region.gateway);
+        let gateways: Vec<_> = region.gateways.iter().map(|gateway| gateway_line(gateway, &region.silent)).collect();
+        println!("{name:<9} {there}, {} live machines, {}", region.live_machines, gateways.join(", "));
     }
+}
+
+fn gateway_line(gateway: &Url, silent: &[Url]) -> String {
+    if silent.contains(gateway) { format!("{gateway} (silent)") } else { gateway.to_string() }
 }
 
 fn show_convergence(service: &ServiceStatus) {

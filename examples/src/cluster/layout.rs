@@ -4,14 +4,15 @@
 //! VERSION           what wrote this folder
 //! cluster.lock      held by the running parent
 //! cluster.json      what the cluster was asked for at its first start
+//! cluster.toml      the configuration of its children
 //! scenario.json     how far the main job came
 //! repo/             the git repository made on the spot
 //! main/             main store, queue, ledger, global goals
+//! control/          nothing but a lock
 //! workers/NAME/     scratch folders
-//! regions/NAME/     region store, goals, the gate's counts
+//! regions/NAME/     region store; for each gateway a folder with its goals and its gate's counts
 //! machines/REGION/NAME/   blobs, services, journals
-//! config/NAME.toml  configuration of each child
-//! config/NAME.lock  held by each running child, with its pid
+//! **/role.lock      held by the child that a folder belongs to, with its pid
 //! run/api           URL of the control plane's API
 //! logs/NAME.log     what each child says
 //! ```
@@ -27,7 +28,7 @@ use serde::de::DeserializeOwned;
 use crate::files::{UNFINISHED, write_atomic};
 
 /// The format that this program writes and reads.
-const VERSION: &str = "deploycore cluster 1\n";
+const VERSION: &str = "deploycore cluster 2\n";
 /// How long a lock of an ending process is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(15);
 
@@ -60,7 +61,7 @@ impl DataDir {
             }
             Err(error) => return Err(error).with_context(|| format!("{} could not be read", version.display())),
         }
-        for name in ["main", "workers", "regions", "machines", "config", "run", "logs"] {
+        for name in ["main", "workers", "regions", "machines", "run", "logs"] {
             fs::create_dir_all(dir.0.join(name))?;
         }
         Ok(dir)

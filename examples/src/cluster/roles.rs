@@ -2,13 +2,14 @@
 
 mod agent;
 mod control;
+pub(super) mod place;
 mod region;
 mod warden;
 mod worker;
 
 use std::fs::File;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,10 +24,13 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use super::cli::RoleName;
+use super::cli::{Place, RoleName};
 use super::config;
+use super::notify;
 use super::supervisor::Lifeline;
 use crate::signals::told_to_end;
+
+pub(super) use worker::build_settings;
 
 /// How long a role may take to end in order; then it ends anyway. The parent waits a little longer.
 const ORDERLY_END: Duration = Duration::from_secs(10);
@@ -40,38 +44,60 @@ const SWEEP_PERIOD: Duration = Duration::from_hours(6);
 const SWEEP_AGE: Duration = Duration::from_hours(24);
 
 /// Runs one role until it is told to end or fails.
-pub async fn run(role: RoleName, config: &Path, with_lifeline: bool) -> Result<()> {
+pub async fn run(role: RoleName, config: &Path, place: &Place, with_lifeline: bool) -> Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let lifeline = if with_lifeline { Lifeline::standard_input() } else { Lifeline::none() };
     let limit = if role == RoleName::Warden { warden::PATIENCE } else { ORDERLY_END };
     let shutdown = shutdown_token(lifeline.clone(), limit)?;
     tracing::info!(?role, config = %config.display(), pid = std::process::id(), "starting");
-    // The warden outlives the others and touches only what nobody holds.
-    let _lock = if role == RoleName::Warden { None } else { Some(lock(config).await?) };
-    let result = match role {
-        RoleName::Control => control::run(config::read(config)?, shutdown).await,
-        RoleName::Worker => worker::run(config::read(config)?, shutdown).await,
-        RoleName::Region => region::run(config::read(config)?, shutdown).await,
-        RoleName::Agent => agent::run(config::read(config)?, shutdown, lifeline).await,
-        RoleName::Warden => warden::run(config::read(config)?, shutdown).await,
-    };
-    match &result {
-        Ok(()) => tracing::info!("ended"),
-        Err(error) => tracing::error!("{error:#}"),
+    let (path, config) = (config, config::read(config)?);
+    let problems = config.problems();
+    if !problems.is_empty() {
+        bail!("{}: {}", path.display(), problems.join("; "));
     }
-    result
+    match role {
+        RoleName::Control => {
+            let _lock = lock(&config.control_dir()).await?;
+            control::run(config, shutdown).await
+        }
+        RoleName::Worker => {
+            let name = place::worker(place)?;
+            let _lock = lock(&config.worker_dir(name.as_str())).await?;
+            worker::run(config, name, shutdown).await
+        }
+        RoleName::Region => {
+            let (name, region, replica) = place::replica(&config, place)?;
+            let _lock = lock(&config.replica_dir(name, replica.name.as_str())).await?;
+            region::run(&config, name, region, replica, shutdown).await
+        }
+        RoleName::Agent => {
+            let (name, region, machine) = place::machine(&config, place)?;
+            let _lock = lock(&config.machine_dir(name, machine.as_str())).await?;
+            agent::run(&config, name, region, machine, place, shutdown, lifeline).await
+        }
+        // It outlives the others and touches only what nobody holds.
+        RoleName::Warden => warden::run(&config, shutdown).await,
+    }?;
+    tracing::info!("ended");
+    Ok(())
 }
 
-/// Two processes of one configuration would share folders: the second waits for the first to end.
-async fn lock(config: &Path) -> Result<File> {
-    let path = config.with_extension("lock");
-    let open = File::options().create(true).truncate(false).write(true).open(&path);
-    let mut file = open.with_context(|| format!("{} could not be made", path.display()))?;
+/// Held by a role as long as it runs, with its process id in it.
+fn lock_path(folder: &Path) -> PathBuf {
+    folder.join("role.lock")
+}
+
+/// Two processes of one role and name would share a folder: the second waits for the first to end.
+async fn lock(folder: &Path) -> Result<File> {
+    let path = lock_path(folder);
+    let cannot = || format!("{} cannot be made: see that this user may write there", path.display());
+    std::fs::create_dir_all(folder).with_context(cannot)?;
+    let mut file = File::options().create(true).truncate(false).write(true).open(&path).with_context(cannot)?;
     let start = tokio::time::Instant::now();
     while file.try_lock().is_err() {
         if start.elapsed() > PREDECESSOR_PATIENCE {
-            bail!("{} is locked: another process runs with {}", path.display(), config.display());
+            bail!("{} is locked: another process runs as this one would", path.display());
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
@@ -91,6 +117,7 @@ fn shutdown_token(lifeline: Lifeline, limit: Duration) -> Result<CancellationTok
             () = lifeline.cut() => {}
         }
         told.cancel();
+        notify::stopping();
         // A service that cannot end in order is what a crash is: everything can be started again after it.
         tokio::time::sleep(limit).await;
         tracing::error!("not ended in order within {limit:?}");
@@ -155,6 +182,7 @@ impl Services {
 
     /// Waits until all have ended; one that ends early takes the others with it.
     async fn run(mut self) -> Result<()> {
+        notify::ready();
         let mut first = Ok(());
         while let Some(ended) = self.tasks.join_next().await {
             let early = !self.shutdown.is_cancelled();

@@ -26,10 +26,12 @@ const STOP_PATIENCE: Duration = Duration::from_secs(12);
 /// A process to keep alive.
 #[derive(Debug, Clone)]
 pub struct ChildSpec {
-    /// Its name: of its configuration, lock and log.
+    /// Its name: of its log, and for people.
     pub name: String,
     /// Its role, as the command line knows it.
     pub role: &'static str,
+    /// What the command line says beside the configuration.
+    pub arguments: Vec<String>,
 }
 
 /// Keeps children alive until it is shut down.
@@ -124,7 +126,8 @@ impl Keeper {
         let log = OpenOptions::new().create(true).append(true).open(&log)?;
         Command::new(&self.program)
             .args(["role", self.spec.role, "--lifeline", "--config"])
-            .arg(self.data.join(format!("config/{}.toml", self.spec.name)))
+            .arg(self.data.join("cluster.toml"))
+            .args(&self.spec.arguments)
             .stdin(Stdio::piped())
             .stdout(log.try_clone()?)
             .stderr(log)

@@ -21,6 +21,11 @@ pub(crate) const PATIENCE: Duration = Duration::from_mins(4);
 /// Clusters of dozens of processes run one after the other: together they would only slow each other down.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
+/// Held by a cluster of dozens of processes.
+pub(crate) fn turn() -> MutexGuard<'static, ()> {
+    ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 /// A cluster with its folder.
 pub(crate) struct Bed {
     folder: TempDir,
@@ -31,8 +36,7 @@ pub(crate) struct Bed {
 impl Bed {
     /// A bed for a cluster that is started with `args`.
     pub(crate) fn new(args: &[&str]) -> Self {
-        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        Self::with_turn(args, Some(turn))
+        Self::with_turn(args, Some(turn()))
     }
 
     /// A bed for a cluster that runs at the same time as that of another bed.
@@ -79,10 +83,15 @@ impl Bed {
         std::fs::read_to_string(self.folder.path().join("out.log")).unwrap_or_default()
     }
 
-    /// The process of a child by its name; it writes it into its lock.
+    /// The process of a child by its name.
     pub(crate) fn pid_of(&self, child: &str) -> Option<Pid> {
-        let text = std::fs::read_to_string(self.data().join(format!("config/{child}.lock"))).ok()?;
-        Pid::from_raw(text.trim().parse().ok()?)
+        let folder = match child.rsplit_once("-m") {
+            Some((region, _)) => format!("machines/{region}/{child}"),
+            None if child.starts_with("worker-") => format!("workers/{child}"),
+            None if child.starts_with("region-") => format!("regions/{child}/gateway-1"),
+            None => child.to_owned(),
+        };
+        holder_of(&self.data().join(folder))
     }
 
     /// A GET on the control plane's API; `None` while it does not answer.
@@ -195,6 +204,12 @@ impl Drop for Running<'_> {
     }
 }
 
+/// The process that a folder of a role belongs to: it writes its id into its lock.
+pub(crate) fn holder_of(folder: &Path) -> Option<Pid> {
+    let text = std::fs::read_to_string(folder.join("role.lock")).ok()?;
+    Pid::from_raw(text.trim().parse().ok()?)
+}
+
 /// Makes a repository with one commit; gives the commit.
 pub(crate) fn repository(folder: &Path) -> String {
     let git = |args: &[&str]| {
@@ -214,7 +229,10 @@ pub(crate) fn repository(folder: &Path) -> String {
 /// The program under test.
 pub(crate) fn cluster() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cluster"));
-    command.env_remove("DEPLOYCORE_DATA_DIR").env_remove("DEPLOYCORE_API").stdin(Stdio::null());
+    for variable in ["DATA_DIR", "API", "CONFIG", "REGION", "NAME", "LABELS"] {
+        command.env_remove(format!("DEPLOYCORE_{variable}"));
+    }
+    command.stdin(Stdio::null());
     command
 }
 

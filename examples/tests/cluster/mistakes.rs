@@ -87,14 +87,10 @@ fn a_port_that_is_taken_later_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = holder.local_addr().unwrap();
-    let config = folder.path().join("region-1.toml");
-    let text = format!(
-        "name = 'region-1'\ngateway = '{address}'\ntracker = '127.0.0.1:0'\ngate = '127.0.0.1:0'\nglobal = 'http://{address}/'\n\
-         main_store = 'file://{0}/main/'\nstore = 'file://{0}/store/'\nledger = 'sqlite://{0}/ledger.db'\nlook = '1s'\n\
-         goals_store = 'redb://{0}/goals.redb'\ngate_dir = '{0}/gate'\n",
-        folder.path().display()
-    );
-    std::fs::write(&config, text).unwrap();
+    let config = folder.path().join("cluster.toml");
+    let replica =
+        format!("{{ host = '127.0.0.1', gateway_port = {}, gate_port = 0, tracker_port = 0 }}", address.port());
+    std::fs::write(&config, format!("state = 'state'\n[regions.eu]\nreplicas = [{replica}]\n")).unwrap();
     let output = cluster().args(["role", "region", "--config"]).arg(&config).output().unwrap();
     assert!(!output.status.success());
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -108,13 +104,27 @@ fn a_payload_that_cannot_fit_is_refused_before_anything_starts() {
 }
 
 #[test]
-fn an_unknown_key_in_a_configuration_is_named() {
+fn an_unknown_key_in_a_configuration_is_named_on_one_line() {
     let folder = tempfile::tempdir().unwrap();
-    let config = folder.path().join("warden.toml");
-    std::fs::write(&config, "agents = []\nagnets = []\n").unwrap();
-    let output = cluster().args(["role", "warden", "--config"]).arg(&config).output().unwrap();
-    assert!(!output.status.success());
-    assert!(String::from_utf8_lossy(&output.stderr).contains("agnets"));
+    let config = folder.path().join("cluster.toml");
+    std::fs::write(&config, "[regions.eu]\n[agent]\nregoin = 'eu'\n").unwrap();
+    let path = config.to_str().unwrap();
+    let expected = format!("error: {path}:3: unknown key regoin: did you mean region?\n");
+    for (args, code) in [(&["check"][..], 2), (&["role", "agent"], 1), (&[], 1), (&["status"], 1)] {
+        let output = run(&[args, &["--config", path]].concat());
+        assert_eq!(output.status.code(), Some(code), "{args:?}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.ends_with(&expected), "{args:?}: {said}");
+    }
+}
+
+#[test]
+fn what_is_missing_beside_a_file_is_named_by_its_flag_and_its_key() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("cluster.toml");
+    std::fs::write(&config, "[worker]\nrepository = '/r'\ncommand = 'true'\n").unwrap();
+    let said = refusal(&["--config", config.to_str().unwrap()]);
+    assert!(said.contains("--commit SHA, --output FILE") && said.contains("commits in [local]"), "{said}");
 }
 
 #[test]

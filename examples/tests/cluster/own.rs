@@ -90,3 +90,28 @@ fn the_same_command_builds_anew_what_failed() {
     assert!(bed.start().end().success());
     assert_eq!(bed.report().machines[0].digest, Digest::of(b"now there"));
 }
+
+#[test]
+fn a_file_says_what_flags_do_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let commit = repository(&folder.path().join("repo"));
+    let file = folder.path().join("cluster.toml");
+    // It describes hosts; here all is on this one.
+    let text = format!(
+        "poll = '200ms'\n[control]\nhost = '10.0.0.10'\n[swarm]\ncertificate = 'a'\nkey = 'b'\nauthority = 'c'\n\
+         [regions.eu]\nreplicas = ['eu-1.internal', 'eu-2.internal']\n[services.shop]\n\
+         [worker]\nrepository = 'repo'\ncommand = 'cp file kept'\noutput = 'other'\n\
+         [local]\ncommits = ['{commit}']\nmachines = 1\nworkers = 1\n"
+    );
+    std::fs::write(&file, text).unwrap();
+    let bed = Bed::new(&["--config", file.to_str().unwrap(), "--machines", "2", "--output", "kept"]);
+    assert!(bed.start().end().success());
+    let report = bed.report();
+    let machines: Vec<_> = report.machines.iter().map(|machine| machine.machine.to_string()).collect();
+    assert_eq!(machines, ["eu-m1", "eu-m2"]);
+    assert!(report.machines.iter().all(|machine| machine.digest == Digest::of(b"content")));
+    assert!(report.builds[0].artifact.as_ref().is_some_and(|name| name.as_str().starts_with("shop-")));
+    for gateway in ["eu-gateway-1", "eu-gateway-2"] {
+        assert!(bed.data().join(format!("logs/{gateway}.log")).exists());
+    }
+}

@@ -2,38 +2,50 @@
 
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use deploycore::machine::{
     Agent, AgentDeps, AgentSettings, LocalDisk, LocalDiskSettings, ProcessRunner, ProcessRunnerSettings,
 };
+use deploycore::model::{Labels, MachineName, RegionName};
 use deploycore::port::swarm::Limits;
-use deploycore_kv::gateway::GatewayClient;
-use deploycore_p2p::{Node, NodeSettings, Security};
+use deploycore_p2p::{Node, NodeSettings};
 use tokio_util::sync::CancellationToken;
 
 use super::{Services, end_services};
-use crate::cluster::config;
+use crate::cluster::backends;
+use crate::cluster::cli::Place;
+use crate::cluster::config::{Config, Region};
 use crate::cluster::supervisor::Lifeline;
 
-pub(super) async fn run(config: config::Agent, shutdown: CancellationToken, lifeline: Lifeline) -> Result<()> {
-    let region = Arc::new(GatewayClient::new(config.gateway)?);
-    let mut node = NodeSettings::new(config.machine.to_string(), config.region.clone(), Security::PlainTcp)
-        .with_listen(config.listen.to_string());
-    for tracker in config.trackers {
-        node = node.with_tracker(tracker.to_string());
-    }
-    let link = config.link.map(|rate| rate.as_u64());
+pub(super) async fn run(
+    config: &Config,
+    name: &RegionName,
+    region: &Region,
+    machine: MachineName,
+    place: &Place,
+    shutdown: CancellationToken,
+    lifeline: Lifeline,
+) -> Result<()> {
+    let gateways = Arc::new(backends::gateways(region.gateways()?)?);
+    let listen = config.agent.listening(config.is_one_host());
+    let mut node =
+        NodeSettings::new(machine.to_string(), name.clone(), config.swarm.security()).with_listen(listen.to_string());
+    node.trackers.extend(region.trackers());
+    let link = config.agent.link.map(|rate| rate.as_u64());
     node.swarm.limits = Limits { ingress: link, egress: link, disk: None };
-    let node = Arc::new(Node::bind(node).await?);
+    let node = Node::bind(node).await;
+    let node =
+        Arc::new(node.with_context(|| format!("the swarm's node at {listen} cannot be set up with these settings"))?);
+    let folder = config.machine_dir(name, machine.as_str());
     let deps = AgentDeps {
-        goals: region.clone(),
-        manifests: region.clone(),
+        goals: gateways.clone(),
+        manifests: gateways.clone(),
         swarm: node.clone(),
         runner: Arc::new(ProcessRunner::new(ProcessRunnerSettings::default())?),
-        reports: region,
-        disk: Arc::new(LocalDisk::open(&config.data_dir, LocalDiskSettings::default())?),
+        reports: gateways,
+        disk: Arc::new(LocalDisk::open(&folder, LocalDiskSettings::default())?),
     };
-    let agent = Agent::new(AgentSettings::new(config.machine, config.region).with_labels(config.labels), deps);
+    let agent = Agent::new(AgentSettings::new(machine, name.clone()).with_labels(labels(config, name, place)), deps);
 
     let mut services = Services::new(shutdown.clone());
     let stop = shutdown.clone();
@@ -45,7 +57,15 @@ pub(super) async fn run(config: config::Agent, shutdown: CancellationToken, life
     let result = services.run().await;
     if lifeline.is_cut() {
         // The whole cluster ends: what runs here ends too, instead of waiting for the next agent.
-        end_services(&config.data_dir)?;
+        end_services(&folder)?;
     }
     result
+}
+
+/// What the file says of every machine, and the command line of this one.
+fn labels(config: &Config, region: &RegionName, place: &Place) -> Labels {
+    let mut labels = Labels([("region".to_owned(), region.to_string())].into());
+    labels.0.extend(config.agent.labels.0.clone());
+    labels.0.extend(place.labels.iter().cloned());
+    labels
 }

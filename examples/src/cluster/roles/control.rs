@@ -10,13 +10,14 @@ use deploycore::build::{Reaper, ReaperSettings};
 use deploycore::deploy::{Deployer, DeployerSettings};
 use deploycore::model::{RegionName, RunSpec, ServiceName};
 use deploycore::port::{ArtifactStore, GoalStateStore, JobQueue, ReplicationLedger};
-use deploycore::store::{Registrar, RegistrarSettings, open_url};
+use deploycore::store::{Registrar, RegistrarSettings};
 use deploycore_kv::gateway::{Gateway, GatewayClient, GatewaySettings};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use super::Services;
-use crate::cluster::config;
+use crate::cluster::backends;
+use crate::cluster::config::Config;
 
 /// What the handlers of the API work with.
 #[derive(Debug)]
@@ -35,35 +36,36 @@ struct State {
 
 #[derive(Debug)]
 struct Region {
-    url: Url,
+    /// Of each of its gateways.
+    urls: Vec<Url>,
     gateway: Arc<GatewayClient>,
 }
 
-pub(super) async fn run(config: config::Control, shutdown: CancellationToken) -> Result<()> {
-    let database = deploycore_sql::open_url(&config.queue).await?;
-    let same = config.ledger == config.queue;
-    let ledger = if same { database.ledger } else { deploycore_sql::open_url(&config.ledger).await?.ledger };
-    let queue = database.queue;
-    let store = Arc::new(open_url(config.store.as_str()).await?);
-    let goals = deploycore_kv::open_url(&config.goals_store).await?;
+pub(super) async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
+    let (queue, ledger) = backends::databases(&config).await?;
+    let store = backends::main_store(&config).await?;
+    let goals = backends::goals(&config).await?;
 
     let mut regions = BTreeMap::new();
-    for region in &config.regions {
-        let gateway = Arc::new(GatewayClient::new(region.gateway.clone())?);
-        regions.insert(region.name.clone(), Region { url: region.gateway.clone(), gateway });
+    for (name, region) in &config.regions {
+        let urls = region.gateways()?;
+        let gateway = Arc::new(backends::gateways(urls.clone())?);
+        regions.insert(name.clone(), Region { urls, gateway });
     }
     let mut deployer = Deployer::new(DeployerSettings::default(), goals.clone(), ledger.clone());
     for (name, region) in &regions {
         deployer = deployer.with_directory(name.clone(), region.gateway.clone());
     }
     let deployer = Arc::new(deployer);
+    // No later than a lost worker can be found.
+    let heartbeat = config.worker.heartbeat;
     let reaper = Reaper::new(
-        ReaperSettings::default().with_period(config.heartbeat).with_heartbeat(config.heartbeat, config.lost_after),
+        ReaperSettings::default().with_period(heartbeat).with_heartbeat(heartbeat, config.worker.lost_after),
         queue.clone(),
     )?;
-    let required = config.regions.iter().map(|region| region.name.clone());
+    let required = config.regions.keys().cloned();
     let registrar = Registrar::new(
-        RegistrarSettings::default().with_required(required).with_period(config.look),
+        RegistrarSettings::default().with_required(required).with_period(config.poll),
         queue.clone(),
         ledger.clone(),
     );
@@ -71,7 +73,7 @@ pub(super) async fn run(config: config::Control, shutdown: CancellationToken) ->
     let mut services = Services::new(shutdown.clone());
     // Read-only: goals are written by the deployer alone, which holds the store itself.
     let gateway = Gateway::new(GatewaySettings::default(), goals.clone(), None, None, None);
-    services.serve_gateway(config.goals, &gateway, axum::Router::new()).await?;
+    services.serve_gateway(config.control.goals_listening(), &gateway, axum::Router::new()).await?;
     services.sweep(store.clone());
     let http = reqwest::Client::builder().timeout(std::time::Duration::from_secs(5)).no_proxy().build();
     let state = State {
@@ -85,7 +87,7 @@ pub(super) async fn run(config: config::Control, shutdown: CancellationToken) ->
         writing: tokio::sync::Mutex::default(),
         http: http.context("the HTTP client could not be made")?,
     };
-    services.serve("control API", config.api, api::router(Arc::new(state))).await?;
+    services.serve("control API", config.control.api_listening(), api::router(Arc::new(state))).await?;
     let stop = shutdown.clone();
     services.add("reaper", async move {
         reaper.run(stop).await;

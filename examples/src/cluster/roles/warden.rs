@@ -6,14 +6,15 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
 use tokio_util::sync::CancellationToken;
 
-use super::end_services;
-use crate::cluster::config;
+use super::{end_services, lock_path};
+use crate::cluster::config::Config;
 
 /// Between looks for locks that have become free.
 const LOOK: Duration = Duration::from_millis(200);
@@ -21,12 +22,12 @@ const LOOK: Duration = Duration::from_millis(200);
 /// parent waits a little longer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(11);
 
-pub(super) async fn run(config: config::Warden, shutdown: CancellationToken) -> Result<()> {
+pub(super) async fn run(config: &Config, shutdown: CancellationToken) -> Result<()> {
     shutdown.cancelled().await;
-    let mut left: BTreeSet<PathBuf> = config.agents.into_iter().collect();
+    let mut left = machines(&config.machines_dir())?;
     let start = tokio::time::Instant::now();
     while start.elapsed() < PATIENCE {
-        left.retain(|agent| !sweep(agent));
+        left.retain(|machine| !sweep(machine));
         if left.is_empty() {
             break;
         }
@@ -35,18 +36,28 @@ pub(super) async fn run(config: config::Warden, shutdown: CancellationToken) -> 
     Ok(())
 }
 
+/// The folder of each machine of this host: they stand below their regions'.
+fn machines(folder: &Path) -> io::Result<BTreeSet<PathBuf>> {
+    let mut machines = BTreeSet::new();
+    for region in std::fs::read_dir(folder)? {
+        for machine in std::fs::read_dir(region?.path())? {
+            machines.insert(machine?.path());
+        }
+    }
+    Ok(machines)
+}
+
 /// Ends the services of an agent that is gone; false while it lives.
-fn sweep(agent: &Path) -> bool {
-    let Ok(lock) = File::options().create(true).truncate(false).write(true).open(agent.with_extension("lock")) else {
+fn sweep(machine: &Path) -> bool {
+    let Ok(lock) = File::options().create(true).truncate(false).write(true).open(lock_path(machine)) else {
         return false;
     };
     if lock.try_lock().is_err() {
         return false;
     }
-    let ended = config::read::<config::Agent>(agent).and_then(|agent| end_services(&agent.data_dir));
-    if let Err(error) = ended {
+    if let Err(error) = end_services(machine) {
         // A machine that never started has no journals; another's must end all the same.
-        tracing::info!(agent = %agent.display(), "nothing to end: {error:#}");
+        tracing::info!(machine = %machine.display(), "nothing to end: {error:#}");
     }
     true
 }

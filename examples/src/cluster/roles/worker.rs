@@ -3,23 +3,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use async_trait::async_trait;
 use bytes::Bytes;
 use bytesize::ByteSize;
 use deploycore::build::{
     BuildContext, BuildError, BuildOutput, Builder, CommandBuilder, CommandBuilderSettings, Worker, WorkerSettings,
 };
-use deploycore::model::Job;
+use deploycore::model::{Job, WorkerName};
 use deploycore::port::store::MAX_CHUNK;
-use deploycore::store::open_url;
 use futures::stream::{self, StreamExt};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio_util::sync::CancellationToken;
 
 use super::Services;
-use crate::cluster::config;
+use crate::cluster::backends;
+use crate::cluster::config::Config;
 
 /// From the word to end until builds are told to stop: none, for a role has only [`super::ORDERLY_END`] to give its jobs back.
 const DRAIN: Duration = Duration::ZERO;
@@ -27,21 +27,20 @@ const DRAIN: Duration = Duration::ZERO;
 const STOP_GRACE: Duration = Duration::from_secs(5);
 const BUILD_STOP_GRACE: Duration = Duration::from_secs(3);
 
-pub(super) async fn run(config: config::Worker, shutdown: CancellationToken) -> Result<()> {
-    let queue = deploycore_sql::open_url(&config.queue).await?.queue;
-    let store = Arc::new(open_url(config.store.as_str()).await?);
-    let settings = CommandBuilderSettings::new(config.repository, config.command, config.output, config.scratch)
-        .with_stop_grace(BUILD_STOP_GRACE);
+pub(super) async fn run(config: Config, name: WorkerName, shutdown: CancellationToken) -> Result<()> {
+    let settings = build_settings(&config, name.as_str())?;
+    let queue = backends::queue(&config).await?;
+    let store = backends::main_store(&config).await?;
     let builder = Arc::new(CommandBuilder::open(settings).await?);
-    let builder: Arc<dyn Builder> = match config.payload {
+    let builder: Arc<dyn Builder> = match config.worker.payload {
         Some(payload) => Arc::new(Padded { builder, payload }),
         None => builder,
     };
     let settings = WorkerSettings::default()
-        .with_name(config.name)
-        .with_slots(config.slots)
-        .with_poll(config.look)
-        .with_heartbeat(config.heartbeat, config.lost_after)
+        .with_name(name)
+        .with_slots(config.worker.slots)
+        .with_poll(config.poll)
+        .with_heartbeat(config.worker.heartbeat, config.worker.lost_after)
         .with_drain(DRAIN)
         .with_stop_grace(STOP_GRACE);
     let worker = Worker::new(settings, queue, store, builder)?;
@@ -51,6 +50,17 @@ pub(super) async fn run(config: config::Worker, shutdown: CancellationToken) -> 
         Ok(())
     });
     services.run().await
+}
+
+/// How jobs are built.
+pub(in crate::cluster) fn build_settings(config: &Config, name: &str) -> Result<CommandBuilderSettings> {
+    let worker = &config.worker;
+    let repository =
+        worker.repository.clone().context("[worker] repository is missing: name the git repository to build from")?;
+    let command = worker.command.clone().context("[worker] command is missing: say what to run in the checkout")?;
+    let output = worker.output.clone().context("[worker] output is missing: name the file that the command leaves")?;
+    let settings = CommandBuilderSettings::new(repository, command, output, config.worker_dir(name));
+    Ok(settings.with_stop_grace(BUILD_STOP_GRACE))
 }
 
 /// Adds incompressible bytes behind the output of another builder, the same for the same job: an executable file keeps

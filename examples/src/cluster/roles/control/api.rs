@@ -83,16 +83,21 @@ async fn status(Shared(state): Context) -> Answer<Status> {
         let convergence = state.deployer.convergence(&stored.goal.service).await?;
         services.push(ServiceStatus { goal: stored.goal, convergence });
     }
-    let regions = join_all(state.regions.iter().map(|(name, region)| async { (name.clone(), describe(region).await) }));
+    let regions =
+        join_all(state.regions.iter().map(|(name, region)| async { (name.clone(), describe(&state, region).await) }));
     let queue = state.queue.stats().await?;
     Ok(Json(Status { services, queue, regions: regions.await.into_iter().collect() }))
 }
 
-async fn describe(region: &Region) -> RegionStatus {
-    let (goals, machines) = futures::join!(region.gateway.list(""), region.gateway.machines());
+async fn describe(state: &State, region: &Region) -> RegionStatus {
+    // No service is called so: it asks for a sign of life.
+    let signs = ask_gateways::<serde::de::IgnoredAny>(state, region, "v1/goals?prefix=-");
+    let (goals, machines, signs) = futures::join!(region.gateway.list(""), region.gateway.machines(), signs);
     let positions = |stored: Stored| (stored.goal.service, stored.goal.position);
+    let silent = region.urls.iter().zip(signs).filter(|(_, sign)| sign.is_none());
     RegionStatus {
-        gateway: region.url.clone(),
+        gateways: region.urls.clone(),
+        silent: silent.map(|(url, _)| url.clone()).collect(),
         goals: goals.ok().map(|snapshot| snapshot.goals.into_iter().map(positions).collect()),
         live_machines: machines.map_or(0, |known| known.machines.iter().filter(|machine| machine.live).count()),
     }
@@ -216,30 +221,43 @@ async fn machines(Shared(state): Context) -> Answer<Vec<KnownMachine>> {
     Ok(Json(answers.into_iter().flatten().flat_map(|known| known.machines).collect()))
 }
 
+/// Each gate counts what it gave out, so all of them are needed.
 async fn usage(Shared(state): Context, Path(digest): Path<Digest>) -> Answer<UsageByRegion> {
+    let path = usage_path(&digest);
     let mut usage = UsageByRegion::new();
-    for (name, answer) in ask_regions::<StoreUsage>(&state, &usage_path(&digest)).await {
+    for (name, answers) in ask_regions::<StoreUsage>(&state, &path).await {
         let silent =
             || Error::new(StatusCode::SERVICE_UNAVAILABLE, "region_unavailable", format!("{name} does not answer"));
-        usage.insert(name.clone(), answer.ok_or_else(silent)?);
+        let mut sum = StoreUsage::default();
+        for answer in answers {
+            let StoreUsage { leased_bytes, recovery_bytes } = answer.ok_or_else(silent)?;
+            sum.leased_bytes += leased_bytes;
+            sum.recovery_bytes += recovery_bytes;
+        }
+        usage.insert(name, sum);
     }
     Ok(Json(usage))
 }
 
+/// Every member tells each tracker: one that answers is enough.
 async fn swarm(Shared(state): Context) -> Json<StandingsByRegion> {
-    Json(ask_regions(&state, SWARM_PATH).await)
+    let answers = ask_regions(&state, SWARM_PATH).await;
+    Json(answers.into_iter().map(|(name, answers)| (name, answers.into_iter().flatten().next())).collect())
 }
 
-/// What each region answers; `None` where it does not.
-async fn ask_regions<T: DeserializeOwned>(state: &State, path: &str) -> BTreeMap<RegionName, Option<T>> {
-    let asked = state.regions.iter().map(|(name, region)| async {
-        let ask = async {
-            let answer = state.http.get(region.url.join(path).ok()?).send().await.ok()?.error_for_status().ok()?;
-            answer.json::<T>().await.ok()
-        };
-        (name.clone(), ask.await)
-    });
+/// What each gateway of each region answers; `None` where it does not.
+async fn ask_regions<T: DeserializeOwned>(state: &State, path: &str) -> BTreeMap<RegionName, Vec<Option<T>>> {
+    let asked =
+        state.regions.iter().map(|(name, region)| async { (name.clone(), ask_gateways(state, region, path).await) });
     join_all(asked).await.into_iter().collect()
+}
+
+async fn ask_gateways<T: DeserializeOwned>(state: &State, region: &Region, path: &str) -> Vec<Option<T>> {
+    let asked = region.urls.iter().map(|url| async {
+        let answer = state.http.get(url.join(path).ok()?).send().await.ok()?.error_for_status().ok()?;
+        answer.json::<T>().await.ok()
+    });
+    join_all(asked).await
 }
 
 impl State {
