@@ -31,6 +31,8 @@ pub(super) async fn run(
     let mut node =
         NodeSettings::new(machine.to_string(), name.clone(), config.swarm.security()).with_listen(listen.to_string());
     node.trackers.extend(region.trackers());
+    let labels = labels(config, name, place);
+    node.zone = labels.0.get("zone").cloned();
     let link = config.agent.link.map(|rate| rate.as_u64());
     node.swarm.limits = Limits { ingress: link, egress: link, disk: None };
     let node = Node::bind(node).await;
@@ -45,7 +47,7 @@ pub(super) async fn run(
         reports: gateways,
         disk: Arc::new(LocalDisk::open(&folder, LocalDiskSettings::default())?),
     };
-    let agent = Agent::new(AgentSettings::new(machine, name.clone()).with_labels(labels(config, name, place)), deps);
+    let agent = Agent::new(AgentSettings::new(machine, name.clone()).with_labels(labels), deps);
 
     let mut services = Services::new(shutdown.clone());
     let stop = shutdown.clone();
