@@ -1,6 +1,7 @@
 //! The ledger: each call is one short transaction, and what follows from it is decided by [`deploycore::port::ledger::transition`].
 
 mod claim;
+mod journal;
 mod read;
 mod row;
 
@@ -15,12 +16,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use deploycore::model::{
-    ArtifactName, ArtifactStatus, CopyLease, CopyTask, Epoch, NewArtifact, PinHolder, RegionName, Timestamp,
+    ArtifactName, ArtifactStatus, CopyLease, CopyState, CopyTask, Epoch, NewArtifact, PinHolder, RegionName, Timestamp,
 };
 use deploycore::port::ReplicationLedger;
 use deploycore::port::ledger::transition::{self, CopyRow};
 use deploycore::port::ledger::{
-    ClaimRequest, CopyRetry, Error, LedgerCursor, LedgerFilter, LedgerPage, Registered, bounds,
+    ClaimRequest, CopyJournal, CopyRetry, Error, LedgerCursor, LedgerFilter, LedgerPage, Registered, bounds,
 };
 use sqlx::mysql::MySqlConnection;
 
@@ -95,6 +96,10 @@ async fn change_one<T>(
     let changed = change(&mut after, now)?;
     if after.copy != before.copy {
         row::update(connection, region, &[(artifact, &before.copy, &after.copy)]).await?;
+        // The upload of a copy that became complete is history.
+        if after.copy.status.state == CopyState::Complete {
+            journal::clear(connection, artifact, region).await?;
+        }
     }
     Ok(changed)
 }
@@ -201,6 +206,10 @@ impl ReplicationLedger for Ledger {
             Ok(())
         };
         self.database.call(unpin).await
+    }
+
+    fn journal(&self) -> Option<&dyn CopyJournal> {
+        Some(self)
     }
 }
 

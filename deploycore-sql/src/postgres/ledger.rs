@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use deploycore::model::{
-    ArtifactName, ArtifactStatus, CopyLease, CopyTask, Epoch, NewArtifact, PinHolder, RegionName, Timestamp,
+    ArtifactName, ArtifactStatus, CopyLease, CopyState, CopyTask, Epoch, NewArtifact, PinHolder, RegionName, Timestamp,
 };
 use deploycore::port::ReplicationLedger;
 use deploycore::port::ledger::transition::{self, CopyRow};
@@ -91,6 +91,10 @@ async fn change_one<T>(
     let changed = change(&mut after, now)?;
     if after.copy != before.copy {
         row::update(connection, region, &[(artifact, &before.copy, &after.copy)]).await?;
+        // The upload of a copy that became complete is history.
+        if after.copy.status.state == CopyState::Complete {
+            journal::clear(connection, artifact, region).await?;
+        }
     }
     Ok(changed)
 }

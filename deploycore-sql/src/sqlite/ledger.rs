@@ -15,7 +15,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use deploycore::model::{ArtifactName, ArtifactStatus, CopyLease, CopyTask, Epoch, NewArtifact, PinHolder, RegionName};
+use deploycore::model::{
+    ArtifactName, ArtifactStatus, CopyLease, CopyState, CopyTask, Epoch, NewArtifact, PinHolder, RegionName,
+};
 use deploycore::port::ReplicationLedger;
 use deploycore::port::ledger::transition::{self, CopyRow};
 use deploycore::port::ledger::{
@@ -47,8 +49,16 @@ impl Ledger {
         let mut after = before.clone();
         change(&mut after, &moment).inspect_err(count_refusal)?;
         row::update(moment.connection(), &lease.artifact, &lease.region, &before.copy, &after.copy).await?;
+        if is_completed(&before.copy, &after.copy) {
+            journal::clear(&mut moment, lease).await?;
+        }
         Ok(moment.commit().await?)
     }
+}
+
+/// Whether a change makes the copy complete: its upload is history then.
+fn is_completed(before: &CopyRow, after: &CopyRow) -> bool {
+    after.status.state == CopyState::Complete && before.status.state != CopyState::Complete
 }
 
 /// A copy, and the size of its artifact.

@@ -79,6 +79,7 @@ macro_rules! __ledger_cases {
                 parts_add_up
                 a_new_upload_takes_the_place_of_the_old
                 a_cleared_upload_is_gone
+                a_complete_copy_has_no_upload
                 a_lost_lease_changes_nothing
                 a_journal_has_bounds
             }

@@ -148,7 +148,13 @@ impl ReplicationLedger for Ledger {
     }
 
     async fn complete(&self, lease: &CopyLease) -> Result<(), Error> {
-        self.with_copy(&lease.artifact, &lease.region, |copy, size, now| transition::complete(copy, lease, size, now))?
+        let (mut artifacts, now) = self.locked();
+        let not_found = || Error::NotFound { artifact: lease.artifact.clone() };
+        let entry = artifacts.get_mut(&lease.artifact).ok_or_else(not_found)?;
+        let copy = entry.copies.get_mut(&lease.region).ok_or_else(not_found)?;
+        transition::complete(copy, lease, entry.registered.artifact.size, now)?;
+        entry.uploads.remove(&lease.region);
+        Ok(())
     }
 
     async fn fail(&self, lease: &CopyLease, reason: &str, retry: CopyRetry) -> Result<(), Error> {

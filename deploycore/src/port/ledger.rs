@@ -164,8 +164,8 @@ pub trait ReplicationLedger: Send + Sync + Debug + 'static {
     /// Errors: `LeaseLost`, `NotFound`; `Invalid` past the [`bounds`].
     async fn progress(&self, lease: &CopyLease, bytes: u64, extend: Duration) -> Result<(), Error>;
 
-    /// The copy is whole, verified and durable in the region's store. Repeating it under the same lease succeeds and changes
-    /// nothing.
+    /// The copy is whole, verified and durable in the region's store. The journal forgets its upload in the same transaction. Repeating it
+    /// under the same lease succeeds and changes nothing.
     ///
     /// Errors: `LeaseLost`, also when the attempt was reported as failed; `NotFound`.
     async fn complete(&self, lease: &CopyLease) -> Result<(), Error>;

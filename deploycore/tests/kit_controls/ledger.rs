@@ -39,6 +39,7 @@ enum Fault {
     TheFirstTagStays,
     ANewUploadKeepsParts,
     ClearingIsForgotten,
+    CompletingKeepsTheUpload,
 }
 
 /// Each fault with the cases that must catch it.
@@ -71,6 +72,7 @@ const CONTROLS: &[(Fault, &[&str])] = &[
     (Fault::TheFirstTagStays, &["journal::parts_add_up"]),
     (Fault::ANewUploadKeepsParts, &["journal::a_new_upload_takes_the_place_of_the_old"]),
     (Fault::ClearingIsForgotten, &["journal::a_cleared_upload_is_gone"]),
+    (Fault::CompletingKeepsTheUpload, &["journal::a_complete_copy_has_no_upload"]),
 ];
 
 #[tokio::test(start_paused = true)]
@@ -114,6 +116,8 @@ struct Door {
     /// The newest lease of each copy, as the ledger behind knows it and as it was handed out.
     leases: BTreeMap<(ArtifactName, RegionName), (CopyLease, CopyLease)>,
     completed: Vec<CopyLease>,
+    /// Uploads that the ledger behind would have forgotten.
+    kept: BTreeMap<(ArtifactName, RegionName), JournaledUpload>,
     /// Pins that the ledger behind would have refused.
     pins: BTreeMap<ArtifactName, BTreeSet<PinHolder>>,
 }
@@ -202,6 +206,11 @@ impl ReplicationLedger for Broken {
         if self.is(Fault::CompleteRefusesRepeats) && self.door().completed.contains(lease) {
             return Err(Error::LeaseLost { artifact: lease.artifact.clone(), region: lease.region.clone() });
         }
+        if self.is(Fault::CompletingKeepsTheUpload)
+            && let Ok(Some(upload)) = self.inner.upload(&self.guarded(lease)).await
+        {
+            self.door().kept.insert((lease.artifact.clone(), lease.region.clone()), upload);
+        }
         self.inner.complete(&self.guarded(lease)).await?;
         self.door().completed.push(lease.clone());
         Ok(())
@@ -286,6 +295,8 @@ impl Broken {
 impl CopyJournal for Broken {
     async fn upload(&self, lease: &CopyLease) -> Result<Option<JournaledUpload>, Error> {
         let upload = self.inner.upload(&self.current(lease)).await?;
+        let kept = self.door().kept.get(&(lease.artifact.clone(), lease.region.clone())).cloned();
+        let upload = upload.or(kept);
         Ok(upload.filter(|_| !self.is(Fault::JournalIsTheAttempts) || lease.epoch == Epoch::new(1)))
     }
 
