@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use bytesize::ByteSize;
 use clap::Parser;
-use deploycore::model::{ArtifactName, ArtifactRef, CopyState, Digest, JobId, NewArtifact, ServiceName};
+use deploycore::model::{ArtifactName, ArtifactRef, CopyPriority, CopyState, Digest, JobId, NewArtifact, ServiceName};
 use deploycore::port::ledger::{ReplicationLedger, ReplicationLedgerExt as _};
 use deploycore::port::store::{ArtifactStore as _, ArtifactStoreExt as _};
 use deploycore::store::{BlobStore, open_url};
@@ -128,7 +128,9 @@ fn noise(size: u64) -> impl stream::Stream<Item = std::io::Result<bytes::Bytes>>
 async fn register(ledger: &dyn ReplicationLedger, arguments: &Arguments, artifact: &ArtifactRef) -> anyhow::Result<()> {
     let required = (0..arguments.to.len()).map(copies::region).collect::<Result<_, _>>()?;
     let (service, job) = (ServiceName::new("bench")?, JobId::new());
-    ledger.register(&NewArtifact { artifact: artifact.clone(), service, job, required }).await?;
+    ledger
+        .register(&NewArtifact { artifact: artifact.clone(), service, job, required, priority: CopyPriority::Normal })
+        .await?;
     Ok(())
 }
 

@@ -20,7 +20,8 @@ CREATE TABLE IF NOT EXISTS deploycore_copy_parts (
 ) ENGINE = InnoDB ROW_FORMAT = DYNAMIC DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;
 
 -- Each table is altered in one statement, unless that was done before; MySQL has no ADD COLUMN IF NOT EXISTS.
--- Of an artifact as it was registered, of a copy as it is now; 0 goes first. A copy that was never reopened is pending since it was registered.
+-- Of an artifact as it was registered, of a copy as it is now; 0 goes first. A copy that an earlier
+-- version has written has no pending_since: it is pending since it was registered.
 SET @deploycore = IF(
     EXISTS (SELECT 1 FROM information_schema.columns
             WHERE table_schema = DATABASE() AND table_name = 'deploycore_artifacts' AND column_name = 'precedence'),
@@ -36,9 +37,10 @@ SET @deploycore = IF(
     'DO 0',
     'ALTER TABLE deploycore_copies
          ADD COLUMN precedence BIGINT NOT NULL DEFAULT 2 CHECK (precedence BETWEEN 0 AND 2),
-         ADD COLUMN reopened_at BIGINT,
+         ADD COLUMN pending_since BIGINT,
          ADD INDEX copies_turns (region, state, precedence, registered_at, artifact),
-         ADD INDEX copies_completed (region, completed_at)');
+         ADD INDEX copies_completed (completed_at),
+         ADD INDEX copies_unfinished (state, region)');
 PREPARE deploycore FROM @deploycore;
 EXECUTE deploycore;
 DEALLOCATE PREPARE deploycore;

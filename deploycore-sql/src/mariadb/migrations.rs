@@ -118,6 +118,9 @@ pub(super) mod tests {
         let opened = MariaDb::open(&database.url()).await.unwrap();
         let name = ArtifactName::new("web-1").unwrap();
         assert_eq!(opened.ledger().status(&name).await.unwrap(), None);
-        assert_eq!(sqlx::query_scalar::<_, i64>(VERSIONS).fetch_one(&mut connection).await.unwrap(), super::VERSIONS.len() as i64);
+        assert_eq!(
+            sqlx::query_scalar::<_, i64>(VERSIONS).fetch_one(&mut connection).await.unwrap(),
+            super::VERSIONS.len() as i64
+        );
     }
 }

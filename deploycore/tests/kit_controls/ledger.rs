@@ -8,7 +8,8 @@ use async_trait::async_trait;
 use deploycore::conformance::ledger::cases;
 use deploycore::memory::Ledger;
 use deploycore::model::{
-    ArtifactName, ArtifactStatus, ClaimId, CopyLease, CopyTask, Epoch, NewArtifact, PinHolder, RegionName,
+    ArtifactName, ArtifactStatus, ClaimId, CopyLease, CopyPriority, CopyTask, Epoch, FiguresRequest, NewArtifact,
+    PinHolder, RegionName, ReplicationFigures,
 };
 use deploycore::port::ReplicationLedger;
 use deploycore::port::ledger::{
@@ -198,7 +199,7 @@ impl ReplicationLedger for Broken {
         Ok(tasks)
     }
 
-    async fn progress(&self, lease: &CopyLease, bytes: u64, extend: Duration) -> Result<(), Error> {
+    async fn progress(&self, lease: &CopyLease, bytes: u64, extend: Duration) -> Result<CopyPriority, Error> {
         self.inner.progress(&self.guarded(lease), bytes, extend).await
     }
 
@@ -219,6 +220,10 @@ impl ReplicationLedger for Broken {
     async fn fail(&self, lease: &CopyLease, reason: &str, retry: CopyRetry) -> Result<(), Error> {
         let retry = if self.is(Fault::GivingUpIsForgotten) { CopyRetry::After(Duration::ZERO) } else { retry };
         self.inner.fail(&self.guarded(lease), reason, retry).await
+    }
+
+    async fn prioritize(&self, artifact: &ArtifactName, priority: CopyPriority) -> Result<usize, Error> {
+        self.inner.prioritize(artifact, priority).await
     }
 
     async fn reopen(
@@ -247,6 +252,10 @@ impl ReplicationLedger for Broken {
         let mut page = self.inner.list(filter, after, limit).await?;
         page.artifacts = page.artifacts.into_iter().map(|status| self.with_pins(status)).collect();
         Ok(page)
+    }
+
+    async fn figures(&self, request: &FiguresRequest) -> Result<BTreeMap<RegionName, ReplicationFigures>, Error> {
+        self.inner.figures(request).await
     }
 
     async fn pin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), Error> {

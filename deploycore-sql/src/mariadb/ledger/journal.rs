@@ -59,8 +59,7 @@ async fn begin(
     upload: &UploadId,
     part_size: u64,
 ) -> Result<(), Error> {
-    const BEGIN: &str =
-        "INSERT INTO deploycore_copy_uploads (artifact, region, upload, part_size) VALUES (?, ?, ?, ?)";
+    const BEGIN: &str = "INSERT INTO deploycore_copy_uploads (artifact, region, upload, part_size) VALUES (?, ?, ?, ?)";
     clear_under(connection, lease).await?;
     let begin = sqlx::query(BEGIN)
         .bind(lease.artifact.as_str())
