@@ -53,8 +53,8 @@ struct Arguments {
     /// Leaves out reading every copy back at the end, which is not timed.
     #[arg(long)]
     no_verify: bool,
-    /// Bytes held for each region.
-    #[arg(long, default_value = "32MiB")]
+    /// Bytes held for all regions together.
+    #[arg(long, default_value = "128MiB")]
     bytes_in_flight: ByteSize,
     /// Bytes of a part; at least 5 MiB on most clouds.
     #[arg(long, default_value = "8MiB")]

@@ -370,6 +370,9 @@ async fn a_rollback_to_an_artifact_that_a_region_lost_is_refused() {
     yard.ledger.reopen(&lost, &region("r2"), epoch, "gone").await.unwrap();
     let error = yard.deployer.rollback(&web(), None).await.unwrap_err();
     assert!(matches!(error, Error::Ledger(ledger::Error::NotDeployable { .. })), "{error}");
+    // Its copy goes before all others now.
+    let hurried = yard.ledger.status(&lost).await.unwrap().unwrap().copies[&region("r2")].priority;
+    assert_eq!(hurried, CopyPriority::Rollback);
     assert_eq!(yard.deployer.current(&web()).await.unwrap().unwrap().goal.position, at(2));
 }
 

@@ -41,6 +41,9 @@ enum Fault {
     ANewUploadKeepsParts,
     ClearingIsForgotten,
     CompletingKeepsTheUpload,
+    ClaimTakesWhatIsLessUrgent,
+    RaisesAreForgotten,
+    FiguresIgnoreTheWindow,
 }
 
 /// Each fault with the cases that must catch it.
@@ -74,6 +77,12 @@ const CONTROLS: &[(Fault, &[&str])] = &[
     (Fault::ANewUploadKeepsParts, &["journal::a_new_upload_takes_the_place_of_the_old"]),
     (Fault::ClearingIsForgotten, &["journal::a_cleared_upload_is_gone"]),
     (Fault::CompletingKeepsTheUpload, &["journal::a_complete_copy_has_no_upload"]),
+    (Fault::ClaimTakesWhatIsLessUrgent, &["priority::a_claim_may_leave_what_is_less_urgent"]),
+    (
+        Fault::RaisesAreForgotten,
+        &["priority::a_copy_is_made_more_urgent_and_never_less", "priority::a_raise_keeps_all_else"],
+    ),
+    (Fault::FiguresIgnoreTheWindow, &["figures::an_idle_region_has_no_figures"]),
 ];
 
 #[tokio::test(start_paused = true)]
@@ -179,6 +188,9 @@ impl ReplicationLedger for Broken {
         if self.is(Fault::ClaimIsNotIdempotent) {
             behind.claim = ClaimId::new();
         }
+        if self.is(Fault::ClaimTakesWhatIsLessUrgent) {
+            behind.least = CopyPriority::Normal;
+        }
         if self.is(Fault::ClaimLeasesTooLate) {
             behind.lease = Duration::ZERO;
         }
@@ -223,6 +235,7 @@ impl ReplicationLedger for Broken {
     }
 
     async fn prioritize(&self, artifact: &ArtifactName, priority: CopyPriority) -> Result<usize, Error> {
+        let priority = if self.is(Fault::RaisesAreForgotten) { CopyPriority::Normal } else { priority };
         self.inner.prioritize(artifact, priority).await
     }
 
@@ -255,7 +268,8 @@ impl ReplicationLedger for Broken {
     }
 
     async fn figures(&self, request: &FiguresRequest) -> Result<BTreeMap<RegionName, ReplicationFigures>, Error> {
-        self.inner.figures(request).await
+        let window = if self.is(Fault::FiguresIgnoreTheWindow) { Duration::from_hours(1) } else { request.window };
+        self.inner.figures(&FiguresRequest { window, ..*request }).await
     }
 
     async fn pin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), Error> {
