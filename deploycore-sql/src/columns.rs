@@ -5,8 +5,8 @@ use std::error::Error;
 use std::str::FromStr;
 
 use deploycore::model::{
-    ArtifactRef, Attempt, ClaimId, CopyState, CopyStatus, Epoch, Job, JobId, JobStatus, Lease, NewArtifact, NewJob,
-    RegionName, RunningLease, Timestamp,
+    ArtifactRef, Attempt, ClaimId, CopyPriority, CopyState, CopyStatus, Epoch, Job, JobId, JobStatus, Lease,
+    NewArtifact, NewJob, RegionName, RunningLease, Timestamp,
 };
 use deploycore::port::BackendError;
 use deploycore::port::ledger::transition::CopyRow;
@@ -177,7 +177,13 @@ impl<R: StoredRow> Columns<'_, R> {
     /// Reads a row of `artifacts`.
     pub(crate) fn artifact(&self, required: BTreeSet<RegionName>) -> Result<NewArtifact, BackendError> {
         let (artifact, service) = (self.artifact_ref("name")?, self.parse("service")?);
-        Ok(NewArtifact { artifact, service, job: self.job_id("job")?, required })
+        Ok(NewArtifact { artifact, service, job: self.job_id("job")?, required, priority: self.copy_priority()? })
+    }
+
+    fn copy_priority(&self) -> Result<CopyPriority, BackendError> {
+        let precedence: i16 = self.number("precedence")?;
+        CopyPriority::of_precedence(precedence)
+            .ok_or_else(|| R::corrupt(Corrupt::new("precedence", i64::from(precedence))))
     }
 
     fn artifact_ref(&self, name: &'static str) -> Result<ArtifactRef, BackendError> {
@@ -188,6 +194,11 @@ impl<R: StoredRow> Columns<'_, R> {
     pub(crate) fn copy(&self) -> Result<CopyRow, BackendError> {
         let status = CopyStatus {
             state: self.word("state", CopyState::parse)?,
+            priority: self.copy_priority()?,
+            pending_since: match self.optional_time("pending_since")? {
+                Some(since) => since,
+                None => self.time("registered_at")?,
+            },
             epoch: Epoch::new(self.number("epoch")?),
             attempts: self.number("attempts")?,
             bytes: self.number("bytes")?,

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deploycore::model::{
-    ArtifactName, ArtifactRef, ClaimId, CopyState, CopyTask, Digest, JobId, NewArtifact, PinHolder, RegionName,
+    ArtifactName, ArtifactRef, ClaimId, CopyPriority, CopyState, CopyTask, Digest, JobId, NewArtifact, PinHolder,
+    RegionName,
 };
 use deploycore::port::ledger::{ClaimRequest, CopyRetry, Error, LedgerFilter};
 use deploycore::port::{ReplicationLedger, ReplicationLedgerExt};
@@ -30,11 +31,17 @@ fn artifact(regions: &[&str]) -> NewArtifact {
     let (service, job) = ("web".parse().unwrap(), JobId::new());
     let name = ArtifactName::for_job(&service, job);
     let artifact = ArtifactRef { digest: Digest::of(name.as_str().as_bytes()), size: 1_000, name };
-    NewArtifact { artifact, service, job, required: regions.iter().copied().map(region).collect() }
+    NewArtifact {
+        artifact,
+        service,
+        job,
+        required: regions.iter().copied().map(region).collect(),
+        priority: CopyPriority::Normal,
+    }
 }
 
 fn request(to: &str, limit: usize) -> ClaimRequest {
-    ClaimRequest { claim: ClaimId::new(), region: region(to), lease: MINUTE, limit }
+    ClaimRequest { claim: ClaimId::new(), region: region(to), lease: MINUTE, limit, least: CopyPriority::Normal }
 }
 
 async fn take(ledger: &Ledger, to: &str) -> CopyTask {

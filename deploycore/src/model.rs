@@ -29,6 +29,9 @@ pub use manifest::{
     InvalidManifest, MAX_ARTIFACT_SIZE, MAX_PIECE_SIZE, MIN_PIECE_SIZE, Manifest, ManifestHasher, PieceCheck,
     piece_size_for,
 };
-pub use replication::{ArtifactStatus, CopyLease, CopyState, CopyStatus, CopyTask, NewArtifact};
+pub use replication::figures::{FiguresCounter, FiguresRequest, ReplicationFigures};
+pub use replication::{
+    ArtifactStatus, CopyLease, CopyPriority, CopyState, CopyStatus, CopyTask, NewArtifact, UnknownPriority,
+};
 pub use tally::{Standing, Straggler, Tally};
 pub use time::{Timestamp, elapsed, friendly, friendly_option, later};

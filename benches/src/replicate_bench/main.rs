@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use bytesize::ByteSize;
 use clap::Parser;
-use deploycore::model::{ArtifactName, ArtifactRef, CopyState, Digest, JobId, NewArtifact, ServiceName};
+use deploycore::model::{ArtifactName, ArtifactRef, CopyPriority, CopyState, Digest, JobId, NewArtifact, ServiceName};
 use deploycore::port::ledger::{ReplicationLedger, ReplicationLedgerExt as _};
 use deploycore::port::store::{ArtifactStore as _, ArtifactStoreExt as _};
 use deploycore::store::{BlobStore, open_url};
@@ -53,8 +53,8 @@ struct Arguments {
     /// Leaves out reading every copy back at the end, which is not timed.
     #[arg(long)]
     no_verify: bool,
-    /// Bytes held for each region.
-    #[arg(long, default_value = "32MiB")]
+    /// Bytes held for all regions together.
+    #[arg(long, default_value = "128MiB")]
     bytes_in_flight: ByteSize,
     /// Bytes of a part; at least 5 MiB on most clouds.
     #[arg(long, default_value = "8MiB")]
@@ -128,7 +128,9 @@ fn noise(size: u64) -> impl stream::Stream<Item = std::io::Result<bytes::Bytes>>
 async fn register(ledger: &dyn ReplicationLedger, arguments: &Arguments, artifact: &ArtifactRef) -> anyhow::Result<()> {
     let required = (0..arguments.to.len()).map(copies::region).collect::<Result<_, _>>()?;
     let (service, job) = (ServiceName::new("bench")?, JobId::new());
-    ledger.register(&NewArtifact { artifact: artifact.clone(), service, job, required }).await?;
+    ledger
+        .register(&NewArtifact { artifact: artifact.clone(), service, job, required, priority: CopyPriority::Normal })
+        .await?;
     Ok(())
 }
 

@@ -8,9 +8,10 @@ use sqlx::mysql::MySqlConnection;
 /// Number, name, statements.
 type Version = (i64, &'static str, &'static str);
 
-const VERSIONS: [Version; 2] = [
+const VERSIONS: [Version; 3] = [
     (1, "queue", include_str!("../../migrations/mariadb/0001_queue.sql")),
     (2, "ledger", include_str!("../../migrations/mariadb/0002_ledger.sql")),
+    (4, "replication", include_str!("../../migrations/mariadb/0004_replication.sql")),
 ];
 
 /// The newest version that this crate knows.
@@ -127,6 +128,9 @@ pub(super) mod tests {
         let opened = MariaDb::open(&database.url()).await.unwrap();
         let name = ArtifactName::new("web-1").unwrap();
         assert_eq!(opened.ledger().status(&name).await.unwrap(), None);
-        assert_eq!(sqlx::query_scalar::<_, i64>(VERSIONS).fetch_one(&mut connection).await.unwrap(), 2);
+        assert_eq!(
+            sqlx::query_scalar::<_, i64>(VERSIONS).fetch_one(&mut connection).await.unwrap(),
+            super::VERSIONS.len() as i64
+        );
     }
 }

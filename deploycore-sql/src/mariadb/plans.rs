@@ -81,10 +81,12 @@ async fn each_statement_follows_its_index() {
         (queue::BY_RARE_END, "jobs_rare_end", true),
         (queue::BY_STATUS, "jobs_queue", false),
         (queue::BY_END, "jobs_finished", false),
-        (ledger::CLAIMABLE, "copies_state", true),
+        (ledger::CLAIMABLE, "copies_turns", true),
         (ledger::ALL, "artifacts_registered", true),
         (ledger::BY_SERVICE, "artifacts_service", true),
         (ledger::BY_COPY, "copies_state", true),
+        (ledger::UNFINISHED, "copies_unfinished", false),
+        (ledger::COMPLETED, "copies_completed", false),
     ] {
         let plan = plan(&mut connection, statement).await;
         let step = plan.iter().find(|step| step.index.as_deref() == Some(index));

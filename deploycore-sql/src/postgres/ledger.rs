@@ -1,17 +1,19 @@
 //! The ledger: each call is one short transaction, and what follows from it is decided by [`deploycore::port::ledger::transition`].
 
 mod claim;
+mod figures;
 mod journal;
 mod read;
 mod row;
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use deploycore::model::{
-    ArtifactName, ArtifactStatus, CopyLease, CopyTask, Epoch, NewArtifact, PinHolder, RegionName, Timestamp,
+    ArtifactName, ArtifactStatus, CopyLease, CopyPriority, CopyState, CopyTask, Epoch, FiguresRequest, NewArtifact,
+    PinHolder, RegionName, ReplicationFigures, Timestamp,
 };
 use deploycore::port::ReplicationLedger;
 use deploycore::port::ledger::transition::{self, CopyRow};
@@ -34,11 +36,11 @@ impl Ledger {
     }
 
     /// Changes the copy that a lease is for.
-    async fn under(
+    async fn under<T: Send>(
         &self,
         lease: &CopyLease,
-        change: impl FnOnce(&mut Found, Timestamp) -> Result<(), Error> + Send,
-    ) -> Result<(), Error> {
+        change: impl FnOnce(&mut Found, Timestamp) -> Result<T, Error> + Send,
+    ) -> Result<T, Error> {
         let call = async {
             let mut moment = self.database.begin().await?;
             let changed = change_one(moment.connection(), &lease.artifact, &lease.region, change).await;
@@ -91,6 +93,10 @@ async fn change_one<T>(
     let changed = change(&mut after, now)?;
     if after.copy != before.copy {
         row::update(connection, region, &[(artifact, &before.copy, &after.copy)]).await?;
+        // The upload of a copy that became complete is history.
+        if after.copy.status.state == CopyState::Complete {
+            journal::clear(connection, artifact, region).await?;
+        }
     }
     Ok(changed)
 }
@@ -126,7 +132,7 @@ impl ReplicationLedger for Ledger {
         self.database.bounded(self.claim_some(request)).await
     }
 
-    async fn progress(&self, lease: &CopyLease, bytes: u64, extend: Duration) -> Result<(), Error> {
+    async fn progress(&self, lease: &CopyLease, bytes: u64, extend: Duration) -> Result<CopyPriority, Error> {
         bounds::check_lease(extend)?;
         let change =
             |found: &mut Found, now| transition::progress(&mut found.copy, lease, bytes, found.size, extend, now);
@@ -142,6 +148,15 @@ impl ReplicationLedger for Ledger {
         let reason = storable(reason);
         let change = |found: &mut Found, now| transition::fail(&mut found.copy, lease, &reason, retry, now);
         self.under(lease, change).await
+    }
+
+    async fn prioritize(&self, artifact: &ArtifactName, priority: CopyPriority) -> Result<usize, Error> {
+        let prioritize = async {
+            let mut moment = self.database.begin().await?;
+            let raised = row::prioritize(moment.connection(), artifact, priority).await;
+            moment.end(raised).await
+        };
+        self.database.bounded(prioritize).await
     }
 
     async fn reopen(
@@ -178,6 +193,15 @@ impl ReplicationLedger for Ledger {
     ) -> Result<LedgerPage, Error> {
         bounds::check_page(limit)?;
         self.database.bounded(self.list_some(filter, after, limit)).await
+    }
+
+    async fn figures(&self, request: &FiguresRequest) -> Result<BTreeMap<RegionName, ReplicationFigures>, Error> {
+        let figures = async {
+            let mut moment = self.database.begin_reading().await?;
+            let figures = figures::figures_now(moment.connection(), request).await;
+            Ok(moment.end(figures).await?)
+        };
+        self.database.bounded(figures).await
     }
 
     async fn pin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), Error> {

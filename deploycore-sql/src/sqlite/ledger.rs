@@ -1,6 +1,7 @@
 //! The ledger: each call is one transaction, and what follows from it is decided by [`deploycore::port::ledger::transition`].
 
 mod claim;
+mod figures;
 mod journal;
 mod read;
 mod row;
@@ -8,14 +9,18 @@ mod row;
 #[cfg(test)]
 pub(super) use self::{
     claim::CLAIMABLE,
+    figures::{COMPLETED, UNFINISHED},
     read::{ALL, BY_COPY, BY_SERVICE},
 };
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use deploycore::model::{ArtifactName, ArtifactStatus, CopyLease, CopyTask, Epoch, NewArtifact, PinHolder, RegionName};
+use deploycore::model::{
+    ArtifactName, ArtifactStatus, CopyLease, CopyPriority, CopyState, CopyTask, Epoch, FiguresRequest, NewArtifact,
+    PinHolder, RegionName, ReplicationFigures,
+};
 use deploycore::port::ReplicationLedger;
 use deploycore::port::ledger::transition::{self, CopyRow};
 use deploycore::port::ledger::{
@@ -37,18 +42,27 @@ impl Ledger {
     }
 
     /// Changes the copy that a lease is for.
-    async fn under(
+    async fn under<T: Send>(
         &self,
         lease: &CopyLease,
-        change: impl FnOnce(&mut Found, &Moment) -> Result<(), Error> + Send,
-    ) -> Result<(), Error> {
+        change: impl FnOnce(&mut Found, &Moment) -> Result<T, Error> + Send,
+    ) -> Result<T, Error> {
         let mut moment = self.database.write().await?;
         let before = require(&mut moment, &lease.artifact, &lease.region).await?;
         let mut after = before.clone();
-        change(&mut after, &moment).inspect_err(count_refusal)?;
+        let changed = change(&mut after, &moment).inspect_err(count_refusal)?;
         row::update(moment.connection(), &lease.artifact, &lease.region, &before.copy, &after.copy).await?;
-        Ok(moment.commit().await?)
+        if is_completed(&before.copy, &after.copy) {
+            journal::clear(&mut moment, lease).await?;
+        }
+        moment.commit().await?;
+        Ok(changed)
     }
+}
+
+/// Whether a change makes the copy complete: its upload is history then.
+fn is_completed(before: &CopyRow, after: &CopyRow) -> bool {
+    after.status.state == CopyState::Complete && before.status.state != CopyState::Complete
 }
 
 /// A copy, and the size of its artifact.
@@ -85,7 +99,7 @@ impl ReplicationLedger for Ledger {
         Ok(tasks)
     }
 
-    async fn progress(&self, lease: &CopyLease, bytes: u64, extend: Duration) -> Result<(), Error> {
+    async fn progress(&self, lease: &CopyLease, bytes: u64, extend: Duration) -> Result<CopyPriority, Error> {
         bounds::check_lease(extend)?;
         let change = |found: &mut Found, moment: &Moment| {
             transition::progress(&mut found.copy, lease, bytes, found.size, extend, moment.now)
@@ -103,6 +117,18 @@ impl ReplicationLedger for Ledger {
         let change =
             |found: &mut Found, moment: &Moment| transition::fail(&mut found.copy, lease, reason, retry, moment.now);
         self.under(lease, change).await
+    }
+
+    async fn prioritize(&self, artifact: &ArtifactName, priority: CopyPriority) -> Result<usize, Error> {
+        const PRIORITIZE: &str = "UPDATE copies SET precedence = ?2 WHERE artifact = ?1 AND precedence > ?2";
+        let mut moment = self.database.write().await?;
+        if read::status(moment.connection(), artifact).await?.is_none() {
+            return Err(Error::NotFound { artifact: artifact.clone() });
+        }
+        let prioritize = sqlx::query(PRIORITIZE).bind(artifact.as_str()).bind(priority.precedence());
+        let raised = prioritize.execute(moment.connection()).await.map_err(failed)?.rows_affected();
+        moment.commit().await?;
+        Ok(raised as usize)
     }
 
     async fn reopen(
@@ -137,6 +163,12 @@ impl ReplicationLedger for Ledger {
         bounds::check_page(limit)?;
         let mut moment = self.database.read().await?;
         Ok(read::list(moment.connection(), filter, after, limit).await?)
+    }
+
+    async fn figures(&self, request: &FiguresRequest) -> Result<BTreeMap<RegionName, ReplicationFigures>, Error> {
+        let mut moment = self.database.read().await?;
+        let now = moment.now;
+        Ok(figures::figures(moment.connection(), request, now).await?)
     }
 
     async fn pin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), Error> {

@@ -61,7 +61,17 @@ async fn a_claim_sees_neither_history_nor_what_waits_behind_a_full_key() {
 async fn a_claim_of_copies_follows_its_index() {
     let plan = plan(ledger::CLAIMABLE).await;
     assert_no_walk_but(&plan, "nothing");
-    assert_in_order(&plan, "copies_pending (region=?)");
+    assert_in_order(&plan, "copies_pending (region=? AND precedence<?)");
+}
+
+#[tokio::test]
+async fn figures_of_copies_see_no_history() {
+    let unfinished = plan(ledger::UNFINISHED).await;
+    assert_no_walk_but(&unfinished, "copies_unfinished");
+    using(&unfinished, "copies_unfinished");
+    let completed = plan(ledger::COMPLETED).await;
+    assert_no_walk_but(&completed, "nothing");
+    using(&completed, "copies_completed (completed_at>?)");
 }
 
 #[tokio::test]

@@ -15,9 +15,11 @@
 //! What follows the name goes to `#[tokio::test]`, as for [`conformance::queue`](super::queue).
 
 pub mod copy;
+pub mod figures;
 pub mod journal;
 pub mod model;
 pub mod pin;
+pub mod priority;
 pub mod register;
 
 mod steps;
@@ -79,8 +81,22 @@ macro_rules! __ledger_cases {
                 parts_add_up
                 a_new_upload_takes_the_place_of_the_old
                 a_cleared_upload_is_gone
+                a_complete_copy_has_no_upload
                 a_lost_lease_changes_nothing
                 a_journal_has_bounds
+            }
+            priority {
+                the_most_urgent_come_first_then_the_oldest
+                a_claim_may_leave_what_is_less_urgent
+                a_copy_is_made_more_urgent_and_never_less
+                a_raise_keeps_all_else
+                a_reopened_copy_is_as_urgent_and_pending_anew
+            }
+            figures {
+                an_idle_region_has_no_figures
+                what_is_pending_and_failed_is_counted
+                completed_copies_have_a_latency
+                a_reopened_copy_counts_anew
             }
             pin {
                 a_pin_wants_every_region

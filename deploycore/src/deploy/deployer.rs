@@ -15,8 +15,8 @@ use super::Error;
 use super::convergence::{Convergence, convergence};
 use super::planner::{self, Content, Write};
 use crate::model::{
-    ArtifactName, Generation, Goal, GoalEpoch, GoalPosition, Origin, PinHolder, RegionName, RunSpec, Selector,
-    ServiceName, Tally, Timestamp, friendly,
+    ArtifactName, CopyPriority, Generation, Goal, GoalEpoch, GoalPosition, Origin, PinHolder, RegionName, RunSpec,
+    Selector, ServiceName, Tally, Timestamp, friendly,
 };
 use crate::pace::{Backoff, Pace, Wake};
 use crate::port::goals::{HISTORY, Stored};
@@ -249,7 +249,8 @@ impl Deployer {
     /// deploy back; when another goal is written between its look and its write it stops, because it would undo something else.
     ///
     /// Errors: `NothingToRollBackTo`, `UnknownGeneration`, `NeverDeployed`, `Superseded`; `Ledger` with `NotDeployable` when the
-    /// earlier artifact is no longer complete in each required region.
+    /// earlier artifact is no longer complete in each required region. Its copies go before all others from then on: the rollback may be
+    /// repeated until they are there.
     pub async fn rollback(&self, service: &ServiceName, to: Option<Generation>) -> Result<Goal, Error> {
         for tries in 1..=self.settings.tries {
             let history = self.history(service).await?;
@@ -258,7 +259,13 @@ impl Deployer {
             if planner::root(&current.goal) == restores && Content::of(&current.goal) == content {
                 return Ok(current.goal.clone());
             }
-            let spare = self.pin(&content).await?;
+            let spare = match self.pin(&content).await {
+                Ok(spare) => spare,
+                Err(error) => {
+                    self.hurry(&content.artifact.name, &error).await;
+                    return Err(error);
+                }
+            };
             let write = self.next_goal(Some(current), content, Origin::Rollback { restores });
             match self.put(&write).await? {
                 Put::Written => return Ok(self.written(write.goal, spare).await),
@@ -422,6 +429,18 @@ impl Deployer {
         spare.remove(&content.artifact.name);
         self.retry(|| async { Ok(self.ledger.pin(&content.artifact.name, &holder).await?) }).await?;
         Ok(spare)
+    }
+
+    /// Has the missing copies of a rollback made first.
+    async fn hurry(&self, artifact: &ArtifactName, refusal: &Error) {
+        if !matches!(refusal, Error::Ledger(ledger::Error::NotDeployable { .. })) {
+            return;
+        }
+        match self.retry(|| async { Ok(self.ledger.prioritize(artifact, CopyPriority::Rollback).await?) }).await {
+            Ok(0) => {}
+            Ok(copies) => tracing::info!(%artifact, copies, "a rollback waits for copies: they go first"),
+            Err(error) => tracing::warn!(%artifact, error = chain(&error), "copies of a rollback cannot be hurried"),
+        }
     }
 
     /// Writes a goal, again after a passing failure.

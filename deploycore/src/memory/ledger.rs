@@ -11,7 +11,8 @@ use async_trait::async_trait;
 
 use super::Clock;
 use crate::model::{
-    ArtifactName, ArtifactStatus, ClaimId, CopyLease, CopyTask, Epoch, NewArtifact, PinHolder, RegionName, Timestamp,
+    ArtifactName, ArtifactStatus, ClaimId, CopyLease, CopyPriority, CopyTask, Epoch, FiguresCounter, FiguresRequest,
+    NewArtifact, PinHolder, RegionName, ReplicationFigures, Timestamp,
 };
 use crate::port::ledger::transition::{self, CopyRow};
 use crate::port::ledger::{
@@ -101,7 +102,8 @@ impl ReplicationLedger for Ledger {
         if artifacts.len() >= self.capacity {
             return Err(BackendError::permanent("memory", format!("no more than {} artifacts", self.capacity)).into());
         }
-        let copies = artifact.required.iter().map(|region| (region.clone(), transition::register(now)));
+        let copies =
+            artifact.required.iter().map(|region| (region.clone(), transition::register(artifact.priority, now)));
         let entry = Entry {
             registered: artifact.clone(),
             registered_at: now,
@@ -124,14 +126,17 @@ impl ReplicationLedger for Ledger {
         let (mut artifacts, now) = self.locked();
         let mut entries: Vec<_> =
             artifacts.values_mut().filter(|entry| entry.copies.contains_key(&request.region)).collect();
-        entries.sort_by_key(|entry| (entry.registered_at, entry.registered.artifact.name.clone()));
+        entries.sort_by_key(|entry| {
+            let priority = entry.copies[&request.region].status.priority;
+            (Reverse(priority), entry.registered_at, entry.registered.artifact.name.clone())
+        });
         if entries.iter().any(|entry| entry.copies[&request.region].claim == Some(request.claim)) {
             let held = entries.iter().filter(|entry| entry.is_held(request, now));
             return Ok(held.filter_map(|entry| entry.task(&request.region, request.claim)).collect());
         }
         let tasks = entries.into_iter().filter_map(|entry| {
             let copy = entry.copies.get_mut(&request.region)?;
-            if !transition::is_claimable(copy, now) {
+            if !transition::is_claimable(copy, request, now) {
                 return None;
             }
             transition::claim(copy, request, now);
@@ -140,7 +145,7 @@ impl ReplicationLedger for Ledger {
         Ok(tasks.take(request.limit).collect())
     }
 
-    async fn progress(&self, lease: &CopyLease, bytes: u64, extend: Duration) -> Result<(), Error> {
+    async fn progress(&self, lease: &CopyLease, bytes: u64, extend: Duration) -> Result<CopyPriority, Error> {
         bounds::check_lease(extend)?;
         self.with_copy(&lease.artifact, &lease.region, |copy, size, now| {
             transition::progress(copy, lease, bytes, size, extend, now)
@@ -148,13 +153,25 @@ impl ReplicationLedger for Ledger {
     }
 
     async fn complete(&self, lease: &CopyLease) -> Result<(), Error> {
-        self.with_copy(&lease.artifact, &lease.region, |copy, size, now| transition::complete(copy, lease, size, now))?
+        let (mut artifacts, now) = self.locked();
+        let not_found = || Error::NotFound { artifact: lease.artifact.clone() };
+        let entry = artifacts.get_mut(&lease.artifact).ok_or_else(not_found)?;
+        let copy = entry.copies.get_mut(&lease.region).ok_or_else(not_found)?;
+        transition::complete(copy, lease, entry.registered.artifact.size, now)?;
+        entry.uploads.remove(&lease.region);
+        Ok(())
     }
 
     async fn fail(&self, lease: &CopyLease, reason: &str, retry: CopyRetry) -> Result<(), Error> {
         self.with_copy(&lease.artifact, &lease.region, |copy, _, now| {
             transition::fail(copy, lease, reason, retry, now)
         })?
+    }
+
+    async fn prioritize(&self, artifact: &ArtifactName, priority: CopyPriority) -> Result<usize, Error> {
+        let (mut artifacts, _) = self.locked();
+        let entry = artifacts.get_mut(artifact).ok_or_else(|| Error::NotFound { artifact: artifact.clone() })?;
+        Ok(entry.copies.values_mut().map(|copy| usize::from(transition::prioritize(copy, priority))).sum())
     }
 
     async fn reopen(
@@ -192,6 +209,18 @@ impl ReplicationLedger for Ledger {
             artifact: entry.registered.artifact.name.clone(),
         });
         Ok(LedgerPage { artifacts: page.into_iter().map(Entry::status).collect(), next })
+    }
+
+    async fn figures(&self, request: &FiguresRequest) -> Result<BTreeMap<RegionName, ReplicationFigures>, Error> {
+        let (artifacts, now) = self.locked();
+        let mut regions: BTreeMap<RegionName, FiguresCounter> = BTreeMap::new();
+        for entry in artifacts.values() {
+            for (region, copy) in &entry.copies {
+                let counter = regions.entry(region.clone()).or_insert_with(|| FiguresCounter::new(*request, now));
+                counter.add(&copy.status, entry.registered.artifact.size);
+            }
+        }
+        Ok(regions.into_iter().filter_map(|(region, counter)| Some((region, counter.figures()?))).collect())
     }
 
     async fn pin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), Error> {
@@ -252,7 +281,7 @@ impl Entry {
         let artifact = self.registered.artifact.clone();
         let lease =
             CopyLease { artifact: artifact.name.clone(), region: region.clone(), claim, epoch: copy.status.epoch };
-        Some(CopyTask { lease, artifact, attempt: copy.status.attempts })
+        Some(CopyTask { lease, artifact, attempt: copy.status.attempts, priority: copy.status.priority })
     }
 }
 
@@ -269,6 +298,7 @@ mod tests {
             service: "web".parse().unwrap(),
             job: JobId::new(),
             required: ["eu".parse().unwrap()].into(),
+            priority: CopyPriority::Normal,
         };
         let (a, b) = (artifact("a"), artifact("b"));
         assert_eq!(ledger.register(&a).await.unwrap(), Registered::Created);

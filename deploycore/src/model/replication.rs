@@ -1,7 +1,10 @@
 //! What the ledger says of an artifact in a region.
 
+pub(super) mod figures;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +44,67 @@ impl fmt::Display for CopyState {
     }
 }
 
+/// How soon a copy is made. The more urgent is claimed first, and in a region's lane the others give way to it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CopyPriority {
+    /// In its turn, as every build.
+    #[default]
+    Normal,
+    /// Something is broken, and this mends it.
+    Emergency,
+    /// A rollback waits for it: what is wanted back ran well before.
+    Rollback,
+}
+
+impl CopyPriority {
+    /// From the least urgent to the most.
+    pub const ALL: [Self; 3] = [Self::Normal, Self::Emergency, Self::Rollback];
+
+    /// The word that stands in JSON and on a command line.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Normal => "normal",
+            Self::Emergency => "emergency",
+            Self::Rollback => "rollback",
+        }
+    }
+
+    /// Its place in the order of claims, as it stands in SQL: 0 goes first.
+    pub const fn precedence(self) -> i16 {
+        match self {
+            Self::Rollback => 0,
+            Self::Emergency => 1,
+            Self::Normal => 2,
+        }
+    }
+
+    /// The priority with this place.
+    pub fn of_precedence(precedence: i16) -> Option<Self> {
+        Self::ALL.into_iter().find(|priority| priority.precedence() == precedence)
+    }
+}
+
+impl fmt::Display for CopyPriority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for CopyPriority {
+    type Err = UnknownPriority;
+
+    fn from_str(word: &str) -> Result<Self, UnknownPriority> {
+        let known = Self::ALL.into_iter().find(|priority| priority.as_str() == word);
+        known.ok_or_else(|| UnknownPriority(word.to_owned()))
+    }
+}
+
+/// A word that is no priority.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no priority: normal, emergency or rollback")]
+pub struct UnknownPriority(String);
+
 /// What to register: an artifact in the main store and the regions that must have it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewArtifact {
@@ -52,6 +116,9 @@ pub struct NewArtifact {
     pub job: JobId,
     /// The regions that must have it before it may be deployed; at least one.
     pub required: BTreeSet<RegionName>,
+    /// How soon its copies are made.
+    #[serde(default)]
+    pub priority: CopyPriority,
 }
 
 /// The right to copy an artifact to a region.
@@ -76,6 +143,8 @@ pub struct CopyTask {
     pub artifact: ArtifactRef,
     /// Which attempt this is, from 1.
     pub attempt: u32,
+    /// How urgent it is.
+    pub priority: CopyPriority,
 }
 
 /// A copy as the ledger knows it. Every instant is of the database's clock.
@@ -83,6 +152,10 @@ pub struct CopyTask {
 pub struct CopyStatus {
     /// Where it stands.
     pub state: CopyState,
+    /// How urgent it is: as it was registered, or raised since.
+    pub priority: CopyPriority,
+    /// Since when it is wanted: its registration, or the last reopening.
+    pub pending_since: Timestamp,
     /// Claims and reopenings so far.
     pub epoch: Epoch,
     /// Attempts since it was registered or reopened.

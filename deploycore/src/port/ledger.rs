@@ -17,8 +17,8 @@ pub use journal::{CopyJournal, JournaledUpload};
 
 use super::BackendError;
 use crate::model::{
-    ArtifactName, ArtifactStatus, ClaimId, CopyLease, CopyState, CopyTask, NewArtifact, PinHolder, RegionName,
-    ServiceName, Timestamp,
+    ArtifactName, ArtifactStatus, ClaimId, CopyLease, CopyPriority, CopyState, CopyTask, FiguresRequest, NewArtifact,
+    PinHolder, RegionName, ReplicationFigures, ServiceName, Timestamp,
 };
 
 /// What can go wrong with a ledger.
@@ -96,6 +96,8 @@ pub struct ClaimRequest {
     pub lease: Duration,
     /// At most this many, 1 to [`MAX_BATCH`].
     pub limit: usize,
+    /// Only copies that are at least so urgent.
+    pub least: CopyPriority,
 }
 
 /// What follows a failed copy.
@@ -148,8 +150,8 @@ pub trait ReplicationLedger: Send + Sync + Debug + 'static {
     /// Those of `names` (at most [`MAX_BATCH`]) that are not in the ledger.
     async fn unregistered(&self, names: &[ArtifactName]) -> Result<BTreeSet<ArtifactName>, Error>;
 
-    /// Takes up to `limit` pending copies of a region whose delay has passed and that no live lease holds, oldest artifact
-    /// first, with an epoch one more than any before.
+    /// Takes up to `limit` pending copies of a region whose delay has passed and that no live lease holds, the most urgent first,
+    /// of those the oldest artifact's, with an epoch one more than any before.
     ///
     /// Idempotent by claim id: a repeated call gives those tasks of the first call whose lease still holds, and no others. A claim is
     /// forgotten when other claims have taken over all its copies, or when it got none.
@@ -159,13 +161,14 @@ pub trait ReplicationLedger: Send + Sync + Debug + 'static {
     /// Errors: `Invalid` past the [`bounds`].
     async fn claim(&self, request: &ClaimRequest) -> Result<Vec<CopyTask>, Error>;
 
-    /// Reports how many bytes are copied (more than the size counts as the size) and renews the lease for `extend` from now.
+    /// Reports how many bytes are copied (more than the size counts as the size) and renews the lease for `extend` from now. Tells how
+    /// urgent the copy is by now: someone may have raised it.
     ///
     /// Errors: `LeaseLost`, `NotFound`; `Invalid` past the [`bounds`].
-    async fn progress(&self, lease: &CopyLease, bytes: u64, extend: Duration) -> Result<(), Error>;
+    async fn progress(&self, lease: &CopyLease, bytes: u64, extend: Duration) -> Result<CopyPriority, Error>;
 
-    /// The copy is whole, verified and durable in the region's store. Repeating it under the same lease succeeds and changes
-    /// nothing.
+    /// The copy is whole, verified and durable in the region's store. The journal forgets its upload in the same transaction. Repeating it
+    /// under the same lease succeeds and changes nothing.
     ///
     /// Errors: `LeaseLost`, also when the attempt was reported as failed; `NotFound`.
     async fn complete(&self, lease: &CopyLease) -> Result<(), Error>;
@@ -174,6 +177,12 @@ pub trait ReplicationLedger: Send + Sync + Debug + 'static {
     ///
     /// Errors: `LeaseLost`, also when the attempt was reported as complete; `NotFound`.
     async fn fail(&self, lease: &CopyLease, reason: &str, retry: CopyRetry) -> Result<(), Error>;
+
+    /// Makes each copy of an artifact at least so urgent, also one that is complete, should it be reopened; how many copies that changed.
+    /// It never makes one less urgent, so it may be repeated.
+    ///
+    /// Errors: `NotFound`.
+    async fn prioritize(&self, artifact: &ArtifactName, priority: CopyPriority) -> Result<usize, Error>;
 
     /// A complete copy has disappeared, or a failed one shall be tried again: it is pending again, claimable at once, its epoch one
     /// more. `seen` is the epoch at which the caller saw it; if the copy has moved on, nothing changes and the answer is `false`, also
@@ -200,6 +209,12 @@ pub trait ReplicationLedger: Send + Sync + Debug + 'static {
         after: Option<&LedgerCursor>,
         limit: usize,
     ) -> Result<LedgerPage, Error>;
+
+    /// How the copies to each region go, by the ledger's clock. A region of which nothing is pending, failed or lately complete is left out.
+    ///
+    /// It looks at each copy that is pending or failed, and at each that became complete within the window: some 100 µs for a thousand of
+    /// them in SQL, whatever the history.
+    async fn figures(&self, request: &FiguresRequest) -> Result<BTreeMap<RegionName, ReplicationFigures>, Error>;
 
     /// Pins an artifact if, in the same transaction, it is complete in each required region; else it changes nothing. A pinned
     /// artifact is not collected. Idempotent, but checked anew each time: a holder whose pin stands is refused while a copy is missing.

@@ -62,7 +62,8 @@ pub struct BlobStoreSettings {
     ///
     /// An upload by parts has parts of this size too, or of the least multiple of the artifact's pieces that is not smaller.
     pub part_size: ByteSize,
-    /// Parts on their way at once, 3 by default. A put holds at most this many and one more in memory.
+    /// Parts on their way at once, 3 by default. A put holds at most this many and one more in memory. In a local folder it holds 3 MiB,
+    /// whatever these settings say.
     pub parts_in_flight: usize,
 }
 

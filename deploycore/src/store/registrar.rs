@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::model::{ArtifactName, Job, JobStatus, NewArtifact, RegionName, Timestamp, friendly};
+use crate::model::{ArtifactName, CopyPriority, Job, JobStatus, NewArtifact, RegionName, Timestamp, friendly};
 use crate::pace::{Backoff, Nudge, Pace, Wake, within};
 use crate::port::chain;
 use crate::port::ledger::{self, Registered, ReplicationLedger};
@@ -37,6 +37,8 @@ pub struct RegistrarSettings {
     /// How long the queue or the ledger may take to answer; 30 s by default.
     #[serde(with = "friendly")]
     pub call_timeout: Duration,
+    /// Artifacts of jobs with this priority or a higher one are copied as emergencies, before those of other builds; 100 by default.
+    pub emergency_from: i16,
     /// After looks that failed.
     pub backoff: Backoff,
 }
@@ -49,6 +51,7 @@ impl Default for RegistrarSettings {
             overlap: Duration::from_mins(5),
             full_sweep_period: Duration::from_hours(1),
             call_timeout: Duration::from_secs(30),
+            emergency_from: 100,
             backoff: Backoff::default(),
         }
     }
@@ -60,6 +63,17 @@ impl RegistrarSettings {
     pub fn with_required(mut self, regions: impl IntoIterator<Item = RegionName>) -> Self {
         self.required = regions.into_iter().collect();
         self
+    }
+
+    /// Sets from which priority on a job is an emergency.
+    #[must_use]
+    pub fn with_emergency_from(mut self, priority: i16) -> Self {
+        self.emergency_from = priority;
+        self
+    }
+
+    fn priority_of(&self, job: &Job) -> CopyPriority {
+        if job.spec.priority >= self.emergency_from { CopyPriority::Emergency } else { CopyPriority::Normal }
     }
 
     /// Sets the time between looks.
@@ -248,6 +262,7 @@ impl Registrar {
                 service: job.spec.service.clone(),
                 job: job.spec.id,
                 required: self.settings.required.clone(),
+                priority: self.settings.priority_of(job),
             };
             match within(limit, "ledger", self.ledger.register(&new)).await {
                 Ok(Registered::Created) => {

@@ -1,7 +1,8 @@
 //! The replicator: copies of artifacts from the main store to the regions' stores, one lane a region.
 //!
-//! A lane claims copies of its region from the ledger with a lease, makes them, and reports. Lanes share nothing: each has its own task,
-//! its own bounds and its own rhythm, so a region that is slow or down holds no other. Several replicators may serve one region: the
+//! A lane claims copies of its region from the ledger with a lease, the most urgent first, makes them, and reports. Each has its own task,
+//! its own bounds and its own rhythm, so a region that is slow or down holds no other; only the memory is one for all, with a part set
+//! aside for each. Several replicators may serve one region: the
 //! ledger's leases part the work, and a copy made twice is the same copy.
 //!
 //! Where the region's store takes parts ([`Multipart`](crate::port::store::Multipart)), a copy is many parts in parallel, each verified
@@ -15,6 +16,8 @@ mod audit;
 mod copy;
 mod lane;
 mod parts;
+mod room;
+mod tempo;
 mod verified;
 
 use std::collections::BTreeMap;
@@ -28,6 +31,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use self::lane::Lane;
+use self::room::Room;
 use crate::model::{RegionName, friendly};
 use crate::pace::{Backoff, Nudge};
 use crate::port::ledger::{self, ReplicationLedger};
@@ -40,13 +44,15 @@ pub struct ReplicatorSettings {
     /// Between looks for copies to make; 2 s by default.
     #[serde(with = "friendly")]
     pub period: Duration,
-    /// Copies made at once in a region; 4 by default.
+    /// Copies made at once in a region; 4 by default. While so many are made, as many that are more urgent may start beside them, and
+    /// the others give way at their next part or piece.
     pub parallel: usize,
-    /// Bytes read from the main store and not taken by the region's store yet, over all copies of a region; 128 MiB by default. A copy by
-    /// parts takes what is free, a whole put its share; one part or piece may be held in any case. What a store keeps of a put under way comes
-    /// on top.
+    /// Bytes read from the main store and not taken by the regions' stores yet, over all regions; 128 MiB by default. A copy by parts takes
+    /// what is free, a whole put its share. Half of it is set aside for the regions in equal shares, so that one that hangs holds no other.
+    /// One part or piece of each priority may be held in a region in any case. What a store keeps of a put under way comes on top.
     pub bytes_in_flight: ByteSize,
-    /// How long one part of a copy may take, from the first byte read until the store has it; 2 min by default.
+    /// How long one part of a copy may take in any case, from the first byte read until the store has it; 2 min by default. On a slow
+    /// lane it may take four times as long as the bytes on their way should at the rate that the lane had lately, and fewer go at once.
     #[serde(with = "friendly")]
     pub part_timeout: Duration,
     /// Tries at one part before the attempt at the copy fails; 4 by default. What was stored until then stays.
@@ -58,7 +64,8 @@ pub struct ReplicatorSettings {
     #[serde(with = "friendly")]
     pub progress_period: Duration,
     /// A copy of which no byte moved for this long is given up and tried again; 5 min by default. It must cover the time that a region's store
-    /// takes to make the largest artifact durable after its last byte.
+    /// takes to make the largest artifact durable after its last byte, and the time that a lone part takes on the slowest lane: with
+    /// parts of 16 MiB, 56 KB/s.
     #[serde(with = "friendly")]
     pub stall_timeout: Duration,
     /// How long any other call to a store or the ledger may take; 30 s by default.
@@ -111,7 +118,7 @@ impl ReplicatorSettings {
         self
     }
 
-    /// Sets how many bytes a lane holds.
+    /// Sets how many bytes all lanes hold together.
     #[must_use]
     pub fn with_bytes_in_flight(mut self, bytes: ByteSize) -> Self {
         self.bytes_in_flight = bytes;
@@ -191,12 +198,14 @@ impl Replicator {
         main: Arc<dyn ArtifactStore>,
         regions: BTreeMap<RegionName, Arc<dyn ArtifactStore>>,
     ) -> Self {
+        let room = Arc::new(Room::new(settings.bytes_in_flight.as_u64(), regions.len()));
         let settings = Arc::new(settings);
-        let lane = |(region, store): (RegionName, _)| {
-            let lane = Lane::new(region.clone(), settings.clone(), ledger.clone(), main.clone(), store);
+        let lane = |(index, (region, store)): (usize, (RegionName, _))| {
+            let place = (room.clone(), index);
+            let lane = Lane::new(region.clone(), settings.clone(), place, ledger.clone(), main.clone(), store);
             (region, Arc::new(lane))
         };
-        Self { lanes: regions.into_iter().map(lane).collect() }
+        Self { lanes: regions.into_iter().enumerate().map(lane).collect() }
     }
 
     /// Seeds jitter and claim ids, so that a simulated run repeats. A claim id stands for one claim: give each replicator on a ledger, also one

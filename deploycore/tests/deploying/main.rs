@@ -13,9 +13,10 @@ use deploycore::deploy::{
 };
 use deploycore::memory::{Clock, Goals, Ledger};
 use deploycore::model::{
-    ArtifactName, ArtifactRef, ArtifactStatus, ClaimId, CopyLease, CopyState, CopyTask, Digest, Epoch, Generation,
-    Goal, GoalEpoch, GoalPosition, JobId, Labels, MachineName, MachineReport, NewArtifact, Origin, PinHolder,
-    RegionName, Revision, RunSpec, Selector, ServiceName, ServicePhase, ServiceReport, Timestamp,
+    ArtifactName, ArtifactRef, ArtifactStatus, ClaimId, CopyLease, CopyPriority, CopyState, CopyTask, Digest, Epoch,
+    FiguresRequest, Generation, Goal, GoalEpoch, GoalPosition, JobId, Labels, MachineName, MachineReport, NewArtifact,
+    Origin, PinHolder, RegionName, ReplicationFigures, Revision, RunSpec, Selector, ServiceName, ServicePhase,
+    ServiceReport, Timestamp,
 };
 use deploycore::port::goals::{self, Changes, Expect, Snapshot, Stored};
 use deploycore::port::ledger::{self, ClaimRequest, CopyRetry, LedgerCursor, LedgerFilter, LedgerPage, Registered};
@@ -146,7 +147,7 @@ impl ReplicationLedger for Robbed {
     async fn claim(&self, request: &ClaimRequest) -> Result<Vec<CopyTask>, ledger::Error> {
         self.ledger.claim(request).await
     }
-    async fn progress(&self, lease: &CopyLease, bytes: u64, extend: Duration) -> Result<(), ledger::Error> {
+    async fn progress(&self, lease: &CopyLease, bytes: u64, extend: Duration) -> Result<CopyPriority, ledger::Error> {
         self.ledger.progress(lease, bytes, extend).await
     }
     async fn complete(&self, lease: &CopyLease) -> Result<(), ledger::Error> {
@@ -155,6 +156,10 @@ impl ReplicationLedger for Robbed {
     async fn fail(&self, lease: &CopyLease, reason: &str, retry: CopyRetry) -> Result<(), ledger::Error> {
         self.ledger.fail(lease, reason, retry).await
     }
+    async fn prioritize(&self, artifact: &ArtifactName, priority: CopyPriority) -> Result<usize, ledger::Error> {
+        self.ledger.prioritize(artifact, priority).await
+    }
+
     async fn reopen(
         &self,
         artifact: &ArtifactName,
@@ -175,6 +180,13 @@ impl ReplicationLedger for Robbed {
     ) -> Result<LedgerPage, ledger::Error> {
         self.ledger.list(filter, after, limit).await
     }
+    async fn figures(
+        &self,
+        request: &FiguresRequest,
+    ) -> Result<BTreeMap<RegionName, ReplicationFigures>, ledger::Error> {
+        self.ledger.figures(request).await
+    }
+
     async fn pin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), ledger::Error> {
         self.ledger.pin(artifact, holder).await?;
         let one_less = |left: usize| left.checked_sub(1);
@@ -213,7 +225,7 @@ impl Yard {
         let name = ArtifactName::new(format!("web-{number}")).unwrap();
         let artifact = ArtifactRef { name: name.clone(), digest: Digest::of(&[number]), size: 1 };
         let required = [region("r1"), region("r2")].into();
-        let new = NewArtifact { artifact, service: web(), job: JobId::new(), required };
+        let new = NewArtifact { artifact, service: web(), job: JobId::new(), required, priority: CopyPriority::Normal };
         self.ledger.register(&new).await.unwrap();
         self.copy(&name, regions).await;
         name
@@ -221,7 +233,13 @@ impl Yard {
 
     async fn copy(&self, name: &ArtifactName, regions: &[&str]) {
         for place in regions {
-            let claim = ClaimRequest { claim: ClaimId::new(), region: region(place), lease: secs(60), limit: 100 };
+            let claim = ClaimRequest {
+                claim: ClaimId::new(),
+                region: region(place),
+                lease: secs(60),
+                limit: 100,
+                least: CopyPriority::Normal,
+            };
             for task in self.ledger.claim(&claim).await.unwrap() {
                 if task.artifact.name == *name {
                     self.ledger.complete(&task.lease).await.unwrap();
@@ -352,6 +370,9 @@ async fn a_rollback_to_an_artifact_that_a_region_lost_is_refused() {
     yard.ledger.reopen(&lost, &region("r2"), epoch, "gone").await.unwrap();
     let error = yard.deployer.rollback(&web(), None).await.unwrap_err();
     assert!(matches!(error, Error::Ledger(ledger::Error::NotDeployable { .. })), "{error}");
+    // Its copy goes before all others now.
+    let hurried = yard.ledger.status(&lost).await.unwrap().unwrap().copies[&region("r2")].priority;
+    assert_eq!(hurried, CopyPriority::Rollback);
     assert_eq!(yard.deployer.current(&web()).await.unwrap().unwrap().goal.position, at(2));
 }
 
@@ -470,7 +491,16 @@ async fn an_old_pin_is_found_behind_any_number_of_newer_artifacts() {
     for number in 0..=ledger::MAX_BATCH {
         let artifact = ArtifactRef { name: format!("new-{number}").parse().unwrap(), digest: Digest::of(b""), size: 1 };
         let required = [region("r1")].into();
-        yard.ledger.register(&NewArtifact { artifact, service: web(), job: JobId::new(), required }).await.unwrap();
+        yard.ledger
+            .register(&NewArtifact {
+                artifact,
+                service: web(),
+                job: JobId::new(),
+                required,
+                priority: CopyPriority::Normal,
+            })
+            .await
+            .unwrap();
     }
     assert_eq!(yard.deployer.tick().await.unwrap(), 0);
     sleep(secs(600)).await;

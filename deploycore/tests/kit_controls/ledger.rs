@@ -8,7 +8,8 @@ use async_trait::async_trait;
 use deploycore::conformance::ledger::cases;
 use deploycore::memory::Ledger;
 use deploycore::model::{
-    ArtifactName, ArtifactStatus, ClaimId, CopyLease, CopyTask, Epoch, NewArtifact, PinHolder, RegionName,
+    ArtifactName, ArtifactStatus, ClaimId, CopyLease, CopyPriority, CopyTask, Epoch, FiguresRequest, NewArtifact,
+    PinHolder, RegionName, ReplicationFigures,
 };
 use deploycore::port::ReplicationLedger;
 use deploycore::port::ledger::{
@@ -39,6 +40,10 @@ enum Fault {
     TheFirstTagStays,
     ANewUploadKeepsParts,
     ClearingIsForgotten,
+    CompletingKeepsTheUpload,
+    ClaimTakesWhatIsLessUrgent,
+    RaisesAreForgotten,
+    FiguresIgnoreTheWindow,
 }
 
 /// Each fault with the cases that must catch it.
@@ -71,6 +76,13 @@ const CONTROLS: &[(Fault, &[&str])] = &[
     (Fault::TheFirstTagStays, &["journal::parts_add_up"]),
     (Fault::ANewUploadKeepsParts, &["journal::a_new_upload_takes_the_place_of_the_old"]),
     (Fault::ClearingIsForgotten, &["journal::a_cleared_upload_is_gone"]),
+    (Fault::CompletingKeepsTheUpload, &["journal::a_complete_copy_has_no_upload"]),
+    (Fault::ClaimTakesWhatIsLessUrgent, &["priority::a_claim_may_leave_what_is_less_urgent"]),
+    (
+        Fault::RaisesAreForgotten,
+        &["priority::a_copy_is_made_more_urgent_and_never_less", "priority::a_raise_keeps_all_else"],
+    ),
+    (Fault::FiguresIgnoreTheWindow, &["figures::an_idle_region_has_no_figures"]),
 ];
 
 #[tokio::test(start_paused = true)]
@@ -114,6 +126,8 @@ struct Door {
     /// The newest lease of each copy, as the ledger behind knows it and as it was handed out.
     leases: BTreeMap<(ArtifactName, RegionName), (CopyLease, CopyLease)>,
     completed: Vec<CopyLease>,
+    /// Uploads that the ledger behind would have forgotten.
+    kept: BTreeMap<(ArtifactName, RegionName), JournaledUpload>,
     /// Pins that the ledger behind would have refused.
     pins: BTreeMap<ArtifactName, BTreeSet<PinHolder>>,
 }
@@ -174,6 +188,9 @@ impl ReplicationLedger for Broken {
         if self.is(Fault::ClaimIsNotIdempotent) {
             behind.claim = ClaimId::new();
         }
+        if self.is(Fault::ClaimTakesWhatIsLessUrgent) {
+            behind.least = CopyPriority::Normal;
+        }
         if self.is(Fault::ClaimLeasesTooLate) {
             behind.lease = Duration::ZERO;
         }
@@ -194,13 +211,18 @@ impl ReplicationLedger for Broken {
         Ok(tasks)
     }
 
-    async fn progress(&self, lease: &CopyLease, bytes: u64, extend: Duration) -> Result<(), Error> {
+    async fn progress(&self, lease: &CopyLease, bytes: u64, extend: Duration) -> Result<CopyPriority, Error> {
         self.inner.progress(&self.guarded(lease), bytes, extend).await
     }
 
     async fn complete(&self, lease: &CopyLease) -> Result<(), Error> {
         if self.is(Fault::CompleteRefusesRepeats) && self.door().completed.contains(lease) {
             return Err(Error::LeaseLost { artifact: lease.artifact.clone(), region: lease.region.clone() });
+        }
+        if self.is(Fault::CompletingKeepsTheUpload)
+            && let Ok(Some(upload)) = self.inner.upload(&self.guarded(lease)).await
+        {
+            self.door().kept.insert((lease.artifact.clone(), lease.region.clone()), upload);
         }
         self.inner.complete(&self.guarded(lease)).await?;
         self.door().completed.push(lease.clone());
@@ -210,6 +232,11 @@ impl ReplicationLedger for Broken {
     async fn fail(&self, lease: &CopyLease, reason: &str, retry: CopyRetry) -> Result<(), Error> {
         let retry = if self.is(Fault::GivingUpIsForgotten) { CopyRetry::After(Duration::ZERO) } else { retry };
         self.inner.fail(&self.guarded(lease), reason, retry).await
+    }
+
+    async fn prioritize(&self, artifact: &ArtifactName, priority: CopyPriority) -> Result<usize, Error> {
+        let priority = if self.is(Fault::RaisesAreForgotten) { CopyPriority::Normal } else { priority };
+        self.inner.prioritize(artifact, priority).await
     }
 
     async fn reopen(
@@ -238,6 +265,11 @@ impl ReplicationLedger for Broken {
         let mut page = self.inner.list(filter, after, limit).await?;
         page.artifacts = page.artifacts.into_iter().map(|status| self.with_pins(status)).collect();
         Ok(page)
+    }
+
+    async fn figures(&self, request: &FiguresRequest) -> Result<BTreeMap<RegionName, ReplicationFigures>, Error> {
+        let window = if self.is(Fault::FiguresIgnoreTheWindow) { Duration::from_hours(1) } else { request.window };
+        self.inner.figures(&FiguresRequest { window, ..*request }).await
     }
 
     async fn pin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), Error> {
@@ -286,6 +318,8 @@ impl Broken {
 impl CopyJournal for Broken {
     async fn upload(&self, lease: &CopyLease) -> Result<Option<JournaledUpload>, Error> {
         let upload = self.inner.upload(&self.current(lease)).await?;
+        let kept = self.door().kept.get(&(lease.artifact.clone(), lease.region.clone())).cloned();
+        let upload = upload.or(kept);
         Ok(upload.filter(|_| !self.is(Fault::JournalIsTheAttempts) || lease.epoch == Epoch::new(1)))
     }
 

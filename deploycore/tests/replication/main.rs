@@ -14,8 +14,8 @@ use bytes::Bytes;
 use bytesize::ByteSize;
 use deploycore::memory::{Clock, Ledger, Queue};
 use deploycore::model::{
-    ArtifactName, ArtifactRef, ClaimId, CommitId, Completion, CopyState, Digest, Job, JobId, NewArtifact, NewJob,
-    RegionName, ServiceName, Timings,
+    ArtifactName, ArtifactRef, ClaimId, CommitId, Completion, CopyPriority, CopyState, Digest, Job, JobId, NewArtifact,
+    NewJob, RegionName, ServiceName, Timings,
 };
 use deploycore::pace::Backoff;
 use deploycore::port::ledger::ReplicationLedgerExt;
@@ -63,7 +63,7 @@ impl World {
             size: manifest.size(),
         };
         let required = self.regions.keys().cloned().collect();
-        let new = NewArtifact { artifact: artifact.clone(), service, job, required };
+        let new = NewArtifact { artifact: artifact.clone(), service, job, required, priority: CopyPriority::Normal };
         self.ledger.register(&new).await.unwrap();
         artifact
     }

@@ -43,6 +43,8 @@ pub(crate) struct Parted {
     begun: AtomicUsize,
     now: AtomicUsize,
     most: AtomicUsize,
+    /// Bytes a second that all parts on their way share; 0 for no limit.
+    rate: AtomicUsize,
 }
 
 impl std::fmt::Debug for Parted {
@@ -72,6 +74,30 @@ impl Parted {
             begun: AtomicUsize::default(),
             now: AtomicUsize::default(),
             most: AtomicUsize::default(),
+            rate: AtomicUsize::default(),
+        }
+    }
+
+    /// Takes so many bytes a second of all parts together.
+    pub(crate) fn set_rate(&self, bytes: usize) {
+        self.rate.store(bytes, SeqCst);
+    }
+
+    /// Parts on their way.
+    pub(crate) fn parts_now(&self) -> usize {
+        self.now.load(SeqCst)
+    }
+
+    async fn cross(&self, bytes: usize) {
+        const STEP: std::time::Duration = std::time::Duration::from_millis(10);
+        let mut left = bytes as f64;
+        while left > 0.0 {
+            tokio::time::sleep(STEP).await;
+            let rate = self.rate.load(SeqCst);
+            if rate == 0 {
+                return;
+            }
+            left -= rate as f64 * STEP.as_secs_f64() / self.parts_now().max(1) as f64;
         }
     }
 
@@ -138,7 +164,7 @@ impl Multipart for Parted {
         let now = self.now.fetch_add(1, SeqCst) + 1;
         let _leave = Leave(&self.now);
         self.most.fetch_max(now, SeqCst);
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        self.cross(part.iter().map(Bytes::len).sum()).await;
         self.told("put_part", index).await?;
         if self.lost.lock().unwrap().contains(upload.as_str()) {
             return Err(BackendError::permanent("probe", "InvalidBlockList").into());

@@ -8,23 +8,38 @@ use std::time::Duration;
 use bytes::Bytes;
 use bytesize::ByteSize;
 use deploycore::memory::{Ledger, Store};
-use deploycore::model::{ArtifactName, ArtifactRef, CopyState, CopyStatus, JobId, NewArtifact, ServiceName};
+use deploycore::model::{
+    ArtifactName, ArtifactRef, CopyPriority, CopyState, CopyStatus, JobId, NewArtifact, ServiceName,
+};
 use deploycore::pace::Backoff;
 use deploycore::port::ledger::ReplicationLedgerExt;
 use deploycore::port::store::ArtifactStoreExt;
 use deploycore::port::{ArtifactStore, ReplicationLedger};
 use deploycore::store::{Replicator, ReplicatorSettings};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::parted::{Answer, PART, Parted};
+use super::probe::Plugged;
 use super::region;
 
 /// Parts of the artifact, the last of which is short.
 const PARTS: usize = 17;
 /// What may be sent twice: the parts on their way and those not journaled yet.
 const TWICE: usize = 2 + 4;
+
+/// Stores an artifact of [`PARTS`] parts in the main store and registers it.
+async fn built(main: &Store, ledger: &Ledger, salt: u8, priority: CopyPriority) -> ArtifactRef {
+    let bytes = (0..(PARTS - 1) * PART + 77).map(|at| (at % 251) as u8 ^ (at / 70_000) as u8 ^ salt);
+    let manifest = main.put_bytes(Bytes::from(bytes.collect::<Vec<u8>>())).await.unwrap();
+    let (service, job) = (ServiceName::new("web").unwrap(), JobId::new());
+    let name = ArtifactName::for_job(&service, job);
+    let artifact = ArtifactRef { name, digest: manifest.digest(), size: manifest.size() };
+    let required = [region("a")].into();
+    ledger.register(&NewArtifact { artifact: artifact.clone(), service, job, required, priority }).await.unwrap();
+    artifact
+}
 
 struct World {
     ledger: Arc<Ledger>,
@@ -38,13 +53,7 @@ struct World {
 impl World {
     async fn new() -> Self {
         let (main, ledger) = (Store::new(), Arc::new(Ledger::default()));
-        let bytes: Vec<u8> = (0..(PARTS - 1) * PART + 77).map(|at| (at % 251) as u8 ^ (at / 70_000) as u8).collect();
-        let manifest = main.put_bytes(Bytes::from(bytes)).await.unwrap();
-        let (service, job) = (ServiceName::new("web").unwrap(), JobId::new());
-        let name = ArtifactName::for_job(&service, job);
-        let artifact = ArtifactRef { name, digest: manifest.digest(), size: manifest.size() };
-        let new = NewArtifact { artifact: artifact.clone(), service, job, required: [region("a")].into() };
-        ledger.register(&new).await.unwrap();
+        let artifact = built(&main, &ledger, 0, CopyPriority::Normal).await;
         let settings = ReplicatorSettings::default()
             .with_bytes_in_flight(ByteSize(2 * PART as u64))
             .with_parts(Duration::from_secs(20), 3);
@@ -52,8 +61,12 @@ impl World {
     }
 
     fn replicator(&self) -> Replicator {
+        self.replicator_with(self.ledger.clone())
+    }
+
+    fn replicator_with(&self, ledger: Arc<dyn ReplicationLedger>) -> Replicator {
         let regions = BTreeMap::from([(region("a"), self.region.clone() as _)]);
-        Replicator::new(self.settings.clone(), self.ledger.clone(), Arc::new(self.main.clone()), regions)
+        Replicator::new(self.settings.clone(), ledger, Arc::new(self.main.clone()), regions)
             .with_seed(self.seed.fetch_add(1, Ordering::Relaxed))
     }
 
@@ -273,4 +286,105 @@ async fn damage_in_main_is_never_sent() {
     assert!(error.contains("main store's copy is damaged") && error.contains("piece 5 of 17"), "{error}");
     assert!(!world.region.inner.exists(&world.artifact.digest).await.unwrap());
     assert!(world.region.parts() < PARTS);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lane_on_which_a_part_takes_longer_than_its_time_gets_there() {
+    let world = World::new().await;
+    // A lone part takes 32 s, and 20 s are its time in any case.
+    world.region.set_rate(PART / 32);
+    let service = world.run();
+    world.is_well().await;
+    let parts = world.region.parts();
+    assert_eq!(
+        (parts, world.copy().await.attempts),
+        (PARTS, 1),
+        "two were given up once, and no part was stored twice"
+    );
+    drop(service);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_far_ledger_holds_no_part_up() {
+    let world = World::new().await;
+    // Two at once take a second each.
+    world.region.set_rate(2 * PART);
+    let ledger = Arc::new(Plugged::far(world.ledger.clone(), Duration::from_millis(900)));
+    let replicator = world.replicator_with(ledger);
+    let _service = AbortOnDropHandle::new(tokio::spawn(async move { replicator.run(CancellationToken::new()).await }));
+    let started = Instant::now();
+    world.is_well().await;
+    // Eight and a half seconds for the parts, at most two calls of the ledger at the end.
+    assert!(started.elapsed() < Duration::from_millis(10_700), "{:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rollback_overtakes_the_copy_under_way() {
+    let mut world = World::new().await;
+    world.settings = world.settings.with_parallel(1);
+    world.region.set_rate(2 * PART);
+    let _service = world.run();
+    while world.region.parts() < 4 {
+        sleep(Duration::from_millis(10)).await;
+    }
+    let urgent = built(&world.main, &world.ledger, 0x55, CopyPriority::Rollback).await;
+    let state = |name: &ArtifactName| {
+        let (ledger, name) = (world.ledger.clone(), name.clone());
+        async move { ledger.require(&name).await.unwrap().copies[&region("a")].state }
+    };
+    let started = Instant::now();
+    while state(&urgent.name).await != CopyState::Complete {
+        sleep(Duration::from_millis(10)).await;
+    }
+    // Two seconds until the lane looks, eight and a half for the bytes, and the parts on their way.
+    assert!(started.elapsed() < Duration::from_secs(12), "{:?}", started.elapsed());
+    assert_eq!(world.copy().await.state, CopyState::Pending);
+    assert!(world.region.parts() < PARTS + 10, "{} parts", world.region.parts());
+    world.is_well().await;
+    assert_eq!((world.region.parts(), world.copy().await.attempts), (2 * PARTS, 1), "it went on where it stood");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_that_is_made_urgent_overtakes_the_other_of_its_lane() {
+    let world = World::new().await;
+    world.region.set_rate(PART);
+    let second = built(&world.main, &world.ledger, 0x55, CopyPriority::Normal).await;
+    let _service = world.run();
+    while world.region.parts() < 4 {
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(world.ledger.prioritize(&second.name, CopyPriority::Emergency).await.unwrap(), 1);
+    world.reaches(CopyState::Complete).await;
+    let second = world.ledger.require(&second.name).await.unwrap().copies[&region("a")].clone();
+    let ahead = world.copy().await.completed_at.unwrap().duration_since(second.completed_at.unwrap());
+    // Two looks at the ledger later it had the lane for itself: the other has most of its parts to send yet.
+    assert!(ahead.as_secs() > 8, "{ahead}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_lanes_together_hold_no_more_than_their_bytes() {
+    let (main, ledger) = (Store::new(), Arc::new(Ledger::default()));
+    let artifact = built(&main, &ledger, 0, CopyPriority::Normal).await;
+    let names = ["a", "b", "c", "d"];
+    let other = NewArtifact {
+        required: names.map(region).into(),
+        artifact: ArtifactRef { name: "web-2".parse().unwrap(), ..artifact },
+        service: "web".parse().unwrap(),
+        job: JobId::new(),
+        priority: CopyPriority::Normal,
+    };
+    ledger.register(&other).await.unwrap();
+    let regions = names.map(|name| (region(name), Arc::new(Parted::new())));
+    for (_, store) in &regions {
+        store.follow(|call, _, _| if call == "put_part" { Answer::Hang } else { Answer::Well });
+    }
+    let stores: BTreeMap<_, _> = regions.iter().map(|(name, store)| (name.clone(), store.clone() as _)).collect();
+    let settings = ReplicatorSettings::default().with_bytes_in_flight(ByteSize(8 * PART as u64));
+    let replicator = Replicator::new(settings, ledger, Arc::new(main), stores);
+    let service = AbortOnDropHandle::new(tokio::spawn(async move { replicator.run(CancellationToken::new()).await }));
+    sleep(Duration::from_secs(10)).await;
+    let held: Vec<_> = regions.iter().map(|(_, store)| store.parts_now()).collect();
+    assert_eq!(held.iter().sum::<usize>(), 8, "{held:?}");
+    assert!(held.iter().all(|parts| *parts >= 1), "each has its share: {held:?}");
+    drop(service);
 }

@@ -1,6 +1,6 @@
 //! Stores and ledgers that misbehave on command.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -10,13 +10,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use deploycore::memory::Store;
 use deploycore::model::{
-    ArtifactName, ArtifactStatus, CopyLease, CopyTask, Digest, Epoch, LogName, Manifest, NewArtifact, PinHolder,
-    RegionName,
+    ArtifactName, ArtifactStatus, CopyLease, CopyPriority, CopyTask, Digest, Epoch, FiguresRequest, LogName, Manifest,
+    NewArtifact, PinHolder, RegionName, ReplicationFigures,
 };
 use deploycore::port::ledger::{
-    ClaimRequest, CopyRetry, Error as LedgerError, LedgerCursor, LedgerFilter, LedgerPage, Registered,
+    ClaimRequest, CopyJournal, CopyRetry, Error as LedgerError, JournaledUpload, LedgerCursor, LedgerFilter,
+    LedgerPage, Registered,
 };
-use deploycore::port::store::{ArtifactStoreExt, Chunks, Error, Source};
+use deploycore::port::store::{ArtifactStoreExt, Chunks, Error, PartTag, Source, UploadId};
 use deploycore::port::{ArtifactStore, BackendError, ReplicationLedger};
 use futures::TryStreamExt;
 use futures::stream::BoxStream;
@@ -206,11 +207,22 @@ pub(crate) struct Plugged {
     inner: Arc<dyn ReplicationLedger>,
     plug: Plug,
     deaf: AtomicBool,
+    /// How long it takes to journal parts.
+    distance: Duration,
 }
 
 impl Plugged {
     pub(crate) fn new(inner: Arc<dyn ReplicationLedger>, plug: Plug) -> Self {
-        Self { inner, plug, deaf: AtomicBool::new(false) }
+        Self { inner, plug, deaf: AtomicBool::new(false), distance: Duration::ZERO }
+    }
+
+    /// One whose journal answers after a while.
+    pub(crate) fn far(inner: Arc<dyn ReplicationLedger>, distance: Duration) -> Self {
+        Self { distance, ..Self::new(inner, Plug::never()) }
+    }
+
+    fn behind(&self) -> &dyn CopyJournal {
+        self.inner.journal().expect("the ledger in memory has one")
     }
 
     pub(crate) fn set_deaf(&self, deaf: bool) {
@@ -232,7 +244,7 @@ impl ReplicationLedger for Plugged {
         self.plug.around(self.inner.claim(request)).await
     }
 
-    async fn progress(&self, lease: &CopyLease, bytes: u64, extend: Duration) -> Result<(), LedgerError> {
+    async fn progress(&self, lease: &CopyLease, bytes: u64, extend: Duration) -> Result<CopyPriority, LedgerError> {
         if self.deaf.load(SeqCst) {
             return Err(BackendError::retryable("probe", "no connection").into());
         }
@@ -245,6 +257,10 @@ impl ReplicationLedger for Plugged {
 
     async fn fail(&self, lease: &CopyLease, reason: &str, retry: CopyRetry) -> Result<(), LedgerError> {
         self.plug.around(self.inner.fail(lease, reason, retry)).await
+    }
+
+    async fn prioritize(&self, artifact: &ArtifactName, priority: CopyPriority) -> Result<usize, LedgerError> {
+        self.inner.prioritize(artifact, priority).await
     }
 
     async fn reopen(
@@ -270,11 +286,39 @@ impl ReplicationLedger for Plugged {
         self.plug.around(self.inner.list(filter, after, limit)).await
     }
 
+    async fn figures(&self, request: &FiguresRequest) -> Result<BTreeMap<RegionName, ReplicationFigures>, LedgerError> {
+        self.inner.figures(request).await
+    }
+
     async fn pin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), LedgerError> {
         self.inner.pin(artifact, holder).await
     }
 
     async fn unpin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), LedgerError> {
         self.inner.unpin(artifact, holder).await
+    }
+
+    fn journal(&self) -> Option<&dyn CopyJournal> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl CopyJournal for Plugged {
+    async fn upload(&self, lease: &CopyLease) -> Result<Option<JournaledUpload>, LedgerError> {
+        self.behind().upload(lease).await
+    }
+
+    async fn begin(&self, lease: &CopyLease, upload: &UploadId, part_size: u64) -> Result<(), LedgerError> {
+        self.behind().begin(lease, upload, part_size).await
+    }
+
+    async fn add(&self, lease: &CopyLease, parts: &[(u32, PartTag)]) -> Result<(), LedgerError> {
+        tokio::time::sleep(self.distance).await;
+        self.behind().add(lease, parts).await
+    }
+
+    async fn clear(&self, lease: &CopyLease) -> Result<(), LedgerError> {
+        self.behind().clear(lease).await
     }
 }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use deploycore::deploy::{Convergence, Redeploy};
 use deploycore::model::{
-    ArtifactName, CommitId, Digest, Generation, Goal, GoalPosition, JobId, RegionName, RunSpec, Selector, ServiceName,
+    ArtifactName, CommitId, CopyPriority, Digest, Generation, Goal, GoalPosition, JobId, RegionName, RunSpec, Selector,
+    ServiceName,
 };
 use deploycore::port::queue::{Enqueued, QueueStats};
 use deploycore_p2p::core::tracker::SwarmStanding;
@@ -37,6 +38,21 @@ pub struct BuildAnswer {
     pub outcome: Enqueued,
     /// What the artifact will be called.
     pub artifact: ArtifactName,
+}
+
+/// `POST /v1/artifacts/{artifact}/prioritize`
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PrioritizeRequest {
+    /// At least so urgent its copies are from then on.
+    pub priority: CopyPriority,
+}
+
+/// Answer to `POST /v1/artifacts/{artifact}/prioritize`
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Raised {
+    /// How many copies were less urgent.
+    pub copies: usize,
 }
 
 /// `POST /v1/deploys`

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
-use deploycore::model::{ArtifactName, CommitId, Generation, Readiness, RegionName, ServiceName};
+use deploycore::model::{ArtifactName, CommitId, CopyPriority, Generation, Readiness, RegionName, ServiceName};
 use url::Url;
 
 /// Builds commits, puts them on every machine, rolls forward and back: a whole deploycore cluster on this host.
@@ -165,6 +165,26 @@ pub enum Command {
     },
     /// Show how far each region's machines are with each artifact
     Swarm {
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Show how the copies to each region go
+    Replication {
+        /// Completed copies of this long count
+        #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = parse_duration)]
+        window: Duration,
+        /// A copy that takes longer is late
+        #[arg(long, value_name = "DURATION", default_value = "15m", value_parser = parse_duration)]
+        threshold: Duration,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Have the copies of an artifact made before others
+    Prioritize {
+        artifact: ArtifactName,
+        /// How urgent they are
+        #[arg(long, value_name = "normal|emergency|rollback", default_value = "emergency")]
+        priority: CopyPriority,
         #[command(flatten)]
         target: Target,
     },

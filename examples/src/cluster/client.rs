@@ -1,11 +1,12 @@
 //! A client of the control plane's API.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use deploycore::model::{
-    ArtifactName, ArtifactStatus, Attempt, Digest, Goal, Job, JobId, KnownMachine, RegionName, ServiceName,
+    ArtifactName, ArtifactStatus, Attempt, CopyPriority, Digest, FiguresRequest, Goal, Job, JobId, KnownMachine,
+    RegionName, ReplicationFigures, ServiceName,
 };
 use deploycore::port::queue::JobPage;
 use reqwest::Method;
@@ -14,8 +15,8 @@ use serde::de::DeserializeOwned;
 use url::Url;
 
 use super::api::{
-    BuildAnswer, BuildRequest, DeployRequest, ErrorBody, RollbackRequest, SWARM_PATH, ServiceStatus, StandingsByRegion,
-    Status, UsageByRegion, usage_path,
+    BuildAnswer, BuildRequest, DeployRequest, ErrorBody, PrioritizeRequest, Raised, RollbackRequest, SWARM_PATH,
+    ServiceStatus, StandingsByRegion, Status, UsageByRegion, usage_path,
 };
 
 /// An answer of the API that is not a success.
@@ -111,6 +112,19 @@ impl Client {
     /// Has failed copies of an artifact tried again; in which regions.
     pub async fn reopen(&self, artifact: &ArtifactName) -> Result<BTreeSet<RegionName>> {
         self.call(Method::POST, &format!("v1/artifacts/{artifact}/reopen"), None::<&()>).await
+    }
+
+    /// How the copies to each region go.
+    pub async fn replication(&self, request: &FiguresRequest) -> Result<BTreeMap<RegionName, ReplicationFigures>> {
+        // In milliseconds, which need no escaping.
+        let (window, threshold) = (request.window.as_millis(), request.threshold.as_millis());
+        self.get(&format!("v1/replication?window={window}ms&threshold={threshold}ms")).await
+    }
+
+    /// Has the copies of an artifact made before others.
+    pub async fn prioritize(&self, artifact: &ArtifactName, priority: CopyPriority) -> Result<Raised> {
+        let path = format!("v1/artifacts/{artifact}/prioritize");
+        self.call(Method::POST, &path, Some(&PrioritizeRequest { priority })).await
     }
 
     /// Every machine that reported.

@@ -1,11 +1,13 @@
 //! Commands to a running cluster.
 
+mod replication;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use deploycore::model::{ArtifactName, Goal, JobId, ServiceName};
+use deploycore::model::{ArtifactName, FiguresRequest, Goal, JobId, ServiceName};
 use deploycore_p2p::core::tracker::SwarmStanding;
 use serde::Serialize;
 use url::Url;
@@ -101,6 +103,15 @@ pub(super) async fn run(command: Command) -> Result<()> {
                     }
                 }
             })
+        }
+        Command::Replication { window, threshold, target } => {
+            let request = FiguresRequest { window, threshold };
+            let figures = client(&target)?.replication(&request).await?;
+            show(&target, &figures, replication::show)
+        }
+        Command::Prioritize { artifact, priority, target } => {
+            let raised = client(&target)?.prioritize(&artifact, priority).await?;
+            show(&target, &raised, |raised| println!("{} copies are {priority} now and were less", raised.copies))
         }
         Command::Role { .. } | Command::Check { .. } => unreachable!("these are dispatched before"),
     }

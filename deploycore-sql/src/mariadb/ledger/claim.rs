@@ -54,7 +54,7 @@ impl Candidate {
         let Self { artifact, copy } = self;
         let (claim, epoch) = (copy.claim?, copy.status.epoch);
         let lease = CopyLease { artifact: artifact.name.clone(), region: region.clone(), claim, epoch };
-        Some(CopyTask { lease, artifact, attempt: copy.status.attempts })
+        Some(CopyTask { lease, artifact, attempt: copy.status.attempts, priority: copy.status.priority })
     }
 }
 
@@ -64,7 +64,7 @@ async fn taken(connection: &mut MySqlConnection, request: &ClaimRequest) -> Resu
         SELECT c.*, a.digest, a.size FROM deploycore_copies c FORCE INDEX (copies_claim)
         STRAIGHT_JOIN deploycore_artifacts a ON a.name = c.artifact
         WHERE c.claim_id = ? AND c.region = ?
-        ORDER BY c.registered_at, c.artifact";
+        ORDER BY c.precedence, c.registered_at, c.artifact";
     let query = sqlx::query(TAKEN).bind(request.claim.as_uuid()).bind(request.region.as_str());
     let rows = query.fetch_all(connection).await.map_err(failed)?;
     rows.iter().map(Candidate::read).collect()
@@ -74,17 +74,18 @@ async fn taken(connection: &mut MySqlConnection, request: &ClaimRequest) -> Resu
 pub(in crate::mariadb) const CLAIMABLE: &str = concat!(
     "SELECT c.*, (SELECT a.digest FROM deploycore_artifacts a WHERE a.name = c.artifact) AS digest,
             (SELECT a.size FROM deploycore_artifacts a WHERE a.name = c.artifact) AS size
-     FROM deploycore_copies c FORCE INDEX (copies_state)
-     WHERE c.region = ? AND c.state = 'pending' AND c.eligible_at <= ",
+     FROM deploycore_copies c FORCE INDEX (copies_turns)
+     WHERE c.region = ? AND c.state = 'pending' AND c.precedence <= ? AND c.eligible_at <= ",
     instant!(),
     " AND (c.leased_until IS NULL OR c.leased_until <= ",
     instant!(),
-    ") ORDER BY c.registered_at, c.artifact LIMIT ? FOR UPDATE SKIP LOCKED"
+    ") ORDER BY c.precedence, c.registered_at, c.artifact LIMIT ? FOR UPDATE SKIP LOCKED"
 );
 
 /// A copy that another call holds is left to that: it reports on it, or claims it.
 async fn take(connection: &mut MySqlConnection, request: &ClaimRequest) -> Result<Taken, BackendError> {
-    let query = sqlx::query(CLAIMABLE).bind(request.region.as_str()).bind(request.limit as i64);
+    let query = sqlx::query(CLAIMABLE).bind(request.region.as_str());
+    let query = query.bind(i64::from(request.least.precedence())).bind(request.limit as i64);
     let rows = query.fetch_all(&mut *connection).await.map_err(failed)?;
     let mut taken = Taken { tasks: Vec::with_capacity(rows.len()), expired: 0, is_new: true };
     if rows.is_empty() {

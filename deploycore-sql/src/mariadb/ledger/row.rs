@@ -1,6 +1,6 @@
 //! Artifacts and copies as rows.
 
-use deploycore::model::{ArtifactName, NewArtifact, PinHolder, RegionName};
+use deploycore::model::{ArtifactName, CopyPriority, NewArtifact, PinHolder, RegionName};
 use deploycore::port::BackendError;
 use deploycore::port::ledger::transition::CopyRow;
 use deploycore::port::ledger::{Error, Registered};
@@ -17,10 +17,12 @@ use crate::stored;
 /// The copies begin as `transition::register` says, which the conformance kit holds them against.
 pub(super) async fn register(connection: &mut MySqlConnection, artifact: &NewArtifact) -> Result<Registered, Error> {
     const ARTIFACT: &str = "
-        INSERT INTO deploycore_artifacts (name, digest, size, service, job, registered_at) VALUES (?, ?, ?, ?, ?, ?)";
+        INSERT INTO deploycore_artifacts (name, digest, size, service, job, registered_at, precedence)
+        VALUES (?, ?, ?, ?, ?, ?, ?)";
     const COPIES: &str = "
-        INSERT INTO deploycore_copies (artifact, region, state, registered_at, eligible_at, updated_at)
-        SELECT a.name, n.region, 'pending', a.registered_at, a.registered_at, a.registered_at
+        INSERT INTO deploycore_copies
+            (artifact, region, state, registered_at, eligible_at, updated_at, pending_since, precedence)
+        SELECT a.name, n.region, 'pending', a.registered_at, a.registered_at, a.registered_at, a.registered_at, a.precedence
         FROM deploycore_artifacts a
         STRAIGHT_JOIN JSON_TABLE(?, '$[*]' COLUMNS (region VARCHAR(63) PATH '$')) n
         WHERE a.name = ?";
@@ -33,6 +35,7 @@ pub(super) async fn register(connection: &mut MySqlConnection, artifact: &NewArt
         .bind(artifact.service.as_str())
         .bind(artifact.job.as_uuid())
         .bind(stored::micros(now))
+        .bind(i64::from(artifact.priority.precedence()))
         .execute(&mut *connection)
         .await;
     match added {
@@ -67,6 +70,23 @@ pub(super) async fn pin(
     let pin = sqlx::query(PIN).bind(artifact.as_str()).bind(holder.as_str());
     pin.execute(connection).await.map_err(failed)?;
     Ok(())
+}
+
+/// Makes the copies of an artifact at least so urgent; how many were less.
+pub(super) async fn prioritize(
+    connection: &mut MySqlConnection,
+    artifact: &ArtifactName,
+    priority: CopyPriority,
+) -> Result<usize, Error> {
+    const HOLD: &str = "SELECT 1 FROM deploycore_copies WHERE artifact = ? ORDER BY region FOR UPDATE";
+    const PRIORITIZE: &str = "UPDATE deploycore_copies SET precedence = ? WHERE artifact = ? AND precedence > ?";
+    let held = sqlx::query(HOLD).bind(artifact.as_str()).fetch_all(&mut *connection).await.map_err(failed)?;
+    if held.is_empty() {
+        return Err(Error::NotFound { artifact: artifact.clone() });
+    }
+    let precedence = i64::from(priority.precedence());
+    let prioritize = sqlx::query(PRIORITIZE).bind(precedence).bind(artifact.as_str()).bind(precedence);
+    Ok(prioritize.execute(connection).await.map_err(failed)?.rows_affected() as usize)
 }
 
 /// A copy as it stands, until the end of the transaction.
@@ -105,6 +125,7 @@ struct Row<'c> {
     updated_at: i64,
     completed_at: Option<i64>,
     last_error: Option<&'c str>,
+    pending_since: i64,
 }
 
 impl<'c> Row<'c> {
@@ -125,6 +146,7 @@ impl<'c> Row<'c> {
             updated_at: stored::micros(after.updated_at),
             completed_at: after.completed_at.map(stored::micros),
             last_error: after.last_error.as_deref(),
+            pending_since: stored::micros(after.pending_since),
         }
     }
 }
@@ -143,11 +165,12 @@ pub(super) async fn update(
             attempts BIGINT PATH '$.attempts', bytes BIGINT PATH '$.bytes', eligible_at BIGINT PATH '$.eligible_at',
             claim_id CHAR(32) PATH '$.claim_id',
             leased_until BIGINT PATH '$.leased_until', updated_at BIGINT PATH '$.updated_at',
-            completed_at BIGINT PATH '$.completed_at', last_error MEDIUMTEXT PATH '$.last_error')) n
+            completed_at BIGINT PATH '$.completed_at', last_error MEDIUMTEXT PATH '$.last_error',
+            pending_since BIGINT PATH '$.pending_since')) n
         STRAIGHT_JOIN deploycore_copies c ON c.artifact = n.artifact AND c.region = ?
         SET c.state = n.state, c.epoch = n.epoch, c.attempts = n.attempts, c.bytes = n.bytes,
             c.eligible_at = n.eligible_at, c.claim_id = UNHEX(n.claim_id), c.leased_until = n.leased_until, c.updated_at = n.updated_at, c.completed_at = n.completed_at,
-            c.last_error = n.last_error
+            c.last_error = n.last_error, c.pending_since = n.pending_since
         WHERE c.state = n.was AND c.epoch = n.was_epoch AND c.claim_id <=> UNHEX(n.was_claim)";
     let rows: Vec<Row<'_>> = changes.iter().map(Row::of).collect();
     let update = sqlx::query(UPDATE).bind(stored::json(&rows)).bind(region.as_str());

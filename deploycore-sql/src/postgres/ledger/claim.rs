@@ -56,7 +56,7 @@ impl Candidate {
         let Self { artifact, copy } = self;
         let (claim, epoch) = (copy.claim?, copy.status.epoch);
         let lease = CopyLease { artifact: artifact.name.clone(), region: region.clone(), claim, epoch };
-        Some(CopyTask { lease, artifact, attempt: copy.status.attempts })
+        Some(CopyTask { lease, artifact, attempt: copy.status.attempts, priority: copy.status.priority })
     }
 }
 
@@ -65,7 +65,7 @@ async fn taken(connection: &mut PgConnection, request: &ClaimRequest) -> Result<
     const TAKEN: &str = "
         SELECT c.*, a.digest, a.size FROM deploycore.copies c JOIN deploycore.artifacts a ON a.name = c.artifact
         WHERE c.claim_id = $1 AND c.region = $2
-        ORDER BY c.registered_at, c.artifact";
+        ORDER BY c.precedence, c.registered_at, c.artifact";
     let query = sqlx::query(TAKEN).bind(request.claim.as_uuid()).bind(request.region.as_str());
     let rows = query.fetch_all(connection).await.map_err(failed)?;
     rows.iter().map(Candidate::read).collect()
@@ -77,10 +77,11 @@ async fn take(connection: &mut PgConnection, request: &ClaimRequest) -> Result<T
         WITH clock AS MATERIALIZED (SELECT deploycore.instant() AS now)
         SELECT c.*, a.digest, a.size, clock.now
         FROM clock CROSS JOIN deploycore.copies c JOIN deploycore.artifacts a ON a.name = c.artifact
-        WHERE c.state = 'pending' AND c.region = $1 AND c.eligible_at <= clock.now
+        WHERE c.state = 'pending' AND c.region = $1 AND c.precedence <= $3 AND c.eligible_at <= clock.now
           AND (c.leased_until IS NULL OR c.leased_until <= clock.now)
-        ORDER BY c.registered_at, c.artifact LIMIT $2 FOR UPDATE OF c SKIP LOCKED";
+        ORDER BY c.precedence, c.registered_at, c.artifact LIMIT $2 FOR UPDATE OF c SKIP LOCKED";
     let query = sqlx::query(CLAIMABLE).bind(request.region.as_str()).bind(request.limit as i64);
+    let query = query.bind(i64::from(request.least.precedence()));
     let rows = query.fetch_all(&mut *connection).await.map_err(failed)?;
     let mut taken = Taken { tasks: Vec::with_capacity(rows.len()), expired: 0, is_new: true };
     let Some(first) = rows.first() else {

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
-use deploycore::model::CopyLease;
+use deploycore::model::{ArtifactName, CopyLease, RegionName};
+use deploycore::port::BackendError;
 use deploycore::port::ledger::{CopyJournal, Error, JournaledUpload, bounds, transition};
 use deploycore::port::store::{PartTag, UploadId};
 use sqlx::postgres::PgConnection;
@@ -18,12 +19,21 @@ async fn check(connection: &mut PgConnection, lease: &CopyLease) -> Result<(), E
     transition::journal(&found.copy, lease)
 }
 
-async fn clear(connection: &mut PgConnection, lease: &CopyLease) -> Result<(), Error> {
+/// Forgets the upload of a copy that is locked, with its parts.
+pub(super) async fn clear(
+    connection: &mut PgConnection,
+    artifact: &ArtifactName,
+    region: &RegionName,
+) -> Result<(), BackendError> {
     const CLEAR: &str = "DELETE FROM deploycore.copy_uploads WHERE artifact = $1 AND region = $2";
-    check(connection, lease).await?;
-    let clear = sqlx::query(CLEAR).bind(lease.artifact.as_str()).bind(lease.region.as_str());
+    let clear = sqlx::query(CLEAR).bind(artifact.as_str()).bind(region.as_str());
     clear.execute(connection).await.map_err(failed)?;
     Ok(())
+}
+
+async fn clear_under(connection: &mut PgConnection, lease: &CopyLease) -> Result<(), Error> {
+    check(connection, lease).await?;
+    Ok(clear(connection, &lease.artifact, &lease.region).await?)
 }
 
 async fn read(connection: &mut PgConnection, lease: &CopyLease) -> Result<Option<JournaledUpload>, Error> {
@@ -50,7 +60,7 @@ async fn begin(
 ) -> Result<(), Error> {
     const BEGIN: &str =
         "INSERT INTO deploycore.copy_uploads (artifact, region, upload, part_size) VALUES ($1, $2, $3, $4)";
-    clear(connection, lease).await?;
+    clear_under(connection, lease).await?;
     let begin = sqlx::query(BEGIN)
         .bind(lease.artifact.as_str())
         .bind(lease.region.as_str())
@@ -106,6 +116,6 @@ impl CopyJournal for Ledger {
     }
 
     async fn clear(&self, lease: &CopyLease) -> Result<(), Error> {
-        journaled!(self, connection => clear(connection, lease))
+        journaled!(self, connection => clear_under(connection, lease))
     }
 }

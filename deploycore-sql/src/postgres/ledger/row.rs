@@ -1,6 +1,8 @@
 //! Artifacts and copies as rows.
 
-use deploycore::model::{ArtifactName, ClaimId, CopyState, CopyStatus, NewArtifact, PinHolder, RegionName};
+use deploycore::model::{
+    ArtifactName, ClaimId, CopyPriority, CopyState, CopyStatus, NewArtifact, PinHolder, RegionName,
+};
 use deploycore::port::BackendError;
 use deploycore::port::ledger::transition::CopyRow;
 use deploycore::port::ledger::{Error, Registered};
@@ -15,12 +17,14 @@ use crate::stored;
 pub(super) async fn register(connection: &mut PgConnection, artifact: &NewArtifact) -> Result<Registered, Error> {
     const REGISTER: &str = "
         WITH added AS (
-            INSERT INTO deploycore.artifacts (name, digest, size, service, job, registered_at)
-            VALUES ($1, $2, $3, $4, $5, deploycore.instant())
+            INSERT INTO deploycore.artifacts (name, digest, size, service, job, registered_at, precedence)
+            VALUES ($1, $2, $3, $4, $5, deploycore.instant(), $7)
             ON CONFLICT DO NOTHING RETURNING name, registered_at
         )
-        INSERT INTO deploycore.copies (artifact, region, state, registered_at, eligible_at, updated_at)
-        SELECT added.name, r.region, 'pending', added.registered_at, added.registered_at, added.registered_at
+        INSERT INTO deploycore.copies
+            (artifact, region, state, registered_at, eligible_at, updated_at, pending_since, precedence)
+        SELECT added.name, r.region, 'pending', added.registered_at, added.registered_at, added.registered_at,
+            added.registered_at, $7
         FROM added CROSS JOIN unnest($6::text[]) AS r (region)";
     let regions: Vec<String> = artifact.required.iter().map(ToString::to_string).collect();
     let added = sqlx::query(REGISTER)
@@ -30,6 +34,7 @@ pub(super) async fn register(connection: &mut PgConnection, artifact: &NewArtifa
         .bind(artifact.service.as_str())
         .bind(artifact.job.as_uuid())
         .bind(regions)
+        .bind(i64::from(artifact.priority.precedence()))
         .execute(&mut *connection)
         .await
         .map_err(failed)?;
@@ -61,6 +66,23 @@ pub(super) async fn pin(
     Ok(())
 }
 
+/// Makes the copies of an artifact at least so urgent; how many were less. They are locked in the order of their regions, as a pin does it.
+pub(super) async fn prioritize(
+    connection: &mut PgConnection,
+    artifact: &ArtifactName,
+    priority: CopyPriority,
+) -> Result<usize, Error> {
+    const HOLD: &str = "
+        SELECT precedence FROM deploycore.copies WHERE artifact = $1 ORDER BY region FOR NO KEY UPDATE";
+    const PRIORITIZE: &str = "UPDATE deploycore.copies SET precedence = $2 WHERE artifact = $1 AND precedence > $2";
+    let held = sqlx::query(HOLD).bind(artifact.as_str()).fetch_all(&mut *connection).await.map_err(failed)?;
+    if held.is_empty() {
+        return Err(Error::NotFound { artifact: artifact.clone() });
+    }
+    let prioritize = sqlx::query(PRIORITIZE).bind(artifact.as_str()).bind(i64::from(priority.precedence()));
+    Ok(prioritize.execute(connection).await.map_err(failed)?.rows_affected() as usize)
+}
+
 /// A copy as it stands, until the end of the transaction.
 pub(super) async fn lock(
     connection: &mut PgConnection,
@@ -88,11 +110,11 @@ pub(super) async fn update(
         UPDATE deploycore.copies c SET
             state = n.state, epoch = n.epoch, attempts = n.attempts, bytes = n.bytes, eligible_at = n.eligible_at,
             claim_id = n.claim_id, leased_until = n.leased_until, updated_at = n.updated_at,
-            completed_at = n.completed_at, last_error = n.last_error
+            completed_at = n.completed_at, last_error = n.last_error, pending_since = n.pending_since
         FROM unnest($2::text[], $3::text[], $4::bigint[], $5::uuid[], $6::text[], $7::bigint[], $8::bigint[], $9::bigint[],
-                    $10::bigint[], $11::uuid[], $12::bigint[], $13::bigint[], $14::bigint[], $15::text[])
+                    $10::bigint[], $11::uuid[], $12::bigint[], $13::bigint[], $14::bigint[], $15::text[], $16::bigint[])
             AS n (artifact, was, was_epoch, was_claim, state, epoch, attempts, bytes, eligible_at, claim_id, leased_until,
-                  updated_at, completed_at, last_error)
+                  updated_at, completed_at, last_error, pending_since)
         WHERE c.artifact = n.artifact AND c.region = $1 AND c.state = n.was AND c.epoch = n.was_epoch
           AND c.claim_id IS NOT DISTINCT FROM n.was_claim";
     let words = |value: fn(&CopyRow) -> CopyState, rows: &[&CopyRow]| -> Vec<String> {
@@ -122,6 +144,7 @@ pub(super) async fn update(
         .bind(integers(|status| stored::micros(status.updated_at)))
         .bind(optional(|status| status.completed_at.map(stored::micros)))
         .bind(after.iter().map(|row| row.status.last_error.clone()).collect::<Vec<_>>())
+        .bind(integers(|status| stored::micros(status.pending_since)))
         .execute(connection)
         .await
         .map_err(failed)?;

@@ -54,7 +54,7 @@ impl Candidate {
         let Self { artifact, copy } = self;
         let (claim, epoch) = (copy.claim?, copy.status.epoch);
         let lease = CopyLease { artifact: artifact.name.clone(), region: region.clone(), claim, epoch };
-        Some(CopyTask { lease, artifact, attempt: copy.status.attempts })
+        Some(CopyTask { lease, artifact, attempt: copy.status.attempts, priority: copy.status.priority })
     }
 }
 
@@ -63,7 +63,7 @@ async fn taken(moment: &mut Moment, request: &ClaimRequest) -> Result<Vec<Candid
     const TAKEN: &str = "
         SELECT c.*, a.digest, a.size FROM copies c CROSS JOIN artifacts a ON a.name = c.artifact
         WHERE c.claim_id = ?1 AND c.region = ?2
-        ORDER BY c.registered_at, c.artifact";
+        ORDER BY c.precedence, c.registered_at, c.artifact";
     let query = sqlx::query(TAKEN).bind(request.claim.to_string()).bind(request.region.as_str());
     let rows = query.fetch_all(moment.connection()).await.map_err(failed)?;
     rows.iter().map(Candidate::read).collect()
@@ -72,15 +72,16 @@ async fn taken(moment: &mut Moment, request: &ClaimRequest) -> Result<Vec<Candid
 /// The index holds all that is asked of a pending copy, so that what waits or is being copied costs little to pass.
 pub(in crate::sqlite) const CLAIMABLE: &str = "
     SELECT c.*, a.digest, a.size FROM copies c INDEXED BY copies_pending CROSS JOIN artifacts a ON a.name = c.artifact
-    WHERE c.state = 'pending' AND c.region = ?1 AND c.eligible_at <= ?2
+    WHERE c.state = 'pending' AND c.region = ?1 AND c.precedence <= ?4 AND c.eligible_at <= ?2
       AND (c.leased_until IS NULL OR c.leased_until <= ?2)
-    ORDER BY c.registered_at, c.artifact LIMIT ?3";
+    ORDER BY c.precedence, c.registered_at, c.artifact LIMIT ?3";
 
 async fn claimable(moment: &mut Moment, request: &ClaimRequest) -> Result<Vec<Candidate>, BackendError> {
     let query = sqlx::query(CLAIMABLE)
         .bind(request.region.as_str())
         .bind(stored::micros(moment.now))
-        .bind(request.limit as i64);
+        .bind(request.limit as i64)
+        .bind(request.least.precedence());
     let rows = query.fetch_all(moment.connection()).await.map_err(failed)?;
     rows.iter().map(Candidate::read).collect()
 }

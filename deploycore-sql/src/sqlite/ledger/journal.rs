@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use deploycore::model::CopyLease;
+use deploycore::port::BackendError;
 use deploycore::port::ledger::{CopyJournal, Error, JournaledUpload, bounds, transition};
 use deploycore::port::store::{PartTag, UploadId};
 
@@ -12,8 +13,13 @@ use crate::columns::Columns;
 use crate::sqlite::database::{Moment, failed};
 use crate::stored;
 
-/// Those of the artifact and region that are the first two parameters.
-const CLEAR: &str = "DELETE FROM copy_uploads WHERE artifact = ?1 AND region = ?2";
+/// Forgets the upload of a copy, with its parts.
+pub(super) async fn clear(moment: &mut Moment, lease: &CopyLease) -> Result<(), BackendError> {
+    const CLEAR: &str = "DELETE FROM copy_uploads WHERE artifact = ?1 AND region = ?2";
+    let clear = sqlx::query(CLEAR).bind(lease.artifact.as_str()).bind(lease.region.as_str());
+    clear.execute(moment.connection()).await.map_err(failed)?;
+    Ok(())
+}
 
 async fn check(moment: &mut Moment, lease: &CopyLease) -> Result<(), Error> {
     let found = require(moment, &lease.artifact, &lease.region).await?;
@@ -48,8 +54,7 @@ impl CopyJournal for Ledger {
         bounds::check_upload(upload, part_size)?;
         let mut moment = self.database.write().await?;
         check(&mut moment, lease).await?;
-        let clear = sqlx::query(CLEAR).bind(lease.artifact.as_str()).bind(lease.region.as_str());
-        clear.execute(moment.connection()).await.map_err(failed)?;
+        clear(&mut moment, lease).await?;
         let begin = sqlx::query(BEGIN)
             .bind(lease.artifact.as_str())
             .bind(lease.region.as_str())
@@ -80,8 +85,7 @@ impl CopyJournal for Ledger {
     async fn clear(&self, lease: &CopyLease) -> Result<(), Error> {
         let mut moment = self.database.write().await?;
         check(&mut moment, lease).await?;
-        let clear = sqlx::query(CLEAR).bind(lease.artifact.as_str()).bind(lease.region.as_str());
-        clear.execute(moment.connection()).await.map_err(failed)?;
+        clear(&mut moment, lease).await?;
         Ok(moment.commit().await?)
     }
 }

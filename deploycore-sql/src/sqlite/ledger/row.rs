@@ -1,8 +1,8 @@
 //! Artifacts and copies as rows.
 
-use deploycore::model::{ArtifactName, NewArtifact, RegionName};
+use deploycore::model::{ArtifactName, CopyState, NewArtifact, RegionName};
 use deploycore::port::BackendError;
-use deploycore::port::ledger::transition::{self, CopyRow};
+use deploycore::port::ledger::transition::CopyRow;
 use deploycore::port::ledger::{Error, Registered};
 use sqlx::sqlite::SqliteConnection;
 
@@ -11,13 +11,15 @@ use crate::columns::Columns;
 use crate::sqlite::database::{Moment, NAME, failed};
 use crate::stored;
 
+/// The copies begin as `transition::register` says, which the conformance kit holds them against.
 pub(super) async fn register(moment: &mut Moment, artifact: &NewArtifact) -> Result<Registered, Error> {
     const ARTIFACT: &str = "
-        INSERT INTO artifacts (name, digest, size, service, job, registered_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
+        INSERT INTO artifacts (name, digest, size, service, job, registered_at, precedence)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
         ON CONFLICT DO NOTHING";
     const COPY: &str = "
-        INSERT INTO copies (artifact, region, state, registered_at, eligible_at, updated_at)
-        VALUES (?1, ?2, ?3, ?4, ?4, ?4)";
+        INSERT INTO copies (artifact, region, state, registered_at, eligible_at, updated_at, pending_since, precedence)
+        VALUES (?1, ?2, ?3, ?4, ?4, ?4, ?4, ?5)";
     let now = stored::micros(moment.now);
     let inserted = sqlx::query(ARTIFACT)
         .bind(artifact.artifact.name.as_str())
@@ -26,6 +28,7 @@ pub(super) async fn register(moment: &mut Moment, artifact: &NewArtifact) -> Res
         .bind(artifact.service.as_str())
         .bind(artifact.job.to_string())
         .bind(now)
+        .bind(artifact.priority.precedence())
         .execute(moment.connection())
         .await
         .map_err(failed)?;
@@ -40,8 +43,9 @@ pub(super) async fn register(moment: &mut Moment, artifact: &NewArtifact) -> Res
         sqlx::query(COPY)
             .bind(artifact.artifact.name.as_str())
             .bind(region.as_str())
-            .bind(transition::register(moment.now).status.state.as_str())
+            .bind(CopyState::Pending.as_str())
             .bind(now)
+            .bind(artifact.priority.precedence())
             .execute(moment.connection())
             .await
             .map_err(failed)?;
@@ -75,8 +79,8 @@ pub(super) async fn update(
     const UPDATE: &str = "
         UPDATE copies SET
             state = ?1, epoch = ?2, attempts = ?3, bytes = ?4, eligible_at = ?5, claim_id = ?6, leased_until = ?7,
-            updated_at = ?8, completed_at = ?9, last_error = ?10
-        WHERE artifact = ?11 AND region = ?12 AND state = ?13 AND epoch = ?14 AND claim_id IS ?15";
+            updated_at = ?8, completed_at = ?9, last_error = ?10, pending_since = ?11
+        WHERE artifact = ?12 AND region = ?13 AND state = ?14 AND epoch = ?15 AND claim_id IS ?16";
     let status = &after.status;
     if after == before {
         return Ok(());
@@ -92,6 +96,7 @@ pub(super) async fn update(
         .bind(stored::micros(status.updated_at))
         .bind(status.completed_at.map(stored::micros))
         .bind(status.last_error.as_deref())
+        .bind(stored::micros(status.pending_since))
         .bind(artifact.as_str())
         .bind(region.as_str())
         .bind(before.status.state.as_str())

@@ -90,6 +90,25 @@ pub async fn a_cleared_upload_is_gone(ledger: Subject) {
     assert_eq!(found(journal, &lease).await, Some(upload("b", vec![])));
 }
 
+/// Completing a copy forgets its upload, and no other: should the copy be lost, the next attempt begins a new one.
+pub async fn a_complete_copy_has_no_upload(ledger: Subject) {
+    let Some(journal) = ledger.journal() else { return };
+    register(&ledger, "web-1", &["eu", "us"]).await;
+    let (eu, us) = (claim_one(&ledger, "eu", HOUR).await.lease, claim_one(&ledger, "us", HOUR).await.lease);
+    for lease in [&eu, &us] {
+        begin(journal, lease, "a").await;
+        journal.add(lease, &parts([0, 1], "x")).await.expect("the lease is current");
+    }
+    ledger.complete(&eu).await.expect("the lease is current");
+    assert!(ledger.reopen(&eu.artifact, &eu.region, eu.epoch, "lost").await.expect("it is registered"));
+    let again = claim_one(&ledger, "eu", HOUR).await.lease;
+    assert_eq!(found(journal, &again).await, None);
+    assert_eq!(found(journal, &us).await, Some(upload("a", parts([0, 1], "x"))));
+    // Nor may the parts of the old come back with a new one.
+    begin(journal, &again, "b").await;
+    assert_eq!(found(journal, &again).await, Some(upload("b", vec![])));
+}
+
 /// A replicator that lost its copy neither reads nor changes the journal; nor does one whose attempt has ended.
 pub async fn a_lost_lease_changes_nothing(ledger: Subject) {
     let Some(journal) = ledger.journal() else { return };

@@ -12,7 +12,9 @@ use uuid::Uuid;
 
 use super::steps::*;
 use crate::memory;
-use crate::model::{ArtifactName, ArtifactStatus, ClaimId, CopyLease, CopyState, Epoch, NewArtifact, Timestamp};
+use crate::model::{
+    ArtifactName, ArtifactStatus, ClaimId, CopyLease, CopyPriority, CopyState, Epoch, NewArtifact, Timestamp,
+};
 use crate::port::ReplicationLedger;
 use crate::port::ledger::{ClaimRequest, CopyRetry, Error, LedgerFilter, MAX_BATCH};
 
@@ -28,6 +30,7 @@ enum Step {
     Progress(CopyLease, u64, Duration),
     Complete(CopyLease),
     Fail(CopyLease, &'static str, CopyRetry),
+    Prioritize(ArtifactName, CopyPriority),
     Reopen(ArtifactName, &'static str, Epoch),
     Pin(ArtifactName, &'static str),
     Unpin(ArtifactName, &'static str),
@@ -77,7 +80,8 @@ impl Run {
             18..45 => Step::Claim(self.claim()),
             45..53 => Step::Progress(self.lease(), self.random.u64(..1000), self.lease_time()),
             53..70 => Step::Complete(self.lease()),
-            70..80 => Step::Fail(self.lease(), self.pick(&["disk", "net"]), self.retry()),
+            70..77 => Step::Fail(self.lease(), self.pick(&["disk", "net"]), self.retry()),
+            77..80 => Step::Prioritize(self.name(), self.pick(&CopyPriority::ALL)),
             80..87 => Step::Reopen(self.name(), self.pick(&REGIONS), Epoch::new(self.random.u64(1..4))),
             87..93 => Step::Pin(self.name(), self.pick(&["goal:web", "goal:api"])),
             93..96 => Step::Unpin(self.name(), self.pick(&["goal:web", "goal:api"])),
@@ -99,6 +103,7 @@ impl Run {
         let regions: Vec<_> = REGIONS.into_iter().filter(|_| self.random.u8(..3) > 0).collect();
         let mut new = artifact(&format!("web-{}-{:04}", self.seed, self.registered.len()), &regions);
         new.job = Uuid::from_u128(self.random.u128(..)).into();
+        new.priority = self.pick(&[CopyPriority::Normal, CopyPriority::Normal, CopyPriority::Emergency]);
         new.service = self.pick(&["web", "api"]).parse().expect("a name");
         new
     }
@@ -117,6 +122,7 @@ impl Run {
             region: region(self.pick(&REGIONS)),
             lease: self.lease_time(),
             limit: self.random.usize(1..4),
+            least: self.pick(&[CopyPriority::Normal, CopyPriority::Normal, CopyPriority::Emergency]),
         }
     }
 
@@ -164,6 +170,7 @@ async fn take(ledger: &dyn ReplicationLedger, step: &Step) -> (String, Vec<CopyL
         Step::Progress(lease, bytes, extend) => text(ledger.progress(lease, *bytes, *extend).await),
         Step::Complete(lease) => text(ledger.complete(lease).await),
         Step::Fail(lease, reason, retry) => text(ledger.fail(lease, reason, *retry).await),
+        Step::Prioritize(artifact, priority) => text(ledger.prioritize(artifact, *priority).await),
         Step::Reopen(artifact, to, seen) => text(ledger.reopen(artifact, &region(to), *seen, "gone").await),
         Step::Pin(artifact, pin) => text(ledger.pin(artifact, &holder(pin)).await),
         Step::Unpin(artifact, pin) => text(ledger.unpin(artifact, &holder(pin)).await),
@@ -195,6 +202,7 @@ fn blank(mut status: ArtifactStatus) -> ArtifactStatus {
     let copies = status.copies.into_iter().map(|(to, mut copy)| {
         copy.eligible_at = Timestamp::UNIX_EPOCH;
         copy.updated_at = Timestamp::UNIX_EPOCH;
+        copy.pending_since = Timestamp::UNIX_EPOCH;
         copy.leased_until = copy.leased_until.map(|_| Timestamp::UNIX_EPOCH);
         copy.completed_at = copy.completed_at.map(|_| Timestamp::UNIX_EPOCH);
         (to, copy)

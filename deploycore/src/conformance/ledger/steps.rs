@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::{
-    ArtifactName, ArtifactRef, ClaimId, CopyLease, CopyStatus, CopyTask, Digest, JobId, NewArtifact, PinHolder,
-    RegionName,
+    ArtifactName, ArtifactRef, ClaimId, CopyLease, CopyPriority, CopyStatus, CopyTask, Digest, JobId, NewArtifact,
+    PinHolder, RegionName,
 };
 use crate::port::ledger::{ClaimRequest, Error, MAX_BATCH, Registered};
 use crate::port::{ReplicationLedger, ReplicationLedgerExt};
@@ -44,6 +44,7 @@ pub(super) fn artifact(text: &str, regions: &[&str]) -> NewArtifact {
         service: "web".parse().expect("a name"),
         job: JobId::new(),
         required: regions.iter().map(|name| region(name)).collect(),
+        priority: CopyPriority::Normal,
     }
 }
 
@@ -56,7 +57,7 @@ pub(super) async fn register(ledger: &Subject, text: &str, regions: &[&str]) -> 
 }
 
 pub(super) fn request(claim: ClaimId, to: &str, lease: Duration, limit: usize) -> ClaimRequest {
-    ClaimRequest { claim, region: region(to), lease, limit }
+    ClaimRequest { claim, region: region(to), lease, limit, least: CopyPriority::Normal }
 }
 
 /// A claim with an id of its own.

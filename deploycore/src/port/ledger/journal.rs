@@ -37,6 +37,6 @@ pub trait CopyJournal: Send + Sync + Debug {
     /// Errors: `Invalid` also when there is no upload.
     async fn add(&self, lease: &CopyLease, parts: &[(u32, PartTag)]) -> Result<(), Error>;
 
-    /// Forgets the upload: it is finished or aborted. Idempotent.
+    /// Forgets the upload: it is aborted. Idempotent. One that was finished goes with the copy's completion.
     async fn clear(&self, lease: &CopyLease) -> Result<(), Error>;
 }

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use super::{ClaimRequest, CopyRetry, Error, bounds};
-use crate::model::{ClaimId, CopyLease, CopyState, CopyStatus, Epoch, Timestamp, later};
+use crate::model::{ClaimId, CopyLease, CopyPriority, CopyState, CopyStatus, Epoch, Timestamp, later};
 
 /// A copy as a backend keeps it: what everyone sees, and the newest claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,9 +18,11 @@ pub struct CopyRow {
 }
 
 /// The copy of an artifact that was registered just now.
-pub fn register(now: Timestamp) -> CopyRow {
+pub fn register(priority: CopyPriority, now: Timestamp) -> CopyRow {
     let status = CopyStatus {
         state: CopyState::Pending,
+        priority,
+        pending_since: now,
         epoch: Epoch::ZERO,
         attempts: 0,
         bytes: 0,
@@ -33,9 +35,17 @@ pub fn register(now: Timestamp) -> CopyRow {
     CopyRow { status, claim: None }
 }
 
-/// Whether a claim may take the copy: pending, its delay passed, no live lease on it.
-pub fn is_claimable(copy: &CopyRow, now: Timestamp) -> bool {
-    copy.status.state == CopyState::Pending && copy.status.eligible_at <= now && !is_leased(copy, now)
+/// Whether a claim may take the copy: pending, its delay passed, no live lease on it, and as urgent as the claim wants.
+pub fn is_claimable(copy: &CopyRow, request: &ClaimRequest, now: Timestamp) -> bool {
+    let CopyStatus { state, priority, eligible_at, .. } = copy.status;
+    state == CopyState::Pending && priority >= request.least && eligible_at <= now && !is_leased(copy, now)
+}
+
+/// Makes a copy at least so urgent; whether that changed it.
+pub fn prioritize(copy: &mut CopyRow, priority: CopyPriority) -> bool {
+    let is_raised = copy.status.priority < priority;
+    copy.status.priority = copy.status.priority.max(priority);
+    is_raised
 }
 
 /// Whether the lease of the newest claim is live.
@@ -45,7 +55,7 @@ pub fn is_leased(copy: &CopyRow, now: Timestamp) -> bool {
 
 /// Starts the next attempt at a claimable copy.
 pub fn claim(copy: &mut CopyRow, request: &ClaimRequest, now: Timestamp) {
-    debug_assert!(is_claimable(copy, now), "the backend picks among the claimable");
+    debug_assert!(is_claimable(copy, request, now), "the backend picks among the claimable");
     copy.claim = Some(request.claim);
     copy.status.epoch = copy.status.epoch.next();
     copy.status.attempts = copy.status.attempts.saturating_add(1);
@@ -53,7 +63,7 @@ pub fn claim(copy: &mut CopyRow, request: &ClaimRequest, now: Timestamp) {
     copy.status.updated_at = now;
 }
 
-/// Takes a report of `bytes` out of `size`.
+/// Takes a report of `bytes` out of `size`; how urgent the copy is by now.
 ///
 /// Errors: `LeaseLost`.
 pub fn progress(
@@ -63,14 +73,14 @@ pub fn progress(
     size: u64,
     extend: Duration,
     now: Timestamp,
-) -> Result<(), Error> {
+) -> Result<CopyPriority, Error> {
     if !is_running_under(copy, lease) {
         return Err(lost(lease));
     }
     copy.status.bytes = bytes.min(size);
     copy.status.leased_until = Some(later(now, extend));
     copy.status.updated_at = now;
-    Ok(())
+    Ok(copy.status.priority)
 }
 
 /// Ends the attempt well. A repeated call leaves the copy unchanged.
@@ -125,7 +135,7 @@ pub fn reopen(copy: &mut CopyRow, seen: Epoch, reason: &str, now: Timestamp) -> 
     copy.status = CopyStatus {
         epoch: seen.next(),
         last_error: Some(bounds::cut_reason(reason).to_owned()),
-        ..register(now).status
+        ..register(copy.status.priority, now).status
     };
     true
 }

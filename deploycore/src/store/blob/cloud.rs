@@ -10,6 +10,11 @@ use url::{Position, Url};
 use crate::port::chain;
 use crate::port::store::Error;
 
+/// How long a request of an upload by parts may take, unless the environment or the URL limits requests. The client's usual 30 s are for
+/// requests that are small: on a slow lane a part takes longer, and whoever sends it watches over it.
+#[cfg(any(feature = "s3", feature = "gcs", feature = "azure"))]
+const PART_LIMIT: &str = "1h";
+
 /// A store's client, by both of its faces.
 pub(super) struct Client {
     pub(super) objects: Arc<dyn ObjectStore>,
@@ -80,16 +85,23 @@ impl Cloud {
         macro_rules! client {
             ($builder:ty) => {{
                 let mut builder = <$builder>::from_env().with_url(bucket);
+                let limit = || "timeout".parse().map_err(|_| refused(url, "its client has no time limit"));
+                let usual = <$builder>::new().get_config_value(&limit()?);
                 for (key, value) in url.query_pairs() {
                     let option = key.to_ascii_lowercase().parse();
                     let option = option.map_err(|_| refused(url, &format!("{key} is no option of this store")))?;
                     builder = builder.with_config(option, value);
                 }
                 crate::tls::ensure_provider();
-                let built =
-                    builder.build().map_err(|error| refused(url, &format!("{}; {}", chain(&error), self.hint())))?;
-                let client = Arc::new(built);
-                Ok(Client { objects: client.clone(), parts: client, prefix })
+                let mut parts = builder.clone();
+                if builder.get_config_value(&limit()?) == usual {
+                    parts = parts.with_config(limit()?, PART_LIMIT);
+                }
+                let built = |builder: $builder| {
+                    let built = builder.build();
+                    built.map(Arc::new).map_err(|error| refused(url, &format!("{}; {}", chain(&error), self.hint())))
+                };
+                Ok(Client { objects: built(builder)?, parts: built(parts)?, prefix })
             }};
         }
         match self {

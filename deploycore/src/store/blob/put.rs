@@ -12,6 +12,10 @@ use super::layout::{BlobKey, Record};
 use crate::model::{MAX_ARTIFACT_SIZE, Manifest, ManifestHasher};
 use crate::port::store::{Error, MAX_CHUNK, Source};
 
+/// A file grows by writes of this size: no more of an artifact need be held for it.
+const FOLDER_PART: usize = MAX_CHUNK;
+const FOLDER_PARTS_IN_FLIGHT: usize = 2;
+
 pub(super) async fn put(store: &BlobStore, source: Source) -> Result<Manifest, Error> {
     let blob = BlobKey::fresh();
     let path = store.layout.blob(blob);
@@ -61,6 +65,7 @@ struct Upload<'a> {
     store: &'a BlobStore,
     path: &'a Path,
     part_size: usize,
+    parts_in_flight: usize,
     /// The part under way.
     part: BytesMut,
     /// Set once there is more than one part.
@@ -69,8 +74,13 @@ struct Upload<'a> {
 
 impl<'a> Upload<'a> {
     fn new(store: &'a BlobStore, path: &'a Path) -> Self {
-        let part_size = usize::try_from(store.settings.part_size.as_u64()).unwrap_or(usize::MAX).max(1);
-        Self { store, path, part_size, part: BytesMut::new(), parts: None }
+        let (part_size, parts_in_flight) = if store.folder.is_some() {
+            (FOLDER_PART, FOLDER_PARTS_IN_FLIGHT)
+        } else {
+            let part_size = usize::try_from(store.settings.part_size.as_u64()).unwrap_or(usize::MAX).max(1);
+            (part_size, store.settings.parts_in_flight.max(1))
+        };
+        Self { store, path, part_size, parts_in_flight, part: BytesMut::new(), parts: None }
     }
 
     async fn write(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
@@ -94,7 +104,7 @@ impl<'a> Upload<'a> {
                 none.insert(WriteMultipart::new_with_chunk_size(upload, self.part_size))
             }
         };
-        parts.wait_for_capacity(self.store.settings.parts_in_flight.max(1)).await.map_err(fault)?;
+        parts.wait_for_capacity(self.parts_in_flight).await.map_err(fault)?;
         let next = BytesMut::with_capacity(self.part_size);
         parts.put(std::mem::replace(&mut self.part, next).freeze());
         Ok(())

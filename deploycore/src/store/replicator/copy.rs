@@ -11,6 +11,7 @@ use tracing::{info, warn};
 
 use super::lane::Lane;
 use super::parts::ByParts;
+use super::room::Moving;
 use super::verified;
 use crate::model::{CopyTask, Manifest};
 use crate::pace::within;
@@ -116,7 +117,7 @@ impl Copy<'_> {
             return Ok(0);
         }
         let manifest = self.main_manifest().await?;
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared::new(self.lane.begin_moving(self.task.priority)));
         // Whichever ends first drops the other: a put that is dropped leaves nothing visible, and an upload is in the journal.
         tokio::select! {
             biased;
@@ -164,10 +165,11 @@ impl Copy<'_> {
     /// Streams the bytes into one put.
     async fn put(&self, manifest: Manifest, shared: &Arc<Shared>) -> Result<u64, Fault> {
         let size = manifest.size();
-        let share = self.lane.settings.bytes_in_flight.as_u64() / self.lane.parallel() as u64;
-        let _held = self.lane.hold(share).await;
-        let ahead = (share / manifest.piece_size()).clamp(1, MAX_PIECES_AHEAD) as usize;
-        let source = verified_source(self.lane.main.clone(), manifest.clone(), ahead, shared.clone());
+        let ahead = (self.lane.put_share() / manifest.piece_size()).clamp(1, MAX_PIECES_AHEAD);
+        // A store that takes parts gathers what is smaller than one.
+        let gathers = self.lane.store.multipart().is_some();
+        let _held = shared.moving.hold(if gathers { size } else { size.min(ahead * manifest.piece_size()) }).await;
+        let source = verified_source(self.lane.main.clone(), manifest.clone(), ahead as usize, shared.clone());
         match self.lane.store.put(source).await {
             Ok(stored) if stored == manifest => {
                 self.lane.count_sent(size);
@@ -187,15 +189,16 @@ impl Copy<'_> {
         loop {
             sleep(period).await;
             let bytes = shared.bytes.load(Ordering::Relaxed);
-            if bytes != seen {
+            let limit = settings.stall_timeout.max(self.lane.part_limit());
+            if bytes != seen || shared.moving.is_held_up() {
                 (seen, moved_at) = (bytes, Instant::now());
-            } else if moved_at.elapsed() >= settings.stall_timeout {
-                return Fault::Stalled(settings.stall_timeout, bytes);
+            } else if moved_at.elapsed() >= limit {
+                return Fault::Stalled(limit, bytes);
             }
             let extend = settings.lease.min(ledger::bounds::MAX_LEASE);
             let told = self.lane.ledger.progress(&self.task.lease, bytes, extend);
             match within(settings.call_timeout, "ledger", told).await {
-                Ok(()) => {}
+                Ok(priority) => shared.moving.raise(priority),
                 Err(ledger::Error::Backend(error)) => {
                     // The copy goes on: if another takes the lease meanwhile, the next report says so, and both copies are the same bytes.
                     warn!(error = %chain(&error), "progress cannot be reported");
@@ -250,14 +253,20 @@ fn untold(error: &ledger::Error) -> Outcome {
 }
 
 /// What the stream of bytes tells the attempt that runs it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Shared {
+    /// Its place in the lane.
+    pub(super) moving: Arc<Moving>,
     /// Verified and handed to the region's store.
     bytes: AtomicU64,
     fault: Mutex<Option<Fault>>,
 }
 
 impl Shared {
+    fn new(moving: Arc<Moving>) -> Self {
+        Self { moving, bytes: AtomicU64::default(), fault: Mutex::default() }
+    }
+
     pub(super) fn add(&self, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -283,7 +292,10 @@ fn verified_source(main: Arc<dyn ArtifactStore>, manifest: Manifest, ahead: usiz
     }))
     .map(move |range| {
         let (main, manifest, shared) = (main.clone(), manifest.clone(), shared.clone());
-        async move { verified::read(&*main, &manifest, range).await.map_err(|fault| shared.set_fault(fault)) }
+        async move {
+            shared.moving.turn().await;
+            verified::read(&*main, &manifest, range).await.map_err(|fault| shared.set_fault(fault))
+        }
     })
     .buffered(ahead)
     .map_ok(|spans| stream::iter(spans.into_iter().map(Ok)))

@@ -1,16 +1,20 @@
 //! One region's lane: what it claims, how much it does at once, when it looks again.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinError, JoinSet};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, error, info_span, warn};
 
 use super::copy::{Copy, Outcome};
+use super::parts::MAX_PARTS_AHEAD;
+use super::room::{Moving, Room};
+use super::tempo::{Begun, Tempo};
 use super::{ReplicatorError, ReplicatorSettings, ReplicatorTick};
-use crate::model::{ClaimId, CopyTask, RegionName};
+use crate::model::{ClaimId, CopyPriority, CopyTask, RegionName};
 use crate::pace::{Nudge, Pace, Wake, within};
 use crate::port::chain;
 use crate::port::ledger::{self, ClaimRequest, MAX_BATCH, ReplicationLedger};
@@ -25,16 +29,14 @@ pub(super) struct Lane {
     pub(super) main: Arc<dyn ArtifactStore>,
     pub(super) store: Arc<dyn ArtifactStore>,
     nudge: Nudge,
-    /// The bytes in flight, in units of [`UNIT`].
-    room: Semaphore,
+    /// The memory of all lanes, and which of them this is.
+    room: (Arc<Room>, usize),
     state: Mutex<State>,
 }
 
-/// Bytes are counted in KiB: a semaphore counts to 2^61, one call takes at most 2^32.
-const UNIT: u64 = 1024;
-
 #[derive(Debug)]
 struct State {
+    tempo: Tempo,
     random: fastrand::Rng,
     /// A claim whose reply was lost: repeated, it gives the copies that it took, instead of leaving them until their leases run out.
     unanswered: Option<ClaimId>,
@@ -44,12 +46,13 @@ impl Lane {
     pub(super) fn new(
         region: RegionName,
         settings: Arc<ReplicatorSettings>,
+        room: (Arc<Room>, usize),
         ledger: Arc<dyn ReplicationLedger>,
         main: Arc<dyn ArtifactStore>,
         store: Arc<dyn ArtifactStore>,
     ) -> Self {
-        let state = Mutex::new(State { random: fastrand::Rng::new(), unanswered: None });
-        let room = Semaphore::new(units(settings.bytes_in_flight.as_u64()) as usize);
+        let tempo = Tempo::new(settings.part_timeout, settings.stall_timeout, MAX_PARTS_AHEAD);
+        let state = Mutex::new(State { tempo, random: fastrand::Rng::new(), unanswered: None });
         Self { region, settings, ledger, main, store, nudge: Nudge::default(), room, state }
     }
 
@@ -68,19 +71,20 @@ impl Lane {
 
     async fn run_copies(self: Arc<Self>, shutdown: &CancellationToken) {
         let mut pace = self.pace(self.settings.period);
-        let mut copies = JoinSet::new();
+        let (mut copies, mut running) = (JoinSet::new(), HashMap::new());
         loop {
-            let free = self.parallel().saturating_sub(copies.len());
-            if free > 0 {
+            if let Some((free, least)) = self.free(&running) {
                 let claimed = tokio::select! {
                     biased;
                     () = shutdown.cancelled() => return,
-                    claimed = self.claim(free) => claimed,
+                    claimed = self.claim(free, least) => claimed,
                 };
                 pace.note(claimed.is_ok());
                 match claimed {
                     Ok(tasks) => tasks.into_iter().for_each(|task| {
-                        copies.spawn(self.clone().copy(task));
+                        let priority = task.priority;
+                        let copy = copies.spawn(self.clone().copy(task));
+                        running.insert(copy.id(), priority);
                     }),
                     Err(error) => self.warn_of(&error, "claim", pace.failures()),
                 }
@@ -88,13 +92,29 @@ impl Lane {
             tokio::select! {
                 biased;
                 // A free slot may be filled at once, unless the ledger fails: then only the backoff leads back to it.
-                Some(ended) = copies.join_next(), if pace.failures() == 0 => { self.note(ended); }
+                Some(ended) = copies.join_next_with_id(), if pace.failures() == 0 => self.end(ended, &mut running),
                 wake = pace.wait(self.nudge.given(), shutdown) => if wake == Wake::Shutdown { return },
             }
-            while let Some(ended) = copies.try_join_next() {
-                self.note(ended);
+            while let Some(ended) = copies.try_join_next_with_id() {
+                self.end(ended, &mut running);
             }
         }
+    }
+
+    /// How many further copies may start, and how urgent they must be: beside as many as the lane makes at once, only those that are more
+    /// urgent.
+    fn free(&self, running: &HashMap<task::Id, CopyPriority>) -> Option<(usize, CopyPriority)> {
+        CopyPriority::ALL.into_iter().find_map(|least| {
+            let taken = running.values().filter(|priority| **priority >= least).count();
+            let free = self.parallel().saturating_sub(taken);
+            (free > 0).then_some((free, least))
+        })
+    }
+
+    fn end(&self, ended: Result<(task::Id, Outcome), JoinError>, running: &mut HashMap<task::Id, CopyPriority>) {
+        let id = ended.as_ref().map_or_else(JoinError::id, |(id, _)| *id);
+        running.remove(&id);
+        self.note(ended.map(|(_, outcome)| outcome));
     }
 
     async fn run_audits(&self, shutdown: &CancellationToken) {
@@ -120,7 +140,7 @@ impl Lane {
     /// Claims as many copies as the lane makes at once, and makes them to their end.
     pub(super) async fn tick(self: &Arc<Self>) -> Result<ReplicatorTick, ReplicatorError> {
         let (mut tick, mut copies) = (ReplicatorTick::default(), JoinSet::new());
-        for task in self.claim(self.parallel()).await? {
+        for task in self.claim(self.parallel(), CopyPriority::Normal).await? {
             copies.spawn(self.clone().copy(task));
         }
         while let Some(ended) = copies.join_next().await {
@@ -133,13 +153,14 @@ impl Lane {
         Ok(tick)
     }
 
-    async fn claim(&self, limit: usize) -> Result<Vec<CopyTask>, ReplicatorError> {
+    async fn claim(&self, limit: usize, least: CopyPriority) -> Result<Vec<CopyTask>, ReplicatorError> {
         let claim = self.next_claim();
         let request = ClaimRequest {
             claim,
             region: self.region.clone(),
             lease: self.settings.lease.min(ledger::bounds::MAX_LEASE),
             limit,
+            least,
         };
         let tasks = within(self.settings.call_timeout, "ledger", self.ledger.claim(&request)).await;
         let tasks = tasks.map_err(|source| self.error(source))?;
@@ -166,7 +187,7 @@ impl Lane {
         Copy { lane: &self, task: &task }.make().instrument(span).await
     }
 
-    fn note(&self, ended: Result<Outcome, tokio::task::JoinError>) -> Option<Outcome> {
+    fn note(&self, ended: Result<Outcome, JoinError>) -> Option<Outcome> {
         let (outcome, word) = match ended {
             Ok(outcome) => (Some(outcome), outcome.as_str()),
             Err(error) => {
@@ -189,10 +210,38 @@ impl Lane {
         self.settings.retry.delay(attempt).mul_f64(1.0 - 0.1 * self.lock().random.f64())
     }
 
-    /// Waits until the lane has room for so many bytes; what is larger than the lane waits for all of it.
-    pub(super) async fn hold(&self, bytes: u64) -> SemaphorePermit<'_> {
-        let units = units(bytes).min(units(self.settings.bytes_in_flight.as_u64()));
-        self.room.acquire_many(units).await.expect("nobody closes it")
+    /// A copy begins to move bytes.
+    pub(super) fn begin_moving(&self, priority: CopyPriority) -> Arc<Moving> {
+        Moving::begin(self.room.0.clone(), self.room.1, priority)
+    }
+
+    /// The bytes that a put may hold: small enough that each copy the lane may make has them at once.
+    pub(super) fn put_share(&self) -> u64 {
+        self.room.0.share_of(2 * self.parallel())
+    }
+
+    /// How many parts of a size may be on their way, over all copies.
+    pub(super) fn parts_ahead(&self, part: u64) -> usize {
+        self.lock().tempo.ahead(part, MAX_PARTS_AHEAD)
+    }
+
+    /// How long a part may take as things are.
+    pub(super) fn part_limit(&self) -> Duration {
+        let (bytes, _) = self.room.0.in_flight(self.room.1);
+        self.lock().tempo.limit(bytes)
+    }
+
+    pub(super) fn begin_part(&self) -> Begun {
+        self.lock().tempo.begin(Instant::now())
+    }
+
+    pub(super) fn note_part(&self, begun: Begun, bytes: u64) {
+        self.lock().tempo.note_moved(begun, bytes, Instant::now());
+    }
+
+    pub(super) fn note_late_part(&self, begun: Begun) {
+        let (_, parts) = self.room.0.in_flight(self.room.1);
+        self.lock().tempo.note_late(begun, parts, Instant::now());
     }
 
     pub(super) fn count_sent(&self, bytes: u64) {
@@ -217,8 +266,4 @@ impl Lane {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn units(bytes: u64) -> u32 {
-    u32::try_from(bytes / UNIT).unwrap_or(u32::MAX).max(1)
 }

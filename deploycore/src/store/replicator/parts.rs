@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use bytes::Bytes;
+use futures::future::{BoxFuture, Fuse, FusedFuture, FutureExt};
 use futures::stream::{self, StreamExt};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, info, warn};
 
 use super::copy::{Copy, Fault, Shared};
+use super::tempo::Begun;
 use super::verified;
 use crate::model::Manifest;
 use crate::pace::within;
@@ -16,10 +18,15 @@ use crate::port::chain;
 use crate::port::ledger::{self, JournaledUpload, MAX_BATCH};
 use crate::port::store::{Error, Multipart, PartTag, UploadId};
 
-/// The most parts of one copy on their way at once, whatever the bytes allow.
-const MAX_PARTS_AHEAD: usize = 16;
-/// Parts that are stored and not journaled yet: so many are sent again after a crash, besides those on their way.
+/// The most parts of a lane on their way at once, whatever the bytes allow.
+pub(super) const MAX_PARTS_AHEAD: usize = 16;
+/// So many stored parts are journaled together, unless a while has passed. While the ledger answers more may come.
 const MAX_UNJOURNALED: usize = 4;
+
+/// A part that the store has.
+type Stored = (u32, PartTag);
+/// Parts being journaled; those that are left, and whether the copy may go on.
+type Journaling<'a> = BoxFuture<'a, (Vec<Stored>, Result<(), Fault>)>;
 
 /// A copy whose store takes parts.
 pub(super) struct ByParts<'a> {
@@ -72,11 +79,9 @@ impl ByParts<'_> {
         Ok(JournaledUpload { upload, part_size, parts: BTreeMap::new() })
     }
 
-    /// Sends each part that the store does not have, and journals them as they are taken, also when one fails in the end.
+    /// Sends each part that the store does not have, and journals those that it took meanwhile, also when one fails in the end.
     async fn send_missing(&self, upload: &mut JournaledUpload, is_resumed: bool) -> Result<u64, Fault> {
         let missing: Vec<u32> = (0..self.count(upload)).filter(|index| !upload.parts.contains_key(index)).collect();
-        let (mut sent, mut unjournaled) = (0, Vec::new());
-        let mut journaled_at = Instant::now();
         let (id, part_size) = (upload.upload.clone(), upload.part_size);
         let range = |index| range_of(self.manifest, part_size, index);
         let mut parts = stream::iter(missing)
@@ -85,37 +90,66 @@ impl ByParts<'_> {
                 async move { (index, self.send(id, index, range).await) }
             })
             .buffer_unordered(MAX_PARTS_AHEAD);
-        while let Some((index, tag)) = parts.next().await {
-            let tag = match tag {
-                Ok(tag) => tag,
-                Err(fault) => {
-                    drop(parts);
-                    self.journal(&mut unjournaled).await?;
-                    if is_resumed && sent == 0 {
-                        self.replace_if_lost(&id, index, range(index), &fault).await;
+        let (mut sent, mut stored, mut journaled_at) = (0, Vec::new(), Instant::now());
+        // Both go on at once: parts on their way do not wait for a ledger that is far.
+        let mut journaling: Fuse<Journaling<'_>> = Fuse::terminated();
+        loop {
+            tokio::select! {
+                biased;
+                (left, journaled) = &mut journaling => {
+                    journaled?;
+                    if !left.is_empty() {
+                        // The ledger fails. The next part tries again.
+                        stored.splice(0..0, left);
+                        continue;
                     }
-                    return Err(fault);
                 }
-            };
-            sent += len(&range(index));
-            upload.parts.insert(index, tag.clone());
-            unjournaled.push((index, tag));
-            if unjournaled.len() >= MAX_UNJOURNALED || journaled_at.elapsed() >= self.copy.lane.settings.progress_period
-            {
-                self.journal(&mut unjournaled).await?;
+                part = parts.next() => match part {
+                    Some((index, Ok(tag))) => {
+                        sent += len(&range(index));
+                        upload.parts.insert(index, tag.clone());
+                        stored.push((index, tag));
+                    }
+                    Some((index, Err(fault))) => {
+                        drop(parts);
+                        self.journal_rest(stored, journaling).await?;
+                        if is_resumed && sent == 0 {
+                            self.replace_if_lost(&id, index, range(index), &fault).await;
+                        }
+                        return Err(fault);
+                    }
+                    None => break,
+                },
+            }
+            let is_due = stored.len() >= MAX_UNJOURNALED
+                || (!stored.is_empty() && journaled_at.elapsed() >= self.copy.lane.settings.progress_period);
+            if is_due && journaling.is_terminated() {
                 journaled_at = Instant::now();
+                journaling = self.journal(std::mem::take(&mut stored)).boxed().fuse();
             }
         }
         drop(parts);
-        self.journal(&mut unjournaled).await?;
+        self.shared.moving.end();
+        self.journal_rest(stored, journaling).await?;
         Ok(sent)
     }
 
-    /// Journals parts. While the ledger fails the copy goes on, and the parts wait: at worst they are sent again.
-    async fn journal(&self, parts: &mut Vec<(u32, PartTag)>) -> Result<(), Fault> {
+    /// Ends the journaling under way, then journals what came since.
+    async fn journal_rest(&self, stored: Vec<Stored>, journaling: Fuse<Journaling<'_>>) -> Result<(), Fault> {
+        let mut rest = Vec::new();
+        if !journaling.is_terminated() {
+            let (left, journaled) = journaling.await;
+            journaled?;
+            rest = left;
+        }
+        rest.extend(stored);
+        self.journal(rest).await.1
+    }
+
+    /// Journals parts; those that are left. While the ledger fails the copy goes on, and the parts wait: at worst they are sent again.
+    async fn journal(&self, mut parts: Vec<Stored>) -> (Vec<Stored>, Result<(), Fault>) {
         let Some(journal) = self.copy.lane.ledger.journal() else {
-            parts.clear();
-            return Ok(());
+            return (Vec::new(), Ok(()));
         };
         while !parts.is_empty() {
             let batch = parts.len().min(MAX_BATCH);
@@ -125,30 +159,30 @@ impl ByParts<'_> {
                     warn!(error = %chain(&error), "parts cannot be journaled");
                     break;
                 }
-                Err(fault) => return Err(fault),
+                Err(fault) => return (parts, Err(fault)),
             }
         }
-        Ok(())
+        (parts, Ok(()))
     }
 
     /// Brings one part over, a few times if it must.
     async fn send(&self, upload: &UploadId, index: u32, range: Range<u64>) -> Result<PartTag, Fault> {
         let lane = self.copy.lane;
         for tries in 1.. {
-            let held = lane.hold(len(&range)).await;
+            let held = self.shared.moving.hold_part(len(&range), || lane.parts_ahead(len(&range))).await;
+            let begun = lane.begin_part();
             let moved = async {
                 let part = self.read(range.clone()).await?;
                 self.store.put_part(upload, index, part).await.map_err(Fault::Region)
             };
-            let limit = lane.settings.part_timeout;
-            let fault = match timeout(limit, moved).await {
-                Ok(Ok(tag)) => {
+            let fault = match self.in_time(begun, moved).await {
+                Ok(tag) => {
+                    lane.note_part(begun, len(&range));
                     self.shared.add(len(&range));
                     lane.count_sent(len(&range));
                     return Ok(tag);
                 }
-                Ok(Err(fault)) => fault,
-                Err(_) => Fault::PartTimeout(limit),
+                Err(fault) => fault,
             };
             drop(held);
             if tries >= lane.settings.part_attempts.max(1) || !fault.is_retryable() {
@@ -158,6 +192,23 @@ impl ByParts<'_> {
             sleep(lane.settings.backoff.delay(tries)).await;
         }
         unreachable!("the last try returns")
+    }
+
+    /// Gives a part up when it takes longer than parts of this lane may by now.
+    async fn in_time<T>(&self, begun: Begun, moved: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+        let lane = self.copy.lane;
+        tokio::pin!(moved);
+        loop {
+            let limit = lane.part_limit();
+            if let Ok(moved) = timeout_at(begun.at + limit, &mut moved).await {
+                return moved;
+            }
+            // The lane may have become slower since.
+            if lane.part_limit() <= limit {
+                lane.note_late_part(begun);
+                return Err(Fault::PartTimeout(limit));
+            }
+        }
     }
 
     async fn read(&self, range: Range<u64>) -> Result<Vec<Bytes>, Fault> {
@@ -188,10 +239,8 @@ impl ByParts<'_> {
         for tries in 1.. {
             let finished = self.store.finish(&upload.upload, self.manifest, tags.clone());
             let error = match within(settings.stall_timeout, "artifact store", finished).await {
-                Ok(stored) if stored == *self.manifest => {
-                    self.copy.forget().await;
-                    return Ok(());
-                }
+                // The journal forgets the upload when the copy is reported as complete.
+                Ok(stored) if stored == *self.manifest => return Ok(()),
                 Ok(stored) => return Err(Fault::Differs(stored.digest())),
                 Err(error) => error,
             };

@@ -53,7 +53,7 @@ impl Checker {
     }
 
     /// A lease on a copy was refused, or not.
-    pub fn copy_refused(&self, lease: &CopyLease, answer: &Result<(), Error>) {
+    pub fn copy_refused<T>(&self, lease: &CopyLease, answer: &Result<T, Error>) {
         if matches!(answer, Err(Error::LeaseLost { .. })) {
             self.trace.met(Met::Zombies);
             self.trace.event("ledger", format_args!("a copier of {} is refused", lease.region));

@@ -1,11 +1,14 @@
 //! Ledgers that do not mean what they say of pins.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use deploycore::model::{ArtifactName, ArtifactStatus, CopyLease, CopyTask, Epoch, NewArtifact, PinHolder, RegionName};
+use deploycore::model::{
+    ArtifactName, ArtifactStatus, CopyLease, CopyPriority, CopyTask, Epoch, FiguresRequest, NewArtifact, PinHolder,
+    RegionName, ReplicationFigures,
+};
 use deploycore::port::ReplicationLedger;
 use deploycore::port::ledger::{ClaimRequest, CopyRetry, Error, LedgerCursor, LedgerFilter, LedgerPage, Registered};
 
@@ -32,7 +35,7 @@ impl ReplicationLedger for Ledger {
         self.inner.claim(request).await
     }
 
-    async fn progress(&self, lease: &CopyLease, bytes: u64, extend: Duration) -> Result<(), Error> {
+    async fn progress(&self, lease: &CopyLease, bytes: u64, extend: Duration) -> Result<CopyPriority, Error> {
         self.inner.progress(lease, bytes, extend).await
     }
 
@@ -42,6 +45,10 @@ impl ReplicationLedger for Ledger {
 
     async fn fail(&self, lease: &CopyLease, reason: &str, retry: CopyRetry) -> Result<(), Error> {
         self.inner.fail(lease, reason, retry).await
+    }
+
+    async fn prioritize(&self, artifact: &ArtifactName, priority: CopyPriority) -> Result<usize, Error> {
+        self.inner.prioritize(artifact, priority).await
     }
 
     async fn reopen(
@@ -65,6 +72,10 @@ impl ReplicationLedger for Ledger {
         limit: usize,
     ) -> Result<LedgerPage, Error> {
         self.inner.list(filter, after, limit).await
+    }
+
+    async fn figures(&self, request: &FiguresRequest) -> Result<BTreeMap<RegionName, ReplicationFigures>, Error> {
+        self.inner.figures(request).await
     }
 
     async fn pin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), Error> {

@@ -1,10 +1,13 @@
 //! The ledger, far away.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use deploycore::model::{ArtifactName, ArtifactStatus, CopyLease, CopyTask, Epoch, NewArtifact, PinHolder, RegionName};
+use deploycore::model::{
+    ArtifactName, ArtifactStatus, CopyLease, CopyPriority, CopyTask, Epoch, FiguresRequest, NewArtifact, PinHolder,
+    RegionName, ReplicationFigures,
+};
 use deploycore::port::ReplicationLedger;
 use deploycore::port::ledger::{ClaimRequest, CopyRetry, Error, LedgerCursor, LedgerFilter, LedgerPage, Registered};
 
@@ -34,7 +37,7 @@ impl ReplicationLedger for Far<dyn ReplicationLedger> {
         self.link.call("ledger.claim", async move { inner.claim(&request).await }).await
     }
 
-    async fn progress(&self, lease: &CopyLease, bytes: u64, extend: Duration) -> Result<(), Error> {
+    async fn progress(&self, lease: &CopyLease, bytes: u64, extend: Duration) -> Result<CopyPriority, Error> {
         let (inner, weather, lease) = (self.inner.clone(), self.link.life.weather.clone(), lease.clone());
         let effect = async move {
             let answer = inner.progress(&lease, bytes, extend).await;
@@ -68,6 +71,11 @@ impl ReplicationLedger for Far<dyn ReplicationLedger> {
         self.link.call("ledger.fail", effect).await
     }
 
+    async fn prioritize(&self, artifact: &ArtifactName, priority: CopyPriority) -> Result<usize, Error> {
+        let (inner, artifact) = (self.inner.clone(), artifact.clone());
+        self.link.call("ledger.prioritize", async move { inner.prioritize(&artifact, priority).await }).await
+    }
+
     async fn reopen(
         &self,
         artifact: &ArtifactName,
@@ -94,6 +102,11 @@ impl ReplicationLedger for Far<dyn ReplicationLedger> {
     ) -> Result<LedgerPage, Error> {
         let (inner, filter, after) = (self.inner.clone(), filter.clone(), after.cloned());
         self.link.call("ledger.list", async move { inner.list(&filter, after.as_ref(), limit).await }).await
+    }
+
+    async fn figures(&self, request: &FiguresRequest) -> Result<BTreeMap<RegionName, ReplicationFigures>, Error> {
+        let (inner, request) = (self.inner.clone(), *request);
+        self.link.call("ledger.figures", async move { inner.figures(&request).await }).await
     }
 
     async fn pin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), Error> {

@@ -1,5 +1,7 @@
 //! The handlers of the control plane's API.
 
+mod copies;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -48,6 +50,8 @@ pub(super) fn router(state: Arc<State>) -> Router {
         .route("/v1/jobs/{job}/cancel", post(cancel))
         .route("/v1/artifacts/{artifact}", get(artifact))
         .route("/v1/artifacts/{artifact}/reopen", post(reopen))
+        .route("/v1/artifacts/{artifact}/prioritize", post(copies::prioritize))
+        .route("/v1/replication", get(copies::replication))
         .route("/v1/services/{service}", get(service))
         .route("/v1/services/{service}/tally", get(tally))
         .route("/v1/services/{service}/history", get(history))
