@@ -14,7 +14,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-pub use hint::ReadyHint;
+pub use hint::{ReadyHint, ReadyHints};
 
 use super::BackendError;
 use crate::model::{
@@ -356,7 +356,8 @@ pub trait JobQueue: Send + Sync + Debug + 'static {
     async fn set_concurrency_limit(&self, key: &ConcurrencyKey, limit: NonZeroU32) -> Result<(), Error>;
 
     /// Tells from now on when jobs may have become claimable, so that a worker with nothing to do starts sooner than it would look again. A
-    /// hint may come for nothing, late, or not at all; a backend that has none never gives any.
+    /// hint may come for nothing, late, or not at all; a backend that has none never gives any. Each hint is for one waiter of the process,
+    /// which [passes it on](ReadyHint::pass_on) when there may be more jobs.
     fn ready(&self) -> ReadyHint {
         ReadyHint::never()
     }

@@ -73,8 +73,8 @@ fn as_stored(spec: &NewJob) -> Result<NewJob, BackendError> {
 
 /// Adds those jobs whose id and dedup key are free; which ones. It decides as `transition::enqueue`, which a test compares it with.
 ///
-/// By dedup key, so that two batches do not wait for each other. Who listens is told once a transaction, and only when no job was ready before:
-/// while there is one, nobody waits for another.
+/// By dedup key, so that two batches do not wait for each other. Who listens is told once a statement how many jobs are ready, and only when
+/// none was before: while there is one, nobody waits for another.
 async fn insert(connection: &mut PgConnection, jobs: &[&NewJob]) -> Result<Vec<JobId>, BackendError> {
     const INSERT: &str = "
         WITH clock AS MATERIALIZED (SELECT deploycore.instant() AS now),
@@ -96,8 +96,9 @@ async fn insert(connection: &mut PgConnection, jobs: &[&NewJob]) -> Result<Vec<J
             ON CONFLICT DO NOTHING
             RETURNING id, delayed
         )
-        SELECT added.id, CASE WHEN idle.is_idle AND NOT added.delayed THEN pg_notify('deploycore_jobs', '') END
-        FROM added CROSS JOIN idle";
+        SELECT added.id,
+               CASE WHEN idle.is_idle AND NOT added.delayed THEN pg_notify('deploycore_jobs', ready.jobs::text) END
+        FROM added CROSS JOIN idle CROSS JOIN (SELECT count(*) AS jobs FROM added WHERE NOT delayed) ready";
     let texts = |text: fn(&NewJob) -> Option<&str>| -> Vec<Option<String>> {
         jobs.iter().map(|job| text(job).map(str::to_owned)).collect()
     };
