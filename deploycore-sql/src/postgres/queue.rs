@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use deploycore::model::{Attempt, Completion, ConcurrencyKey, Job, JobId, Lease, NewJob};
+use deploycore::model::{Attempt, Completion, ConcurrencyKey, Job, JobId, Lease, NewJob, OlderJobs};
 use deploycore::port::JobQueue;
 use deploycore::port::queue::{
     AttemptEnd, Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, QueueStats,
@@ -64,7 +64,7 @@ impl Queue {
         match jobs {
             [] => Ok(Vec::new()),
             // One job is one statement, which adds it whole or not at all.
-            [_] => {
+            [job] if job.older_jobs == OlderJobs::Keep => {
                 let mut borrowed = self.database.borrow().await?;
                 let answers = enqueue::enqueue(borrowed.connection(), jobs).await;
                 // What the domain refuses leaves the connection sound.

@@ -258,6 +258,10 @@ pub trait JobQueue: Send + Sync + Debug + 'static {
     /// the same dedup key, or the same id, count as if enqueued one after the other. A known id is looked at before the dedup key. A
     /// deduplicated job leaves no trace: repeated after the other job has finished, it is created.
     ///
+    /// A job that is created with [`OlderJobs::CancelQueued`](crate::model::OlderJobs) cancels, in the same transaction, the jobs of its service that
+    /// are QUEUED then, those before it in the same call too: each is CANCELLED with a failure that names the newer job. Of two such calls at
+    /// once neither may see the other's jobs. A repeated or deduplicated job cancels nothing.
+    ///
     /// Errors: `Conflict` when an id is taken by another body; `Invalid` past the [`bounds`].
     async fn enqueue(&self, jobs: &[NewJob]) -> Result<Vec<Enqueued>, Error>;
 
