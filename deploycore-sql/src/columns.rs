@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use deploycore::model::{
     ArtifactRef, Attempt, ClaimId, CopyPriority, CopyState, CopyStatus, Epoch, Job, JobId, JobStatus, Lease,
-    NewArtifact, NewJob, RegionName, RunningLease, Timestamp,
+    NewArtifact, NewJob, OlderJobs, RegionName, RunningLease, Timestamp,
 };
 use deploycore::port::BackendError;
 use deploycore::port::ledger::transition::CopyRow;
@@ -27,7 +27,7 @@ macro_rules! job_columns {
             "commit",
             $quote,
             ", j.name, j.status, j.last_heartbeat, j.priority, j.not_before, j.max_attempts, \
-             j.max_releases, j.build_timeout, j.dedup_key, j.concurrency_key, j.epoch, j.attempts, j.releases, j.rescues, \
+             j.max_releases, j.build_timeout, j.dedup_key, j.concurrency_key, j.cancels_older, j.epoch, j.attempts, j.releases, j.rescues, \
              j.eligible_at, j.cancel_requested, j.claim_id, j.worker, j.claimed_at, j.deadline, j.finished_at, j.artifact, \
              j.digest, j.size, j.failure"
         )
@@ -125,6 +125,7 @@ impl<R: StoredRow> Columns<'_, R> {
             build_timeout: stored::between(0, self.integer("build_timeout")?),
             dedup_key: self.optional_parse("dedup_key")?,
             concurrency_key: self.optional_parse("concurrency_key")?,
+            older_jobs: if self.is_set("cancels_older")? { OlderJobs::CancelQueued } else { OlderJobs::Keep },
         };
         let status = self.word("status", JobStatus::parse)?;
         let epoch = Epoch::new(self.number("epoch")?);

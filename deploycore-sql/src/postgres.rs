@@ -5,7 +5,7 @@
 //! off, these connections turn it on.
 //!
 //! Claims, heartbeats and successful completions, one or a batch, are one statement each, so a caller that stands still in the middle of a call holds no
-//! lock; other calls are short transactions at READ COMMITTED. No claim waits for another one, but for those that take jobs with a
+//! lock; other calls are short transactions at READ COMMITTED. Now and then a claim makes a second statement, to learn where the next ones begin. No claim waits for another one, but for those that take jobs with a
 //! concurrency key: they go one after the other, since each counts what runs.
 //!
 //! # Connections

@@ -19,7 +19,7 @@ pub use ids::{
     ServiceName, WorkerName,
 };
 pub use job::{
-    Attempt, AttemptOutcome, Completion, Epoch, Failure, FailureKind, Job, JobStatus, Lease, NewJob, Retry,
+    Attempt, AttemptOutcome, Completion, Epoch, Failure, FailureKind, Job, JobStatus, Lease, NewJob, OlderJobs, Retry,
     RunningLease, Timings,
 };
 pub use machine::{

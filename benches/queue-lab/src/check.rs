@@ -5,8 +5,11 @@
 //! linearizable when each is (Herlihy and Wing's locality). The search for one job is Wing and Gong's, with Lowe's memory of
 //! what was tried. The model of a job is what the memory backend is made of: [`deploycore::port::queue::transition`].
 //!
+//! That a claim took its jobs once, however often it was made, is about several jobs and is checked apart too.
+//!
 //! Times are not in the model: a delay may have passed and a lease may be lost at any instant. What depends on the clock is checked apart.
 
+mod claims;
 mod job;
 mod split;
 
@@ -36,7 +39,8 @@ pub enum Verdict {
     Undecided,
 }
 
-/// Checks the history of each job, the last look at it included; those that are not linearizable, with their history.
+/// Checks the history of each job, the last look at it included; those that are not linearizable, with their history. So is one that a
+/// repeated claim took besides those of the first.
 ///
 /// `looks` holds each job as it stood when all callers had ended, at `looked_at`.
 pub fn check(
@@ -45,7 +49,11 @@ pub fn check(
     looked_at: u64,
 ) -> Vec<(JobId, Verdict, Vec<Op>)> {
     let histories = split(events, looks, looked_at);
-    let judged = histories.into_iter().map(|(job, ops)| (job, linearize(&ops), ops));
+    let strays = claims::strays(events, looks);
+    let judged = histories.into_iter().map(|(job, ops)| {
+        let verdict = if strays.contains(&job) { Verdict::Violation } else { linearize(&ops) };
+        (job, verdict, ops)
+    });
     judged.filter(|(_, verdict, _)| *verdict != Verdict::Linearizable).collect()
 }
 

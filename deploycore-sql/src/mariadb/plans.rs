@@ -73,6 +73,7 @@ async fn each_statement_follows_its_index() {
         (queue::KEYS_WITH_ROOM, "jobs_slot", false),
         (queue::DUE, "jobs_delayed", true),
         (queue::HOLDERS, "jobs_dedup", true),
+        (queue::QUEUED_OF_SERVICE, "jobs_queued_name", false),
         (queue::OVERDUE, "jobs_queue", false),
         (queue::OLD, "jobs_finished", true),
         (queue::ALL, "jobs_created", true),

@@ -11,7 +11,7 @@ pub(super) mod row;
 #[cfg(test)]
 pub(super) use self::{
     claim::{DUE, KEYLESS, KEYS_WITH_ROOM, LOOK, OF_KEY},
-    enqueue::HOLDERS,
+    enqueue::{HOLDERS, QUEUED_OF_SERVICE},
     lease::OVERDUE,
     prune::OLD,
     read::{ALL, BY_COMMIT, BY_END, BY_RARE_END, BY_SERVICE, BY_STATUS},
@@ -21,7 +21,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use deploycore::model::{Attempt, Completion, ConcurrencyKey, Job, JobId, Lease, NewJob};
+use deploycore::model::{Attempt, Completion, ConcurrencyKey, Job, JobId, Lease, NewJob, OlderJobs};
 use deploycore::port::JobQueue;
 use deploycore::port::queue::{
     Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, QueueStats, RescueRequest,
@@ -71,7 +71,7 @@ impl Queue {
         match jobs {
             [] => Ok(Vec::new()),
             // One job is one statement, which adds it whole or not at all.
-            [_] => {
+            [job] if job.older_jobs == OlderJobs::Keep => {
                 let mut borrowed = self.database.borrow().await?;
                 let answers = enqueue::enqueue(borrowed.connection(), jobs).await;
                 // What the domain refuses leaves the connection sound.

@@ -3,10 +3,9 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use deploycore::port::queue::ReadyHint;
+use deploycore::port::queue::{ReadyHint, ReadyHints};
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use tokio::runtime::Handle;
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::Instrument as _;
@@ -22,14 +21,14 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_
 pub(super) struct Hints {
     options: PgConnectOptions,
     connect_timeout: Duration,
-    giver: watch::Sender<()>,
+    giver: ReadyHints,
     /// Dropped, it ends.
     listener: Mutex<JoinSet<()>>,
 }
 
 impl Hints {
     pub(super) fn new(options: PgConnectOptions, connect_timeout: Duration) -> Self {
-        Self { options, connect_timeout, giver: watch::Sender::new(()), listener: Mutex::default() }
+        Self { options, connect_timeout, giver: ReadyHints::default(), listener: Mutex::default() }
     }
 
     /// Outside of a runtime there is nobody who could wait for one.
@@ -45,18 +44,18 @@ impl Hints {
             let span = tracing::info_span!("listener", channel = CHANNEL);
             listener.spawn_on(listen(options, limit, giver).instrument(span), &runtime);
         }
-        ReadyHint::of(self.giver.subscribe())
+        self.giver.subscribe()
     }
 }
 
 /// Without end. What was told while nobody listened is unknown, so each new connection begins with a hint.
-async fn listen(options: PgConnectOptions, connect_timeout: Duration, giver: watch::Sender<()>) {
+async fn listen(options: PgConnectOptions, connect_timeout: Duration, giver: ReadyHints) {
     let mut delay = RETRY.0;
     loop {
         match timeout(connect_timeout, connect(&options, connect_timeout)).await {
             Ok(Ok(mut listener)) => {
                 delay = RETRY.0;
-                giver.send_replace(());
+                giver.give(1);
                 let error = hear(&mut listener, &giver, connect_timeout).await;
                 tracing::debug!(%error, "the connection ended; polling goes on meanwhile");
             }
@@ -83,10 +82,11 @@ async fn connect(options: &PgConnectOptions, limit: Duration) -> Result<PgListen
 }
 
 /// Until the connection ends, and why it did.
-async fn hear(listener: &mut PgListener, giver: &watch::Sender<()>, limit: Duration) -> sqlx::Error {
+async fn hear(listener: &mut PgListener, giver: &ReadyHints, limit: Duration) -> sqlx::Error {
     loop {
         match timeout(SILENT, listener.try_recv()).await {
-            Ok(Ok(Some(_))) => giver.send_replace(()),
+            // An earlier program does not tell how many.
+            Ok(Ok(Some(told))) => giver.give(told.payload().parse().unwrap_or(1)),
             Ok(Ok(None)) => return sqlx::Error::PoolClosed,
             Ok(Err(error)) => return error,
             Err(_) => match timeout(limit, sqlx::query("SELECT 1").execute(&mut *listener)).await {

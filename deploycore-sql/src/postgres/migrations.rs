@@ -3,10 +3,11 @@
 use sqlx::SqlSafeStr as _;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 
-const VERSIONS: [(i64, &str, &str); 4] = [
+const VERSIONS: [(i64, &str, &str); 5] = [
     (1, "queue", include_str!("../../migrations/postgres/0001_queue.sql")),
     (2, "ledger", include_str!("../../migrations/postgres/0002_ledger.sql")),
     (3, "journal", include_str!("../../migrations/postgres/0003_journal.sql")),
+    (4, "claims", include_str!("../../migrations/postgres/0004_claims.sql")),
     (5, "replication", include_str!("../../migrations/postgres/0005_replication.sql")),
 ];
 

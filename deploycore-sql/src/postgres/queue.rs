@@ -4,15 +4,17 @@
 mod claim;
 mod complete;
 mod enqueue;
+mod floor;
 mod lease;
 mod read;
 mod row;
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use deploycore::model::{Attempt, Completion, ConcurrencyKey, Job, JobId, Lease, NewJob};
+use deploycore::model::{Attempt, Completion, ConcurrencyKey, Job, JobId, Lease, NewJob, OlderJobs};
 use deploycore::port::JobQueue;
 use deploycore::port::queue::{
     AttemptEnd, Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, QueueStats,
@@ -28,11 +30,13 @@ use crate::stored;
 #[derive(Debug, Clone)]
 pub struct Queue {
     database: Database,
+    /// What the claims of this process know.
+    floors: Arc<floor::Floors>,
 }
 
 impl Queue {
     pub(super) fn new(database: Database) -> Self {
-        Self { database }
+        Self { database, floors: Arc::default() }
     }
 
     /// Adds jobs in a transaction of the host's own, on any connection to this database: they are there when it commits, together with
@@ -60,7 +64,7 @@ impl Queue {
         match jobs {
             [] => Ok(Vec::new()),
             // One job is one statement, which adds it whole or not at all.
-            [_] => {
+            [job] if job.older_jobs == OlderJobs::Keep => {
                 let mut borrowed = self.database.borrow().await?;
                 let answers = enqueue::enqueue(borrowed.connection(), jobs).await;
                 // What the domain refuses leaves the connection sound.
@@ -89,7 +93,7 @@ impl JobQueue for Queue {
 
     async fn claim(&self, request: &ClaimRequest) -> Result<Vec<Job>, Error> {
         bounds::check_claim(request)?;
-        let claimed = self.database.bounded(claim::claim(&self.database, request)).await?;
+        let claimed = self.database.bounded(claim::claim(&self.database, &self.floors, request)).await?;
         if claimed.is_new {
             count("deploycore_queue_claims_total", claimed.jobs.len());
         }

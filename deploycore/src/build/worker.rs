@@ -236,6 +236,10 @@ impl Session {
         }
         let answer = worker.claim(free).await;
         self.pace.note(answer.is_ok());
+        if answer.as_ref().is_ok_and(|(_, jobs)| jobs.len() == free) {
+            // There may be more than this worker has slots for.
+            self.ready.pass_on();
+        }
         let (attempt, jobs) = answer.unwrap_or((Try::First, Vec::new()));
         let old = attempt == Try::Again && !jobs.is_empty();
         for held in jobs {

@@ -27,6 +27,7 @@ pub mod list;
 pub mod model;
 pub mod release;
 pub mod rescue;
+pub mod supersede;
 pub mod upkeep;
 
 mod steps;
@@ -159,6 +160,13 @@ macro_rules! __queue_cases {
                 a_limit_out_of_bounds_is_refused
                 concurrent_reapers_rescue_each_lease_once
                 a_completion_and_a_rescue_do_not_both_win
+            }
+            supersede {
+                a_newer_job_cancels_what_is_queued_of_its_service
+                what_runs_is_left_alone_until_it_is_queued_again
+                all_else_stays_as_it_is
+                a_repeated_or_deduplicated_job_cancels_nothing
+                in_a_batch_each_counts_after_those_before_it
             }
             list {
                 an_empty_queue_has_one_empty_page

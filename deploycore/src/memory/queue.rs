@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use super::Clock;
 use crate::model::{
     Attempt, AttemptOutcome, ClaimId, Completion, ConcurrencyKey, DedupKey, Epoch, Failure, Job, JobId, JobStatus,
-    Lease, NewJob, Timestamp, elapsed,
+    Lease, NewJob, OlderJobs, Timestamp, elapsed,
 };
 use crate::port::queue::transition::{self, Standing};
 use crate::port::queue::{
@@ -50,6 +50,13 @@ struct State {
     claims: HashMap<ClaimId, Vec<JobId>>,
     claiming: Claiming,
     limits: BTreeMap<ConcurrencyKey, NonZeroU32>,
+}
+
+/// What a call of enqueue does, before it is done as a whole.
+#[derive(Debug, Default)]
+struct Staged {
+    added: Vec<Job>,
+    superseded: BTreeMap<JobId, Job>,
 }
 
 #[derive(Debug, Clone)]
@@ -112,20 +119,25 @@ impl JobQueue for Queue {
     async fn enqueue(&self, jobs: &[NewJob]) -> Result<Vec<Enqueued>, Error> {
         bounds::check_enqueue(jobs)?;
         let (mut state, now) = self.locked();
-        let mut added = Vec::new();
+        let mut staged = Staged::default();
         let answers = jobs.iter().map(|spec| {
-            let answer = state.answer_enqueue(spec, &added)?;
+            let answer = state.answer_enqueue(spec, &staged)?;
             if matches!(answer, Enqueued::Created { .. }) {
-                added.push(transition::enqueue(spec, now));
+                state.stage(spec, &mut staged, now);
             }
             Ok(answer)
         });
         let answers = answers.collect::<Result<Vec<_>, Error>>()?;
-        if state.jobs.len() + added.len() > self.capacity {
+        if state.jobs.len() + staged.added.len() > self.capacity {
             let full = format!("it holds {} jobs and takes no more than {}", state.jobs.len(), self.capacity);
             return Err(BackendError::retryable("memory", full).into());
         }
-        for job in added {
+        for job in staged.superseded.into_values() {
+            if let Some(entry) = state.jobs.get_mut(&job.spec.id) {
+                entry.job = job;
+            }
+        }
+        for job in staged.added {
             state.jobs.insert(job.spec.id, Entry { job, attempts: Vec::new() });
         }
         Ok(answers)
@@ -268,9 +280,13 @@ impl JobQueue for Queue {
 }
 
 impl State {
-    /// What an enqueue does with a job, given those that the same call adds before it.
-    fn answer_enqueue(&self, spec: &NewJob, added: &[Job]) -> Result<Enqueued, Error> {
-        let known = || self.jobs.values().map(|entry| &entry.job).chain(added);
+    /// What an enqueue does with a job, given what the same call does before it.
+    fn answer_enqueue(&self, spec: &NewJob, staged: &Staged) -> Result<Enqueued, Error> {
+        let Staged { added, superseded } = staged;
+        let known = || {
+            let kept = self.jobs.values().map(|entry| superseded.get(&entry.job.spec.id).unwrap_or(&entry.job));
+            kept.chain(added)
+        };
         let id = spec.id;
         let same_id = self.jobs.get(&id).map(|entry| &entry.job).or_else(|| added.iter().find(|job| job.spec.id == id));
         if let Some(job) = same_id {
@@ -286,6 +302,23 @@ impl State {
             Some(job) => Enqueued::Deduplicated { existing: job.spec.id },
             None => Enqueued::Created { job: id },
         })
+    }
+
+    /// Adds a new job to what a call does, with the ends of those whose place it takes.
+    fn stage(&self, spec: &NewJob, staged: &mut Staged, now: Timestamp) {
+        if spec.older_jobs == OlderJobs::CancelQueued {
+            let of_service = |job: &Job| job.spec.service == spec.service;
+            for job in staged.added.iter_mut().filter(|job| of_service(job)) {
+                transition::supersede(job, spec.id, now);
+            }
+            for job in self.jobs.values().map(|entry| &entry.job).filter(|job| of_service(job)) {
+                let mut job = job.clone();
+                if !staged.superseded.contains_key(&job.spec.id) && transition::supersede(&mut job, spec.id, now) {
+                    staged.superseded.insert(job.spec.id, job);
+                }
+            }
+        }
+        staged.added.push(transition::enqueue(spec, now));
     }
 
     /// The next jobs in order, each within the limit of its concurrency key.

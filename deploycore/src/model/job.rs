@@ -103,6 +103,17 @@ pub struct Lease {
     pub epoch: Epoch,
 }
 
+/// What becomes of the older jobs of a service when a newer one is enqueued.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OlderJobs {
+    /// They stay.
+    #[default]
+    Keep,
+    /// Those that are queued, also for another attempt, are cancelled. Those that run are left alone.
+    CancelQueued,
+}
+
 /// What to enqueue. The id, chosen by the caller, makes repeating the call harmless.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewJob {
@@ -133,6 +144,13 @@ pub struct NewJob {
     /// Jobs with the same key share a limit of concurrent builds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concurrency_key: Option<ConcurrencyKey>,
+    /// Whether it takes the place of what is queued of its service; it does not by default.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub older_jobs: OlderJobs,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn default_max_attempts() -> NonZeroU32 {
@@ -161,6 +179,7 @@ impl NewJob {
             build_timeout: default_build_timeout(),
             dedup_key: None,
             concurrency_key: None,
+            older_jobs: OlderJobs::Keep,
         }
     }
 
@@ -217,6 +236,13 @@ impl NewJob {
     #[must_use]
     pub fn with_concurrency_key(mut self, key: ConcurrencyKey) -> Self {
         self.concurrency_key = Some(key);
+        self
+    }
+
+    /// Sets what becomes of the older jobs of its service.
+    #[must_use]
+    pub fn with_older_jobs(mut self, older_jobs: OlderJobs) -> Self {
+        self.older_jobs = older_jobs;
         self
     }
 }
@@ -359,6 +385,8 @@ pub enum FailureKind {
     Released,
     /// Something around the build failed: the store, the checkout, the disk.
     Infrastructure,
+    /// A newer job of the service took its place before it ran.
+    Superseded,
 }
 
 /// Whether a failed attempt is followed by another.

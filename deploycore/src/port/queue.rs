@@ -14,7 +14,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-pub use hint::ReadyHint;
+pub use hint::{ReadyHint, ReadyHints};
 
 use super::BackendError;
 use crate::model::{
@@ -258,6 +258,10 @@ pub trait JobQueue: Send + Sync + Debug + 'static {
     /// the same dedup key, or the same id, count as if enqueued one after the other. A known id is looked at before the dedup key. A
     /// deduplicated job leaves no trace: repeated after the other job has finished, it is created.
     ///
+    /// A job that is created with [`OlderJobs::CancelQueued`](crate::model::OlderJobs) cancels, in the same transaction, the jobs of its service that
+    /// are QUEUED then, those before it in the same call too: each is CANCELLED with a failure that names the newer job. Of two such calls at
+    /// once neither may see the other's jobs. A repeated or deduplicated job cancels nothing.
+    ///
     /// Errors: `Conflict` when an id is taken by another body; `Invalid` past the [`bounds`].
     async fn enqueue(&self, jobs: &[NewJob]) -> Result<Vec<Enqueued>, Error>;
 
@@ -356,7 +360,8 @@ pub trait JobQueue: Send + Sync + Debug + 'static {
     async fn set_concurrency_limit(&self, key: &ConcurrencyKey, limit: NonZeroU32) -> Result<(), Error>;
 
     /// Tells from now on when jobs may have become claimable, so that a worker with nothing to do starts sooner than it would look again. A
-    /// hint may come for nothing, late, or not at all; a backend that has none never gives any.
+    /// hint may come for nothing, late, or not at all; a backend that has none never gives any. Each hint is for one waiter of the process,
+    /// which [passes it on](ReadyHint::pass_on) when there may be more jobs.
     fn ready(&self) -> ReadyHint {
         ReadyHint::never()
     }

@@ -12,13 +12,13 @@ use async_trait::async_trait;
 use deploycore::conformance::queue::cases;
 use deploycore::memory::{Clock, Queue, QueueSnapshot};
 use deploycore::model::{
-    Attempt, ClaimId, Completion, ConcurrencyKey, Epoch, Job, JobId, JobStatus, Lease, NewJob, Timestamp, elapsed,
-    later,
+    Attempt, ClaimId, Completion, ConcurrencyKey, Epoch, Job, JobId, JobStatus, Lease, NewJob, OlderJobs, Timestamp,
+    elapsed, later,
 };
 use deploycore::port::JobQueue;
 use deploycore::port::queue::{
     AttemptEnd, Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, QueueStats,
-    RescueRequest, Rescued, bounds,
+    RescueRequest, Rescued, bounds, transition,
 };
 use futures::FutureExt;
 use uuid::Uuid;
@@ -54,6 +54,8 @@ enum Fault {
     BatchAnswersInOrderOfJobs,
     BatchRepeatIsRefused,
     CancelEndsRunningJobs,
+    NewerCancelsRunningJobs,
+    RepeatCancelsWhatCameAfter,
     CursorIsAnInstant,
 }
 
@@ -116,6 +118,8 @@ const CONTROLS: &[(Fault, &[&str])] = &[
         &["complete_batch::repeating_changes_nothing", "complete_batch::a_lease_twice_in_a_batch_ends_once"],
     ),
     (Fault::CancelEndsRunningJobs, &["cancel::a_running_job_is_only_marked"]),
+    (Fault::NewerCancelsRunningJobs, &["supersede::what_runs_is_left_alone_until_it_is_queued_again"]),
+    (Fault::RepeatCancelsWhatCameAfter, &["supersede::a_repeated_or_deduplicated_job_cancels_nothing"]),
     (Fault::CursorIsAnInstant, &["list::pages_show_each_job_once_newest_first"]),
 ];
 
@@ -228,6 +232,10 @@ impl Broken {
     }
 }
 
+fn cancels_older(job: &NewJob) -> bool {
+    job.older_jobs == OlderJobs::CancelQueued
+}
+
 #[async_trait]
 impl JobQueue for Broken {
     async fn enqueue(&self, jobs: &[NewJob]) -> Result<Vec<Enqueued>, Error> {
@@ -237,12 +245,27 @@ impl JobQueue for Broken {
                 let one = |job| self.step(|_| (), async |queue| queue.enqueue(std::slice::from_ref(job)).await);
                 jobs.iter().map(one).collect::<Result<Vec<_>, _>>().map(|answers| answers.concat())
             }
+            Fault::RepeatCancelsWhatCameAfter => {
+                let answers = self.step(|_| (), async |queue| queue.enqueue(jobs).await)?;
+                let (mut state, now) = (self.locked(), self.clock.now());
+                for newer in jobs.iter().filter(|job| cancels_older(job)) {
+                    let others = state.jobs.values_mut().map(|(job, _)| job);
+                    for job in others.filter(|job| job.spec.service == newer.service && job.spec.id != newer.id) {
+                        transition::supersede(job, newer.id, now);
+                    }
+                }
+                Ok(answers)
+            }
             _ => self.step(
                 |known| match self.fault {
                     Fault::EnqueueOverwrites => known.retain(|id, _| jobs.iter().all(|job| job.id != *id)),
                     Fault::DedupSeesOnlyQueuedJobs => {
                         let running = known.values_mut().filter(|(job, _)| job.status == JobStatus::Running);
                         running.for_each(|(job, _)| job.spec.dedup_key = None);
+                    }
+                    Fault::NewerCancelsRunningJobs if jobs.iter().any(cancels_older) => {
+                        let running = known.values_mut().filter(|(job, _)| job.status == JobStatus::Running);
+                        running.for_each(|(job, _)| (job.status, job.running) = (JobStatus::Queued, None));
                     }
                     _ => {}
                 },

@@ -20,12 +20,12 @@ use deploycore::model::{
 };
 use deploycore::port::queue::{
     Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, QueueStats, ReadyHint,
-    RescueRequest, Rescued,
+    ReadyHints, RescueRequest, Rescued,
 };
 use deploycore::port::store::{self, Chunks, Source};
 use deploycore::port::{ArtifactStore, ArtifactStoreExt, BackendError, JobQueue, JobQueueExt};
 use futures::stream::{BoxStream, StreamExt};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -119,7 +119,7 @@ struct Line {
     mute: std::sync::atomic::AtomicBool,
     /// The time that a heartbeat takes to arrive.
     way: Duration,
-    ready: watch::Sender<()>,
+    ready: ReadyHints,
 }
 
 impl Line {
@@ -192,7 +192,7 @@ impl JobQueue for Line {
         self.queue.set_concurrency_limit(key, limit).await
     }
     fn ready(&self) -> ReadyHint {
-        ReadyHint::of(self.ready.subscribe())
+        self.ready.subscribe()
     }
 }
 
@@ -254,7 +254,7 @@ impl Yard {
             faults: Mutex::default(),
             mute: false.into(),
             way: Duration::ZERO,
-            ready: watch::Sender::new(()),
+            ready: ReadyHints::default(),
         };
         let store = Flaky { store: Store::new(), failures: 0.into(), no_logs: false };
         let builder = Scripted { plans: Mutex::new(plans.into_iter().collect()), ..Scripted::default() };
@@ -325,9 +325,28 @@ async fn a_hint_starts_a_build_before_the_worker_would_look() {
     let id = yard.enqueue(job()).await;
     sleep(secs(1_800)).await;
     assert_eq!(yard.job(id).await.status, JobStatus::Queued);
-    yard.line.ready.send_replace(());
+    yard.line.ready.give(1);
     sleep(secs(1)).await;
     assert_eq!(yard.job(id).await.status, JobStatus::Succeeded);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_fills_its_slots_passes_the_hint_on() {
+    let yard = Yard::new(vec![Plan::Take(secs(60)); 3]);
+    let _workers = [1, 2, 3].map(|seed| {
+        let settings = WorkerSettings::default().with_poll(secs(3_600)).with_slots(NonZeroUsize::MIN);
+        let worker = Worker::new(settings, yard.line.clone(), yard.store.clone(), yard.builder.clone());
+        let (worker, shutdown) = (worker.unwrap().with_seed(seed), yard.shutdown.clone());
+        AbortOnDropHandle::new(tokio::spawn(async move { worker.run(shutdown).await }))
+    });
+    sleep(secs(1)).await;
+    for _ in 0..2 {
+        yard.enqueue(job()).await;
+    }
+    // One is told of, the other is found by whom the first one wakes.
+    yard.line.ready.give(1);
+    sleep(secs(1)).await;
+    assert_eq!(yard.line.queue.stats().await.unwrap().counts[&JobStatus::Running], 2);
 }
 
 #[tokio::test(start_paused = true)]

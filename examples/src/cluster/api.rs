@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use deploycore::deploy::{Convergence, Redeploy};
 use deploycore::model::{
-    ArtifactName, CommitId, CopyPriority, Digest, Generation, Goal, GoalPosition, JobId, RegionName, RunSpec, Selector,
-    ServiceName,
+    ArtifactName, CommitId, CopyPriority, Digest, Generation, Goal, GoalPosition, JobId, OlderJobs, RegionName,
+    RunSpec, Selector, ServiceName,
 };
 use deploycore::port::queue::{Enqueued, QueueStats};
 use deploycore_p2p::core::tracker::SwarmStanding;
@@ -27,6 +27,9 @@ pub struct BuildRequest {
     /// Higher goes first.
     #[serde(default)]
     pub priority: i16,
+    /// What becomes of the builds of older commits that are queued.
+    #[serde(default)]
+    pub older_jobs: OlderJobs,
 }
 
 /// Answer to `POST /v1/builds`

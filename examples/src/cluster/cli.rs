@@ -114,6 +114,9 @@ pub enum Command {
         /// The service [default: the cluster's]
         #[arg(long, value_name = "NAME")]
         name: Option<ServiceName>,
+        /// Cancel the service's builds that are still queued
+        #[arg(long)]
+        supersede: bool,
         /// Wait until the artifact is deployable
         #[arg(long)]
         wait: bool,

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use deploycore::model::{ArtifactName, FiguresRequest, Goal, JobId, ServiceName};
+use deploycore::model::{ArtifactName, FiguresRequest, Goal, JobId, OlderJobs, ServiceName};
 use deploycore_p2p::core::tracker::SwarmStanding;
 use serde::Serialize;
 use url::Url;
@@ -25,9 +25,10 @@ const PATIENCE: Duration = Duration::from_mins(30);
 /// Does one command.
 pub(super) async fn run(command: Command) -> Result<()> {
     match command {
-        Command::Build { commit, name, wait, target } => {
+        Command::Build { commit, name, supersede, wait, target } => {
             let client = client(&target)?;
-            let request = BuildRequest { commit, name, job: Some(JobId::new()), priority: 0 };
+            let older_jobs = if supersede { OlderJobs::CancelQueued } else { OlderJobs::Keep };
+            let request = BuildRequest { commit, name, job: Some(JobId::new()), priority: 0, older_jobs };
             let answer = client.build(&request).await?;
             show(&target, &answer, |answer| println!("job {}\nartifact {}", answer.job, answer.artifact))?;
             if wait { deployable(&client, answer.job, &answer.artifact).await } else { Ok(()) }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use deploycore::model::{
     ArtifactName, AttemptOutcome, CommitId, Completion, CopyState, Generation, Goal, Job, JobId, JobStatus,
-    KnownMachine, Origin, Readiness, ServiceName, ServicePhase, ServiceReport, Timestamp,
+    KnownMachine, OlderJobs, Origin, Readiness, ServiceName, ServicePhase, ServiceReport, Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
@@ -114,7 +114,13 @@ impl<'a> Scenario<'a> {
         }
         for (commit, job) in self.plan.commits.iter().zip(&self.state.jobs) {
             let name = Some(self.plan.service.clone());
-            let request = BuildRequest { commit: commit.clone(), name, job: Some(*job), priority: 0 };
+            let request = BuildRequest {
+                commit: commit.clone(),
+                name,
+                job: Some(*job),
+                priority: 0,
+                older_jobs: OlderJobs::Keep,
+            };
             patiently(|| self.client.build(&request)).await?;
         }
         let bar = self.progress.step("build", self.state.jobs.len() as u64);

@@ -147,6 +147,31 @@ fn a_job_that_two_claims_hold_is_refused() {
 }
 
 #[test]
+fn a_repeated_claim_that_takes_another_job_is_refused() {
+    // Each job by itself is added, claimed and done.
+    let two_jobs = |second_claim: u64| {
+        let (mut one, mut other) = (Script::new(), Script::new());
+        one.claim(1);
+        one.complete(1, Word::Done);
+        one.ends_after(0);
+        other.clock = one.clock;
+        let lease = Lease { claim: one.lease(second_claim).claim, ..other.lease(1) };
+        other.says(Call::Claim(lease.claim, "w".parse().unwrap()), Reply::Claimed(vec![lease]));
+        other.says(Call::Complete(vec![(lease, success_of(&lease))]), Reply::Ended(vec![Word::Done]));
+        let done = AttemptOutcome::Completed { completion: success_of(&lease) };
+        let attempts = vec![(lease, Some(done))];
+        let view = View { status: JobStatus::Succeeded, epoch: Epoch::new(1), attempts };
+        let looks = BTreeMap::from([(one.spec.id, one.view.clone()), (other.spec.id, Some(view))]);
+        let refused = check(&[one.events, other.events].concat(), &looks, other.clock + 100);
+        (other.spec.id, refused)
+    };
+    let (other, refused) = two_jobs(1);
+    assert!(matches!(refused[..], [(job, Verdict::Violation, _)] if job == other), "{refused:?}");
+    let (_, refused) = two_jobs(2);
+    assert!(refused.is_empty(), "{refused:?}");
+}
+
+#[test]
 fn an_epoch_that_does_not_grow_is_refused() {
     let mut script = good();
     let stale = Lease { epoch: Epoch::new(1), ..script.lease(2) };

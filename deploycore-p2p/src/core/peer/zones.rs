@@ -145,9 +145,10 @@ impl<B: Payload> Peer<B> {
                 remote.is_some_and(|remote| remote.has.exceeds(&brought))
             };
             let parts = artifact.outside.parts;
-            let parts = match is_short && self.links.iter().any(has_more) {
-                true => parts.saturating_mul(2).min(part.of.max(1)),
-                false => (parts / 2).max(1),
+            let parts = if is_short && self.links.iter().any(has_more) {
+                parts.saturating_mul(2).min(part.of.max(1))
+            } else {
+                (parts / 2).max(1)
             };
             self.artifacts[at].outside.take_part(part, parts);
         }

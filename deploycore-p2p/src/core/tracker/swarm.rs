@@ -134,12 +134,12 @@ impl Swarm {
         let zone = self.members[own].zone.and_then(|zone| self.zones.get(&zone));
         match zone.filter(|zone| zone.len() < len) {
             _ if len <= wanted + 1 => chosen.extend((0..len).filter(|at| *at != own)),
-            None => chosen.extend(self.least_introduced(0..len, wanted, rng, |at| at != own)),
+            None => chosen.extend(self.least_introduced(len, |at| at, wanted, rng, |at| at != own)),
             Some(zone) => {
                 let near = |step: usize| self.index[&zone[step]];
-                let near = self.least_introduced((0..zone.len()).map(near), wanted - far(wanted), rng, |at| at != own);
+                let near = self.least_introduced(zone.len(), near, wanted - far(wanted), rng, |at| at != own);
                 let elsewhere = |at: usize| self.members[at].zone != self.members[own].zone;
-                chosen.extend(self.least_introduced(0..len, wanted - near.len(), rng, elsewhere));
+                chosen.extend(self.least_introduced(len, |at| at, wanted - near.len(), rng, elsewhere));
                 chosen.extend(near);
             }
         }
@@ -154,19 +154,18 @@ impl Swarm {
         chosen.into_iter().map(|at| self.members[at].contact.clone()).collect()
     }
 
-    /// Those with the fewest introductions among some that are drawn at random and may be named.
+    /// Those with the fewest introductions among some that are drawn at random from so many candidates and may be named.
     fn least_introduced(
         &self,
-        among: impl ExactSizeIterator<Item = usize> + Clone,
+        candidates: usize,
+        candidate: impl Fn(usize) -> usize,
         wanted: usize,
         rng: &mut Rng,
         may: impl Fn(usize) -> bool,
     ) -> Vec<usize> {
-        let len = among.len();
-        let drawn = |step: usize| among.clone().nth(step);
-        let mut sample: Vec<usize> = match len {
-            len if len <= wanted * 4 => among.clone().collect(),
-            _ => (0..wanted * 3).filter_map(|_| drawn(rng.usize(..len))).collect(),
+        let mut sample: Vec<usize> = match candidates {
+            all if all <= wanted * 4 => (0..all).map(candidate).collect(),
+            _ => (0..wanted * 3).map(|_| candidate(rng.usize(..candidates))).collect(),
         };
         sample.sort_unstable();
         sample.dedup();

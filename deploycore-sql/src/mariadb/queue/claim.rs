@@ -42,9 +42,7 @@ pub(super) async fn claim(database: &Database, request: &ClaimRequest) -> Result
         return Ok(Claimed::NOTHING);
     };
     if are_due {
-        let mut moment = database.begin().await?;
-        let ended = end_delays(moment.connection()).await;
-        moment.end(ended).await?;
+        while end_delays(database).await? == Delays::More {}
     }
     let mut moment = database.begin().await?;
     // What was due may have a key.
@@ -123,8 +121,15 @@ async fn take_turn(connection: &mut MySqlConnection) -> Result<(), BackendError>
     Ok(())
 }
 
-/// Jobs made ready at once.
+/// Jobs made ready in one transaction. Any number may become due at one instant; heartbeats and other calls must not wait for all of them.
 const READY_AT_ONCE: usize = 1_000;
+
+/// Whether jobs still wait for [`end_delays`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Delays {
+    Ended,
+    More,
+}
 
 pub(in crate::mariadb) const DUE: &str = concat!(
     "SELECT id FROM deploycore_jobs FORCE INDEX (jobs_delayed)
@@ -133,23 +138,25 @@ pub(in crate::mariadb) const DUE: &str = concat!(
     " ORDER BY delayed_until LIMIT ? FOR UPDATE SKIP LOCKED"
 );
 
-/// Makes jobs ready whose time has come. Each job passes here at most once a delay. All that are due pass: the most urgent one may have become
-/// due last.
-async fn end_delays(connection: &mut MySqlConnection) -> Result<(), BackendError> {
+/// Makes jobs ready whose time has come, in a transaction of its own. Each job passes here at most once a delay. The order of claims holds once
+/// the delays are [`Delays::Ended`]: the most urgent job may be the last that became due.
+async fn end_delays(database: &Database) -> Result<Delays, BackendError> {
+    let mut moment = database.begin().await?;
+    let ended = end_some_delays(moment.connection()).await;
+    moment.end(ended).await
+}
+
+async fn end_some_delays(connection: &mut MySqlConnection) -> Result<Delays, BackendError> {
     const END: &str = "
         UPDATE JSON_TABLE(?, '$[*]' COLUMNS (id CHAR(32) PATH '$')) n
         STRAIGHT_JOIN deploycore_jobs j ON j.id = UNHEX(n.id)
         SET j.is_delayed = FALSE WHERE j.status = 'QUEUED'";
     take_turn(connection).await?;
-    loop {
-        let due = sqlx::query(DUE).bind(READY_AT_ONCE as i64);
-        let rows = due.fetch_all(&mut *connection).await.map_err(failed)?;
-        let ids: Result<Vec<Hex>, _> = rows.iter().map(|row| Columns(row).job_id("id").map(Hex::from)).collect();
-        sqlx::query(END).bind(stored::json(&ids?)).execute(&mut *connection).await.map_err(failed)?;
-        if rows.len() < READY_AT_ONCE {
-            return Ok(());
-        }
-    }
+    let due = sqlx::query(DUE).bind(READY_AT_ONCE as i64);
+    let rows = due.fetch_all(&mut *connection).await.map_err(failed)?;
+    let ids: Result<Vec<Hex>, _> = rows.iter().map(|row| Columns(row).job_id("id").map(Hex::from)).collect();
+    sqlx::query(END).bind(stored::json(&ids?)).execute(&mut *connection).await.map_err(failed)?;
+    Ok(if rows.len() < READY_AT_ONCE { Delays::Ended } else { Delays::More })
 }
 
 /// Takes jobs. Those with a key get a slot of it that no other running job has, which the schema holds every claim to.
@@ -211,6 +218,9 @@ struct Key {
 
 /// Steps through the distinct keys that wait, and looks at the first job of each: what waits behind a full key is never walked over. The first
 /// `limit` keys in the order of these jobs hold all jobs that a claim of `limit` can take.
+///
+/// The limit that limits nothing keeps the server from merging the inner query into the outer one: MariaDB 10.11.19 does not find the columns of a merged
+/// one when a statement is executed a second time.
 pub(in crate::mariadb) const KEYS_WITH_ROOM: &str = "
     SELECT h.name, h.room FROM (
         SELECT k.concurrency_key AS name,
@@ -224,6 +234,7 @@ pub(in crate::mariadb) const KEYS_WITH_ROOM: &str = "
         FROM (SELECT status, is_delayed, concurrency_key FROM deploycore_jobs FORCE INDEX (jobs_queue)
               WHERE status = 'QUEUED' AND is_delayed = FALSE AND concurrency_key > ''
               GROUP BY status, is_delayed, concurrency_key) k
+        LIMIT 18446744073709551615
     ) h STRAIGHT_JOIN deploycore_jobs j ON j.id = h.first_job
     WHERE h.room > 0
     ORDER BY j.urgency, j.created_at, j.id LIMIT ?";
@@ -306,4 +317,41 @@ async fn is_answered(connection: &mut MySqlConnection, claim: ClaimId) -> Result
     let answered = sqlx::query(ANSWERED).bind(claim.as_uuid()).bind(claim.as_uuid());
     let row = answered.fetch_one(connection).await.map_err(failed)?;
     Columns(&row).is_set("is_answered")
+}
+
+#[cfg(test)]
+mod tests {
+    use deploycore::model::{NewJob, WorkerName};
+    use deploycore::port::JobQueue as _;
+    use deploycore::port::queue::MAX_BATCH;
+
+    use super::*;
+    use crate::mariadb::MariaDb;
+    use crate::mariadb::migrations::tests::server;
+
+    #[tokio::test]
+    async fn many_jobs_due_at_once_are_made_ready_bit_by_bit_and_claimed_in_order() {
+        const READY: &str = "SELECT COUNT(*) FROM deploycore_jobs WHERE NOT is_delayed";
+        let database = server().create_database().unwrap();
+        let queue = MariaDb::open(&database.url()).await.unwrap().queue();
+        let later = "2200-01-01T00:00:00Z".parse().unwrap();
+        let job = || NewJob::new("web".parse().unwrap(), "abcdef0".parse().unwrap()).with_not_before(later);
+        let mut jobs: Vec<_> = (0..2 * READY_AT_ONCE).map(|_| job()).collect();
+        // The most urgent one becomes due last.
+        jobs.push(job().with_priority(1));
+        for batch in jobs.chunks(MAX_BATCH) {
+            queue.enqueue(batch).await.unwrap();
+        }
+        let mut borrowed = queue.database.borrow().await.unwrap();
+        let due = "UPDATE deploycore_jobs SET eligible_at = 1 + priority";
+        sqlx::raw_sql(due).execute(borrowed.connection()).await.unwrap();
+        assert_eq!(end_delays(&queue.database).await.unwrap(), Delays::More);
+        let ready: i64 = sqlx::query_scalar(READY).fetch_one(borrowed.connection()).await.unwrap();
+        assert_eq!(ready as usize, READY_AT_ONCE);
+
+        let claim = ClaimRequest { claim: ClaimId::new(), worker: WorkerName::new("w").unwrap(), limit: 2 };
+        let claimed = queue.claim(&claim).await.unwrap();
+        let ids: Vec<_> = claimed.iter().map(|job| job.spec.id).collect();
+        assert_eq!(ids, [jobs[jobs.len() - 1].id, jobs[0].id]);
+    }
 }

@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use deploycore::model::{DedupKey, JobId, NewJob};
+use deploycore::model::{DedupKey, JobId, NewJob, OlderJobs};
 use deploycore::port::BackendError;
-use deploycore::port::queue::{Enqueued, Error};
+use deploycore::port::queue::{Enqueued, Error, transition};
 use serde::Serialize;
 use sqlx::mysql::MySqlConnection;
 
+use super::row;
 use crate::columns::{Columns, job_columns};
-use crate::mariadb::database::{NAME, corrupt, failed, instant, is_duplicate};
+use crate::mariadb::database::{self, NAME, corrupt, failed, instant, is_duplicate};
 use crate::mariadb::row::Hex;
 use crate::stored;
 
@@ -18,12 +19,50 @@ use crate::stored;
 /// stand in each other's way, one is added or answered each time.
 const TRIES: usize = 10;
 
-/// Adds jobs; in a transaction, unless it is one job.
-///
-/// All are added in one statement, or none: nearly always no id and no dedup key is taken. If one is, that is found out, and the others are tried
-/// again. So what was added is known to be new.
+/// Adds jobs; in a transaction, unless it is one job that leaves the older ones alone.
 pub(super) async fn enqueue(connection: &mut MySqlConnection, jobs: &[NewJob]) -> Result<Vec<Enqueued>, Error> {
     let jobs = jobs.iter().map(as_stored).collect::<Result<Vec<_>, _>>()?;
+    if jobs.iter().all(|job| job.older_jobs == OlderJobs::Keep) {
+        return enqueue_all(connection, &jobs).await;
+    }
+    // What a job cancels hangs on who came before it.
+    let mut answers = Vec::with_capacity(jobs.len());
+    for job in &jobs {
+        let added = enqueue_all(&mut *connection, std::slice::from_ref(job)).await?;
+        if job.older_jobs == OlderJobs::CancelQueued && matches!(added[..], [Enqueued::Created { .. }]) {
+            supersede(&mut *connection, job).await?;
+        }
+        answers.extend(added);
+    }
+    Ok(answers)
+}
+
+pub(in crate::mariadb) const QUEUED_OF_SERVICE: &str = concat!(
+    "SELECT ",
+    job_columns!("`"),
+    " FROM deploycore_jobs j FORCE INDEX (jobs_queued_name)
+      WHERE j.queued_name = ? AND j.id <> ? ORDER BY j.id FOR UPDATE"
+);
+
+/// Ends what is queued of the service of a job that was just added. A job that is being claimed runs when its lock is free, and is left alone.
+async fn supersede(connection: &mut MySqlConnection, newer: &NewJob) -> Result<(), BackendError> {
+    let query = sqlx::query(QUEUED_OF_SERVICE).bind(newer.service.as_str()).bind(newer.id.as_uuid());
+    let rows = query.fetch_all(&mut *connection).await.map_err(failed)?;
+    let before = rows.iter().map(|row| Columns(row).job()).collect::<Result<Vec<_>, _>>()?;
+    if before.is_empty() {
+        return Ok(());
+    }
+    let now = database::now(&mut *connection).await?;
+    let mut after = before.clone();
+    for job in &mut after {
+        transition::supersede(job, newer.id, now);
+    }
+    row::update(connection, &mut before.iter().zip(&mut after).collect::<Vec<_>>(), now).await
+}
+
+/// All are added in one statement, or none: nearly always no id and no dedup key is taken. If one is, that is found out, and the others are tried
+/// again. So what was added is known to be new.
+async fn enqueue_all(connection: &mut MySqlConnection, jobs: &[NewJob]) -> Result<Vec<Enqueued>, Error> {
     let mut answers: Vec<Option<Enqueued>> = vec![None; jobs.len()];
     let mut vain = 0;
     while vain < TRIES {
@@ -32,7 +71,7 @@ pub(super) async fn enqueue(connection: &mut MySqlConnection, jobs: &[NewJob]) -
             return Ok(answers.into_iter().flatten().collect());
         }
         let before = open.len();
-        let new = without_rivals(&jobs, &open);
+        let new = without_rivals(jobs, &open);
         if insert(connection, new.iter().map(|index| &jobs[*index])).await? {
             for index in new {
                 answers[index] = Some(Enqueued::Created { job: jobs[index].id });
@@ -103,6 +142,7 @@ struct Row<'j> {
     build_timeout: i64,
     dedup_key: Option<&'j str>,
     concurrency_key: Option<&'j str>,
+    cancels_older: u8,
 }
 
 impl<'j> Row<'j> {
@@ -118,6 +158,7 @@ impl<'j> Row<'j> {
             build_timeout: stored::micros_of(job.build_timeout),
             dedup_key: job.dedup_key.as_ref().map(AsRef::as_ref),
             concurrency_key: job.concurrency_key.as_ref().map(AsRef::as_ref),
+            cancels_older: u8::from(job.older_jobs == OlderJobs::CancelQueued),
         }
     }
 }
@@ -130,9 +171,9 @@ async fn insert<'j>(
 ) -> Result<bool, BackendError> {
     const INSERT: &str = concat!(
         "INSERT INTO deploycore_jobs (id, created_at, `commit`, name, status, priority, not_before, max_attempts, max_releases,
-                                      build_timeout, dedup_key, concurrency_key, eligible_at, is_delayed)
+                                      build_timeout, dedup_key, concurrency_key, cancels_older, eligible_at, is_delayed)
          SELECT UNHEX(n.id), c.instant, n.`commit`, n.name, 'QUEUED', n.priority, n.not_before, n.max_attempts, n.max_releases,
-                n.build_timeout, n.dedup_key, n.concurrency_key, GREATEST(COALESCE(n.not_before, c.instant), c.instant),
+                n.build_timeout, n.dedup_key, n.concurrency_key, n.cancels_older, GREATEST(COALESCE(n.not_before, c.instant), c.instant),
                 COALESCE(n.not_before > c.instant, FALSE)
          FROM (SELECT ",
         instant!(),
@@ -141,7 +182,8 @@ async fn insert<'j>(
              priority BIGINT PATH '$.priority', not_before BIGINT PATH '$.not_before',
              max_attempts BIGINT PATH '$.max_attempts', max_releases BIGINT PATH '$.max_releases',
              build_timeout BIGINT PATH '$.build_timeout', dedup_key VARCHAR(200) PATH '$.dedup_key',
-             concurrency_key VARCHAR(200) PATH '$.concurrency_key')) n"
+             concurrency_key VARCHAR(200) PATH '$.concurrency_key',
+             cancels_older BIGINT PATH '$.cancels_older')) n"
     );
     let rows: Vec<_> = jobs.map(Row::of).collect();
     match sqlx::query(INSERT).bind(stored::json(&rows)).execute(connection).await {

@@ -3,31 +3,60 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use deploycore::model::{DedupKey, JobId, NewJob};
+use deploycore::model::{DedupKey, JobId, NewJob, OlderJobs};
 use deploycore::port::BackendError;
-use deploycore::port::queue::{Enqueued, Error};
+use deploycore::port::queue::{Enqueued, Error, transition};
 use sqlx::postgres::PgConnection;
 use sqlx::types::Uuid;
 
+use super::row;
 use crate::columns::Columns;
 use crate::columns::job_columns;
-use crate::postgres::database::{NAME, corrupt, failed};
+use crate::postgres::database::{self, NAME, corrupt, failed};
 use crate::stored;
 
 /// Whom a job gave way to may be gone by the time it is looked for; each time it is, somebody else's job has ended.
 const TRIES: usize = 10;
 
-/// Adds jobs; in a transaction, unless it is one job.
+/// Adds jobs; in a transaction, unless it is one job that leaves the older ones alone.
 pub(super) async fn enqueue(connection: &mut PgConnection, jobs: &[NewJob]) -> Result<Vec<Enqueued>, Error> {
     let jobs = jobs.iter().map(as_stored).collect::<Result<Vec<_>, _>>()?;
     let ids: BTreeSet<_> = jobs.iter().map(|job| job.id).collect();
-    // Of jobs with one id, a batch could not tell which one was added.
-    let at_once = if ids.len() == jobs.len() { jobs.len().max(1) } else { 1 };
+    // Of jobs with one id, a batch could not tell which one was added; and what a job cancels hangs on who came before it.
+    let one_by_one = ids.len() < jobs.len() || jobs.iter().any(|job| job.older_jobs == OlderJobs::CancelQueued);
+    let at_once = if one_by_one { 1 } else { jobs.len().max(1) };
     let mut answers = Vec::with_capacity(jobs.len());
     for batch in jobs.chunks(at_once) {
-        answers.extend(enqueue_distinct(connection, batch).await?);
+        let added = enqueue_distinct(&mut *connection, batch).await?;
+        if let ([job], [Enqueued::Created { .. }]) = (batch, &added[..])
+            && job.older_jobs == OlderJobs::CancelQueued
+        {
+            supersede(&mut *connection, job).await?;
+        }
+        answers.extend(added);
     }
     Ok(answers)
+}
+
+/// Ends what is queued of the service of a job that was just added. A job that is being claimed runs when its lock is free, and is left alone.
+async fn supersede(connection: &mut PgConnection, newer: &NewJob) -> Result<(), BackendError> {
+    const QUEUED: &str = concat!(
+        "SELECT ",
+        job_columns!(),
+        " FROM deploycore.jobs j WHERE j.status = 'QUEUED' AND j.name = $1 AND j.id <> $2 ORDER BY j.id FOR UPDATE"
+    );
+    let query = sqlx::query(QUEUED).bind(newer.service.as_str()).bind(newer.id.as_uuid());
+    let rows = query.fetch_all(&mut *connection).await.map_err(failed)?;
+    let before = rows.iter().map(|row| Columns(row).job()).collect::<Result<Vec<_>, _>>()?;
+    if before.is_empty() {
+        return Ok(());
+    }
+    let now = database::now(&mut *connection).await?;
+    let mut after = before.clone();
+    for job in &mut after {
+        transition::supersede(job, newer.id, now);
+    }
+    row::update(connection, &mut before.iter().zip(&mut after).collect::<Vec<_>>(), now).await
 }
 
 async fn enqueue_distinct(connection: &mut PgConnection, jobs: &[NewJob]) -> Result<Vec<Enqueued>, Error> {
@@ -73,8 +102,8 @@ fn as_stored(spec: &NewJob) -> Result<NewJob, BackendError> {
 
 /// Adds those jobs whose id and dedup key are free; which ones. It decides as `transition::enqueue`, which a test compares it with.
 ///
-/// By dedup key, so that two batches do not wait for each other. Who listens is told once a transaction, and only when no job was ready before:
-/// while there is one, nobody waits for another.
+/// By dedup key, so that two batches do not wait for each other. Who listens is told once a statement how many jobs are ready, and only when
+/// none was before: while there is one, nobody waits for another.
 async fn insert(connection: &mut PgConnection, jobs: &[&NewJob]) -> Result<Vec<JobId>, BackendError> {
     const INSERT: &str = "
         WITH clock AS MATERIALIZED (SELECT deploycore.instant() AS now),
@@ -84,20 +113,22 @@ async fn insert(connection: &mut PgConnection, jobs: &[&NewJob]) -> Result<Vec<J
         ),
         added AS (
             INSERT INTO deploycore.jobs (id, created_at, \"commit\", name, status, priority, not_before, max_attempts,
-                                         max_releases, build_timeout, dedup_key, concurrency_key, eligible_at, delayed)
+                                         max_releases, build_timeout, dedup_key, concurrency_key, cancels_older, eligible_at, delayed)
             SELECT n.id, clock.now, n.commit, n.name, 'QUEUED', n.priority, n.not_before, n.max_attempts, n.max_releases,
-                   n.build_timeout, n.dedup_key, n.concurrency_key, greatest(n.not_before, clock.now),
+                   n.build_timeout, n.dedup_key, n.concurrency_key, n.cancels_older, greatest(n.not_before, clock.now),
                    coalesce(n.not_before > clock.now, false)
             FROM clock CROSS JOIN unnest($1::uuid[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[],
-                                         $7::bigint[], $8::bigint[], $9::text[], $10::text[]) WITH ORDINALITY
+                                         $7::bigint[], $8::bigint[], $9::text[], $10::text[], $11::boolean[])
+                WITH ORDINALITY
                 AS n (id, commit, name, priority, not_before, max_attempts, max_releases, build_timeout, dedup_key,
-                      concurrency_key, place)
+                      concurrency_key, cancels_older, place)
             ORDER BY n.dedup_key COLLATE \"C\" NULLS FIRST, n.place
             ON CONFLICT DO NOTHING
             RETURNING id, delayed
         )
-        SELECT added.id, CASE WHEN idle.is_idle AND NOT added.delayed THEN pg_notify('deploycore_jobs', '') END
-        FROM added CROSS JOIN idle";
+        SELECT added.id,
+               CASE WHEN idle.is_idle AND NOT added.delayed THEN pg_notify('deploycore_jobs', ready.jobs::text) END
+        FROM added CROSS JOIN idle CROSS JOIN (SELECT count(*) AS jobs FROM added WHERE NOT delayed) ready";
     let texts = |text: fn(&NewJob) -> Option<&str>| -> Vec<Option<String>> {
         jobs.iter().map(|job| text(job).map(str::to_owned)).collect()
     };
@@ -115,6 +146,7 @@ async fn insert(connection: &mut PgConnection, jobs: &[&NewJob]) -> Result<Vec<J
         .bind(integers(|job| stored::micros_of(job.build_timeout)))
         .bind(texts(|job| job.dedup_key.as_ref().map(AsRef::as_ref)))
         .bind(texts(|job| job.concurrency_key.as_ref().map(AsRef::as_ref)))
+        .bind(jobs.iter().map(|job| job.older_jobs == OlderJobs::CancelQueued).collect::<Vec<_>>())
         .fetch_all(connection)
         .await
         .map_err(failed)?;

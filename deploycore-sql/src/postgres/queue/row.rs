@@ -70,7 +70,9 @@ pub(super) async fn update(
     const UPDATE: &str = "
         UPDATE deploycore.jobs j SET
             status = n.status, attempts = n.attempts, releases = n.releases, rescues = n.rescues,
-            eligible_at = n.eligible_at, delayed = n.delayed, cancel_requested = n.cancel_requested,
+            eligible_at = n.eligible_at, delayed = n.delayed,
+            ready_xid = CASE WHEN n.status = 'QUEUED' AND NOT n.delayed THEN pg_current_xact_id()::text::bigint ELSE j.ready_xid END,
+            cancel_requested = n.cancel_requested,
             finished_at = n.finished_at, artifact = n.artifact, digest = n.digest, size = n.size, failure = n.failure
         FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::uuid[], $5::text[], $6::bigint[], $7::bigint[],
                     $8::bigint[], $9::bigint[], $10::boolean[], $11::boolean[], $12::bigint[], $13::text[], $14::text[],

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use deploycore::model::{JobId, NewJob};
+use deploycore::model::{JobId, NewJob, OlderJobs};
 use deploycore::port::BackendError;
 use deploycore::port::queue::{Enqueued, Error, transition};
 use sqlx::sqlite::SqliteConnection;
 
 use super::row;
-use crate::columns::Columns;
+use crate::columns::{Columns, job_columns};
 use crate::sqlite::database::{Moment, NAME, corrupt, failed};
 use crate::stored;
 
@@ -22,6 +22,9 @@ pub(super) async fn enqueue(moment: &mut Moment, jobs: &[NewJob]) -> Result<Vec<
 
 async fn enqueue_one(moment: &mut Moment, spec: &NewJob) -> Result<Enqueued, Error> {
     if insert(moment, spec).await? {
+        if spec.older_jobs == OlderJobs::CancelQueued {
+            supersede(moment, spec).await?;
+        }
         return Ok(Enqueued::Created { job: spec.id });
     }
     if let Some(known) = row::find(moment.connection(), spec.id).await? {
@@ -34,6 +37,25 @@ async fn enqueue_one(moment: &mut Moment, spec: &NewJob) -> Result<Enqueued, Err
         Some(existing) => Ok(Enqueued::Deduplicated { existing }),
         None => Err(BackendError::permanent(NAME, format!("job {} can neither be added nor found", spec.id)).into()),
     }
+}
+
+pub(in crate::sqlite) const QUEUED_OF_SERVICE: &str = concat!(
+    "SELECT ",
+    job_columns!(),
+    " FROM jobs j INDEXED BY jobs_queued_name WHERE j.status = 'QUEUED' AND j.name = ?1 AND j.id <> ?2"
+);
+
+/// Ends what is queued of the service of a job that was just added.
+async fn supersede(moment: &mut Moment, newer: &NewJob) -> Result<(), BackendError> {
+    let now = moment.now;
+    let queued = sqlx::query(QUEUED_OF_SERVICE).bind(newer.service.as_str()).bind(newer.id.to_string());
+    for row in &queued.fetch_all(moment.connection()).await.map_err(failed)? {
+        let before = Columns(row).job()?;
+        let mut job = before.clone();
+        transition::supersede(&mut job, newer.id, now);
+        row::update(moment.connection(), &before, &mut job, now).await?;
+    }
+    Ok(())
 }
 
 /// Columns count microseconds; what is finer is cut.
@@ -50,8 +72,8 @@ fn as_stored(spec: &NewJob) -> Result<NewJob, BackendError> {
 async fn insert(moment: &mut Moment, spec: &NewJob) -> Result<bool, BackendError> {
     const INSERT: &str = "
         INSERT INTO jobs (id, created_at, \"commit\", name, status, priority, not_before, max_attempts, max_releases,
-                          build_timeout, dedup_key, concurrency_key, eligible_at, delayed)
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)
+                          build_timeout, dedup_key, concurrency_key, eligible_at, delayed, cancels_older)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
         ON CONFLICT DO NOTHING";
     let job = transition::enqueue(spec, moment.now);
     let inserted = sqlx::query(INSERT)
@@ -69,6 +91,7 @@ async fn insert(moment: &mut Moment, spec: &NewJob) -> Result<bool, BackendError
         .bind(spec.concurrency_key.as_ref().map(AsRef::<str>::as_ref))
         .bind(stored::micros(job.eligible_at))
         .bind(i64::from(job.eligible_at > moment.now))
+        .bind(i64::from(spec.older_jobs == OlderJobs::CancelQueued))
         .execute(moment.connection())
         .await
         .map_err(failed)?;

@@ -9,7 +9,9 @@ use uuid::Uuid;
 
 use super::steps::*;
 use crate::memory;
-use crate::model::{Attempt, ClaimId, Completion, FailureKind, Job, JobId, JobStatus, Lease, NewJob, Retry, Timestamp};
+use crate::model::{
+    Attempt, ClaimId, Completion, FailureKind, Job, JobId, JobStatus, Lease, NewJob, OlderJobs, Retry, Timestamp,
+};
 use crate::port::JobQueue;
 use crate::port::queue::{AttemptEnd, Beat, Claiming, Error, Fate, JobFilter, MAX_BATCH, MAX_PAGE, RescueRequest};
 
@@ -115,6 +117,12 @@ impl Run {
             batch.push(if self.random.u8(..4) == 0 { old.with_priority(99) } else { old });
         }
         self.random.shuffle(&mut batch);
+        // By itself: of jobs that are added one after the other the database's clock shows which came first.
+        if let [only] = &mut batch[..]
+            && self.random.u8(..3) == 0
+        {
+            only.older_jobs = OlderJobs::CancelQueued;
+        }
         batch
     }
 

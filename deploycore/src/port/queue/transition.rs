@@ -9,14 +9,14 @@
 //!     ▲                 │  │  failed for good, out of attempts or releases, past the deadline
 //!     └─────────────────┘  ├──────────────────────────► FAILED
 //!   release, rescue,       │  a cancel was requested
-//!   failure to retry       └──────────────────────────► CANCELLED ◄── cancel of a queued job
+//!   failure to retry       └──────────────────────────► CANCELLED ◄── cancel of a queued job, a newer one in its place
 //! ```
 
 use std::time::Duration;
 
 use super::{Beat, ClaimRequest, Error, Fate, RescueRequest, Rescued, bounds};
 use crate::model::{
-    Attempt, AttemptOutcome, Completion, Epoch, Failure, FailureKind, Job, JobStatus, Lease, NewJob, Retry,
+    Attempt, AttemptOutcome, Completion, Epoch, Failure, FailureKind, Job, JobId, JobStatus, Lease, NewJob, Retry,
     RunningLease, Timestamp, elapsed, later,
 };
 
@@ -191,6 +191,16 @@ pub fn cancel(job: &mut Job, now: Timestamp) {
         JobStatus::Running => job.cancel_requested = true,
         JobStatus::Succeeded | JobStatus::Failed | JobStatus::Cancelled => {}
     }
+}
+
+/// Ends a queued job whose place a newer one of its service takes; whether it was queued.
+pub fn supersede(job: &mut Job, newer: JobId, now: Timestamp) -> bool {
+    if job.status != JobStatus::Queued {
+        return false;
+    }
+    job.failure = Some(Failure::new(FailureKind::Superseded, format!("superseded by job {newer}")));
+    cancel(job, now);
+    true
 }
 
 fn has_attempts_left(job: &Job) -> bool {

@@ -181,6 +181,9 @@ async fn wait_for_jobs(queue: Arc<dyn JobQueue>, number: u16, started: mpsc::Sen
     loop {
         let jobs = queue.claim(&request(number, 1)).await?;
         let now = Instant::now();
+        if !jobs.is_empty() {
+            ready.pass_on();
+        }
         for job in &jobs {
             started.send((job.spec.id, now)).await?;
             queue.complete(&lease(job), &success(job)).await?;

@@ -116,7 +116,8 @@ async fn build(Shared(state): Context, Body(request): Body<BuildRequest>) -> Ans
             _ => return Err(Error::bad(format!("which service? known are {}", state.known()))),
         },
     };
-    let mut job = NewJob::new(service, request.commit).with_priority(request.priority);
+    let mut job =
+        NewJob::new(service, request.commit).with_priority(request.priority).with_older_jobs(request.older_jobs);
     if let Some(id) = request.job {
         job = job.with_id(id);
     }

@@ -1,0 +1,233 @@
+//! Where the ready jobs begin, as far as a process knows: a claim that starts there does not walk over what was claimed before.
+//!
+//! A claimed job leaves its entry in the index of ready jobs until the server cleans it, which it may not do while any transaction is open that
+//! began before. The dead entries stand where each claim begins to look. A [`Floor`] leads past them and passes over no job: it is learnt
+//! in one snapshot, as the first job that this shows as ready and the oldest transaction that it does not know the end of. A job before the floor
+//! became ready in that transaction or a later one, and is found by the index of these.
+
+use std::cmp::Reverse;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use deploycore::model::{Job, JobId, Timestamp};
+use deploycore::port::BackendError;
+use sqlx::postgres::PgConnection;
+use tokio::time::Instant;
+
+use super::Query;
+use crate::columns::Columns;
+use crate::postgres::database::failed;
+use crate::stored;
+
+/// Jobs that are claimed before the floor is learnt anew.
+const JOBS_OF_FLOOR: usize = 32;
+/// A floor that the server finds sooner is not worth its price, which is a fifth of a claim.
+const WORTH: Duration = Duration::from_micros(200);
+/// How long a floor is used at most. Programs of earlier versions do not note when a job comes back: it is passed over no longer than this.
+const AGE_OF_FLOOR: Duration = Duration::from_secs(10);
+/// How long claims are made by the function after one that had to be, for instance while jobs with a concurrency key are ready.
+const FUNCTION_FIRST: Duration = Duration::from_secs(1);
+
+/// No ready job stands before this place but those that became ready in transaction `since` or later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Floor {
+    pub(super) priority: i16,
+    pub(super) created_at: Timestamp,
+    pub(super) job: JobId,
+    /// The number of a transaction.
+    pub(super) since: i64,
+}
+
+/// What the claims of a process know.
+#[derive(Debug)]
+pub(super) struct Floors {
+    state: Mutex<State>,
+    worth: Duration,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    floor: Option<(Floor, Instant)>,
+    claimed: usize,
+    function_until: Option<Instant>,
+}
+
+impl Default for Floors {
+    fn default() -> Self {
+        Self { state: Mutex::default(), worth: WORTH }
+    }
+}
+
+/// How to claim.
+pub(super) enum Way {
+    /// From this floor, or from the beginning.
+    Plain(Option<Floor>),
+    /// By the function, which can do all.
+    Function,
+}
+
+impl Floors {
+    pub(super) fn way(&self) -> Way {
+        let (mut state, now) = (self.lock(), Instant::now());
+        if state.function_until.is_some_and(|until| now < until) {
+            return Way::Function;
+        }
+        state.floor = state.floor.filter(|(_, until)| now < *until);
+        Way::Plain(state.floor.map(|(floor, _)| floor))
+    }
+
+    /// A claim that was not plain got jobs: those soon after it hardly will be plain.
+    pub(super) fn note_function(&self) {
+        self.lock().function_until = Some(Instant::now() + FUNCTION_FIRST);
+    }
+
+    /// Whether it is time to learn a floor, after a claim from `floor` that gave these jobs.
+    pub(super) fn is_due(&self, floor: Option<&Floor>, jobs: &[Job]) -> bool {
+        let mut state = self.lock();
+        state.claimed += jobs.len();
+        let is_before = |job: &Job| floor.is_some_and(|floor| floor.is_after(job));
+        let is_due = state.claimed >= JOBS_OF_FLOOR || jobs.iter().any(is_before);
+        if is_due {
+            state.claimed = 0;
+        }
+        is_due
+    }
+
+    /// Takes what [`Floor::learn`] gave. A floor that came from another keeps the age of that one: it knows no more of what passed it.
+    pub(super) fn put(&self, from: Option<&Floor>, floor: Option<Floor>, walk: Duration) {
+        let mut state = self.lock();
+        let known = state.floor.filter(|_| from.is_some());
+        let until = known.map_or_else(|| Instant::now() + AGE_OF_FLOOR, |(_, until)| until);
+        state.floor = floor.filter(|_| from.is_some() || walk >= self.worth).map(|floor| (floor, until));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Floor {
+    fn is_after(&self, job: &Job) -> bool {
+        let place = |priority: i16, at, id| (Reverse(priority), at, id);
+        place(job.spec.priority, job.created_at, job.spec.id) < place(self.priority, self.created_at, self.job)
+    }
+
+    /// The floor as of now, `None` when no job is ready, and how long the server looked for it. It looks from an earlier one on, so it walks
+    /// no further than a claim.
+    pub(super) async fn learn(
+        connection: &mut PgConnection,
+        from: Option<&Self>,
+    ) -> Result<(Option<Self>, Duration), BackendError> {
+        let row = match from {
+            Some(floor) => floor.bind(sqlx::query(LEARN_ON)).fetch_optional(connection).await,
+            None => sqlx::query(LEARN).fetch_optional(connection).await,
+        };
+        let Some(row) = row.map_err(failed)? else {
+            return Ok((None, Duration::ZERO));
+        };
+        let columns = Columns(&row);
+        let floor = Self {
+            priority: columns.number("priority")?,
+            created_at: columns.time("created_at")?,
+            job: columns.job_id("id")?,
+            since: columns.integer("since")?,
+        };
+        Ok((Some(floor), stored::between(0, columns.integer("walk")?)))
+    }
+
+    /// Binds a floor to the next four parameters of a statement.
+    pub(super) fn bind<'q>(&self, query: Query<'q>) -> Query<'q> {
+        let query = query.bind(i64::from(self.priority)).bind(stored::micros(self.created_at));
+        query.bind(self.job.as_uuid()).bind(self.since)
+    }
+}
+
+/// Those that are ready, whatever their place.
+macro_rules! ready {
+    () => {
+        "status = 'QUEUED' AND NOT delayed AND concurrency_key IS NULL"
+    };
+}
+pub(super) use ready;
+
+/// Ready jobs in their order, from a floor on: what came before it lately, then its own priority, then the lower ones. `$more` ends each of the
+/// three looks, the other parameters are the places of the floor's fields. The first look is sorted by itself, so that no index of the order
+/// tempts the server to walk along it.
+macro_rules! from_floor {
+    ($columns:literal, $more:literal, $priority:literal, $created_at:literal, $job:literal, $since:literal) => {
+        concat!(
+            "SELECT ",
+            $columns,
+            " FROM (SELECT ",
+            $columns,
+            " FROM deploycore.jobs WHERE ",
+            ready!(),
+            " AND ready_xid >= ",
+            $since,
+            " AND (priority > ",
+            $priority,
+            " OR (priority = ",
+            $priority,
+            " AND (created_at, id) < (",
+            $created_at,
+            ", ",
+            $job,
+            "))) ORDER BY -priority, created_at, id ",
+            $more,
+            ") late
+             UNION ALL
+             SELECT ",
+            $columns,
+            " FROM (SELECT ",
+            $columns,
+            " FROM deploycore.jobs WHERE ",
+            ready!(),
+            " AND priority = ",
+            $priority,
+            " AND (created_at, id) >= (",
+            $created_at,
+            ", ",
+            $job,
+            ") ORDER BY created_at, id ",
+            $more,
+            ") here
+             UNION ALL
+             SELECT ",
+            $columns,
+            " FROM (SELECT ",
+            $columns,
+            " FROM deploycore.jobs WHERE ",
+            ready!(),
+            " AND priority < ",
+            $priority,
+            " ORDER BY priority DESC, created_at, id ",
+            $more,
+            ") lower"
+        )
+    };
+}
+pub(super) use from_floor;
+
+/// What is told of the first job; the clock is read when it was found.
+macro_rules! learn {
+    ($($first:tt)+) => {
+        concat!(
+            "SELECT f.priority, f.created_at, f.id, pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS since,
+                    (extract(epoch FROM clock_timestamp() - statement_timestamp()) * 1000000)::bigint AS walk
+             FROM (",
+            $($first)+,
+            " LIMIT 1) f"
+        )
+    };
+}
+
+/// Locked or not: who holds a job may leave it.
+const LEARN: &str = learn!(concat!(
+    "SELECT priority, created_at, id FROM deploycore.jobs WHERE ",
+    ready!(),
+    " ORDER BY priority DESC, created_at, id"
+));
+const LEARN_ON: &str = learn!(from_floor!("priority, created_at, id", "LIMIT 1", "$1", "$2", "$3", "$4"));
+
+#[cfg(test)]
+mod tests;

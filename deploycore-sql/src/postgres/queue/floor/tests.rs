@@ -1,0 +1,143 @@
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use deploycore::model::{ClaimId, Completion, Failure, FailureKind, Lease, NewJob, Retry};
+use deploycore::port::JobQueue;
+use deploycore::port::queue::{ClaimRequest, MAX_BATCH};
+use servers::postgres::{Database, Options, Postgres as Server};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
+
+use super::super::claim::{PLAIN, PLAIN_FROM_FLOOR};
+use super::{Floor, Floors, Way};
+use crate::postgres::{Postgres, Queue};
+
+async fn open() -> (Arc<Queue>, Database<'static>, PgConnection) {
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    let server = SERVER.get_or_init(|| Server::start(&Options::default()).unwrap());
+    let database = server.create_database().unwrap();
+    let opened = Postgres::open(&database.url()).await.unwrap();
+    // Each floor is worth it.
+    let floors = Arc::new(Floors { worth: Duration::ZERO, ..Floors::default() });
+    let queue = Arc::new(Queue { floors, ..Queue::new(opened.database) });
+    let connection = PgConnection::connect(&database.url()).await.unwrap();
+    (queue, database, connection)
+}
+
+fn job() -> NewJob {
+    NewJob::new("web".parse().unwrap(), "abcdef0".parse().unwrap())
+}
+
+async fn fill(queue: &Queue, jobs: usize) -> Vec<NewJob> {
+    let jobs: Vec<_> = (0..jobs).map(|_| job()).collect();
+    for batch in jobs.chunks(MAX_BATCH) {
+        queue.enqueue(batch).await.unwrap();
+    }
+    jobs
+}
+
+async fn claim(queue: &Queue, limit: usize) -> Vec<Lease> {
+    let request = ClaimRequest { claim: ClaimId::new(), worker: "w".parse().unwrap(), limit };
+    queue.claim(&request).await.unwrap().into_iter().map(|job| job.running.unwrap().lease).collect()
+}
+
+fn floor(queue: &Queue) -> Option<Floor> {
+    match queue.floors.way() {
+        Way::Plain(floor) => floor,
+        Way::Function => None,
+    }
+}
+
+/// How many pages a claim of one job looks at. It takes effect.
+async fn pages(connection: &mut PgConnection, statement: &str, floor: Option<&Floor>) -> u64 {
+    let mut sql = statement.replace("$1", &format!("'{}'::uuid", ClaimId::new())).replace("$2", "'w'");
+    sql = sql.replace("$3", "1");
+    if let Some(floor) = floor {
+        let created_at = crate::stored::micros(floor.created_at).to_string();
+        sql = sql.replace("$4", &floor.priority.to_string()).replace("$5", &created_at);
+        sql = sql.replace("$6", &format!("'{}'::uuid", floor.job)).replace("$7", &floor.since.to_string());
+    }
+    let explain = AssertSqlSafe(format!("EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {sql}"));
+    let row = sqlx::raw_sql(explain).fetch_one(connection).await.unwrap();
+    let text = row.try_get_unchecked::<String, _>(0).unwrap();
+    let number = |name: &str| -> u64 {
+        let found = text.split(&format!("\"{name}\": ")).nth(1).expect("the plan tells it");
+        found.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap()
+    };
+    number("Shared Hit Blocks") + number("Shared Read Blocks")
+}
+
+#[tokio::test]
+async fn a_claim_does_not_walk_over_what_was_claimed_while_a_transaction_is_open() {
+    let (queue, database, mut connection) = open().await;
+    let session = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off";
+    sqlx::raw_sql(session).execute(&mut connection).await.unwrap();
+    fill(&queue, 6_000).await;
+    let mut pin = PgConnection::connect(&database.url()).await.unwrap();
+    let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM deploycore.queue_settings";
+    sqlx::raw_sql(begin).execute(&mut pin).await.unwrap();
+    for _ in 0..59 {
+        assert_eq!(claim(&queue, 100).await.len(), 100);
+    }
+    let floor = floor(&queue).expect("so many claims teach it");
+    // The first call on a connection reads the server's catalogue to make its plans.
+    pages(&mut connection, PLAIN, None).await;
+    let from_floor = pages(&mut connection, PLAIN_FROM_FLOOR, Some(&floor)).await;
+    let plain = pages(&mut connection, PLAIN, None).await;
+    println!("{from_floor} pages from the floor, {plain} from the beginning");
+    // Neighbours in the index lie on one page of the table as a rule.
+    assert!(plain > 150, "{plain} pages: the test shows little");
+    assert!(from_floor * 2 < plain, "{from_floor} pages from the floor, {plain} from the beginning");
+}
+
+#[tokio::test]
+async fn a_floor_passes_over_no_job() {
+    let (queue, _database, mut host) = open().await;
+    let first = fill(&queue, 40).await;
+    // It begins before the floor is learnt, and its job is older than it.
+    let mut slow = host.begin().await.unwrap();
+    let hidden = job();
+    Queue::enqueue_in(&mut slow, std::slice::from_ref(&hidden)).await.unwrap();
+    let jobs = fill(&queue, 40).await;
+    let leases = claim(&queue, 70).await;
+    assert_eq!(leases.len(), 70);
+    let learnt = floor(&queue).expect("so many claims teach it");
+    assert_eq!(learnt.job, jobs[30].id);
+    let one = |leases: Vec<Lease>| leases.first().map(|lease| lease.job);
+    assert_eq!(one(claim(&queue, 1).await), Some(jobs[30].id));
+
+    // Those that come back, by release or by a failure, and what is more urgent.
+    queue.release(&leases[7], "again", Duration::ZERO).await.unwrap();
+    let failure = Failure::new(FailureKind::Build, "no").with_retry(Retry::After(Duration::ZERO));
+    queue.complete(&leases[5], &Completion::Failed { failure }).await.unwrap();
+    let urgent = job().with_priority(3);
+    queue.enqueue(std::slice::from_ref(&urgent)).await.unwrap();
+    let less = job().with_priority(-3);
+    queue.enqueue(std::slice::from_ref(&less)).await.unwrap();
+    assert_eq!(one(claim(&queue, 1).await), Some(urgent.id));
+    slow.commit().await.unwrap();
+    let expected = [first[5].id, first[7].id, hidden.id, jobs[31].id];
+    let taken: Vec<_> = claim(&queue, 4).await.iter().map(|lease| lease.job).collect();
+    assert_eq!(taken, expected);
+    // Behind all others.
+    let rest: Vec<_> = claim(&queue, 20).await.iter().map(|lease| lease.job).collect();
+    assert_eq!((rest.len(), rest.last()), (9, Some(&less.id)));
+    assert!(claim(&queue, 1).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_delay_that_passes_leads_before_the_floor() {
+    let (queue, _database, mut connection) = open().await;
+    let delayed: Vec<_> = (0..2).map(|_| job().with_not_before("2200-01-01T00:00:00Z".parse().unwrap())).collect();
+    queue.enqueue(&delayed).await.unwrap();
+    let jobs = fill(&queue, 40).await;
+    claim(&queue, 33).await;
+    let learnt = floor(&queue).expect("so many claims teach it");
+    assert_eq!(learnt.job, jobs[33].id);
+    sqlx::raw_sql("UPDATE deploycore.jobs SET eligible_at = 1 WHERE delayed").execute(&mut connection).await.unwrap();
+    // The function ends both delays and takes one of the two; the other is found from the floor.
+    assert_eq!(claim(&queue, 1).await[0].job, delayed[0].id);
+    queue.floors.lock().function_until = None;
+    assert_eq!(floor(&queue), Some(learnt));
+    assert_eq!(claim(&queue, 1).await[0].job, delayed[1].id);
+    assert_eq!(claim(&queue, 1).await[0].job, jobs[33].id);
+}
