@@ -212,8 +212,8 @@ pub trait ReplicationLedger: Send + Sync + Debug + 'static {
 
     /// How the copies to each region go, by the ledger's clock. A region of which nothing is pending, failed or lately complete is left out.
     ///
-    /// It looks at each copy that is pending or failed, and at each that became complete within the window: some 100 µs for a thousand of
-    /// them in SQL, whatever the history.
+    /// It looks at each copy that is pending or failed, and at each that became complete within the window; how long the history is
+    /// does not matter.
     async fn figures(&self, request: &FiguresRequest) -> Result<BTreeMap<RegionName, ReplicationFigures>, Error>;
 
     /// Pins an artifact if, in the same transaction, it is complete in each required region; else it changes nothing. A pinned

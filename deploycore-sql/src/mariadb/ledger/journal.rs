@@ -75,7 +75,7 @@ async fn add(connection: &mut MySqlConnection, lease: &CopyLease, parts: &[(u32,
     const ADD: &str = "
         INSERT INTO deploycore_copy_parts (artifact, region, part, tag)
         SELECT ?, ?, n.part, n.tag
-        FROM JSON_TABLE(?, '$[*]' COLUMNS (part BIGINT PATH '$[0]', tag TEXT PATH '$[1]')) n
+        FROM JSON_TABLE(?, '$[*]' COLUMNS (part BIGINT PATH '$[0]', tag TEXT CHARACTER SET utf8mb4 PATH '$[1]')) n
         ON DUPLICATE KEY UPDATE tag = VALUES(tag)";
     check(connection, lease).await?;
     let there = sqlx::query_scalar::<_, i64>(THERE).bind(lease.artifact.as_str()).bind(lease.region.as_str());

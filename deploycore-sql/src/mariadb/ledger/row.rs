@@ -165,7 +165,7 @@ pub(super) async fn update(
             attempts BIGINT PATH '$.attempts', bytes BIGINT PATH '$.bytes', eligible_at BIGINT PATH '$.eligible_at',
             claim_id CHAR(32) PATH '$.claim_id',
             leased_until BIGINT PATH '$.leased_until', updated_at BIGINT PATH '$.updated_at',
-            completed_at BIGINT PATH '$.completed_at', last_error MEDIUMTEXT PATH '$.last_error',
+            completed_at BIGINT PATH '$.completed_at', last_error MEDIUMTEXT CHARACTER SET utf8mb4 PATH '$.last_error',
             pending_since BIGINT PATH '$.pending_since')) n
         STRAIGHT_JOIN deploycore_copies c ON c.artifact = n.artifact AND c.region = ?
         SET c.state = n.state, c.epoch = n.epoch, c.attempts = n.attempts, c.bytes = n.bytes,

@@ -181,8 +181,8 @@ async fn insert<'j>(
              id CHAR(32) PATH '$.id', `commit` VARCHAR(64) PATH '$.commit', name VARCHAR(63) PATH '$.name',
              priority BIGINT PATH '$.priority', not_before BIGINT PATH '$.not_before',
              max_attempts BIGINT PATH '$.max_attempts', max_releases BIGINT PATH '$.max_releases',
-             build_timeout BIGINT PATH '$.build_timeout', dedup_key VARCHAR(200) PATH '$.dedup_key',
-             concurrency_key VARCHAR(200) PATH '$.concurrency_key',
+             build_timeout BIGINT PATH '$.build_timeout', dedup_key VARCHAR(200) CHARACTER SET utf8mb4 PATH '$.dedup_key',
+             concurrency_key VARCHAR(200) CHARACTER SET utf8mb4 PATH '$.concurrency_key',
              cancels_older BIGINT PATH '$.cancels_older')) n"
     );
     let rows: Vec<_> = jobs.map(Row::of).collect();
@@ -207,7 +207,7 @@ async fn known(connection: &mut MySqlConnection, jobs: &[&NewJob]) -> Result<BTr
 }
 
 pub(in crate::mariadb) const HOLDERS: &str = "
-    SELECT j.dedup_key, j.id FROM JSON_TABLE(?, '$[*]' COLUMNS (dedup_key VARCHAR(200) PATH '$')) n
+    SELECT j.dedup_key, j.id FROM JSON_TABLE(?, '$[*]' COLUMNS (dedup_key VARCHAR(200) CHARACTER SET utf8mb4 PATH '$')) n
     STRAIGHT_JOIN deploycore_jobs j FORCE INDEX (jobs_dedup) ON j.open_dedup_key = n.dedup_key LOCK IN SHARE MODE";
 
 /// The unfinished jobs that have the dedup keys of these jobs.

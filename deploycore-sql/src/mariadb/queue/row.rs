@@ -105,7 +105,7 @@ pub(super) async fn update(
             releases BIGINT PATH '$.releases', rescues BIGINT PATH '$.rescues', eligible_at BIGINT PATH '$.eligible_at',
             is_delayed BIGINT PATH '$.is_delayed', cancel_requested BIGINT PATH '$.cancel_requested',
             finished_at BIGINT PATH '$.finished_at', artifact VARCHAR(128) PATH '$.artifact',
-            digest VARCHAR(64) PATH '$.digest', size BIGINT PATH '$.size', failure MEDIUMTEXT PATH '$.failure')) n
+            digest VARCHAR(64) PATH '$.digest', size BIGINT PATH '$.size', failure MEDIUMTEXT CHARACTER SET utf8mb4 PATH '$.failure')) n
         STRAIGHT_JOIN deploycore_jobs j ON j.id = UNHEX(n.id)
         SET j.status = n.status, j.attempts = n.attempts, j.releases = n.releases, j.rescues = n.rescues,
             j.eligible_at = n.eligible_at, j.is_delayed = n.is_delayed, j.cancel_requested = n.cancel_requested,
@@ -148,7 +148,7 @@ async fn end_attempts(connection: &mut MySqlConnection, ended: &[Ended], now: Ti
         FROM JSON_TABLE(?, '$[*]' COLUMNS (
             job CHAR(32) PATH '$.job', epoch BIGINT PATH '$.epoch', claim_id CHAR(32) PATH '$.claim_id',
             worker VARCHAR(128) PATH '$.worker', claimed_at BIGINT PATH '$.claimed_at',
-            outcome MEDIUMTEXT PATH '$.outcome')) n";
+            outcome MEDIUMTEXT CHARACTER SET utf8mb4 PATH '$.outcome')) n";
     let mut rows = Vec::with_capacity(ended.len());
     for Ended { before, outcome, .. } in ended {
         let none = || BackendError::permanent(NAME, format!("job {} ends and did not run", before.spec.id));

@@ -105,8 +105,9 @@ mod tests {
     fn relative_paths_are_of_the_files_folder() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("cluster.toml");
-        std::fs::write(&path, "state = 'state'\n[queue]\nurl = 'postgres://u@h/d'\npassword_file = '/etc/p'\n")
-            .unwrap();
+        let text = "state = 'state'\n[queue]\nurl = 'postgres://u@h/d'\npassword_file = '/etc/p'\n\
+                    [worker]\nrepository = 'git@h:r'\n";
+        std::fs::write(&path, text).unwrap();
         let config = read(&path).unwrap();
         assert_eq!(config.state, folder.path().join("state"));
         assert_eq!(config.queue.password_file, Some("/etc/p".into()));
