@@ -2,8 +2,9 @@
 -- place of what is queued of their service.
 
 ALTER TABLE deploycore.jobs ADD COLUMN cancels_older boolean NOT NULL DEFAULT false;
--- Of the name alone: one with the id would look to the server like a way to find a job by its id.
-CREATE INDEX jobs_queued_name ON deploycore.jobs (name) WHERE status = 'QUEUED';
+-- Only for who asks in these words. With `status = 'QUEUED'` as its condition, it would look to the server like a quick way to all that is
+-- queued, in a table with a history and an empty queue, and the looks of claims for what is rare would walk over the queue.
+CREATE INDEX jobs_queued_name ON deploycore.jobs (name) WHERE coalesce(status = 'QUEUED', false);
 
 -- The transaction in which the job became ready; 0 before this version. What a snapshot does not show as ready became so in a transaction that
 -- is not older than the oldest one under way at that snapshot.
@@ -35,6 +36,9 @@ BEGIN
 END
 $$;
 
+-- A job that is looked at by its id is asked for its status in a form that matches no index of ready jobs: in a table with a history and an empty
+-- queue, such an index looks to the server like a quick way to the id, and then every claim walks over all that is queued.
+--
 -- Hands out jobs in any case: `claim_1`, which programs of earlier versions go on to call, with the transaction noted in which delays pass.
 CREATE FUNCTION deploycore.claim_2(the_claim uuid, the_worker text, the_limit bigint)
 RETURNS TABLE (is_new boolean, job deploycore.jobs) LANGUAGE plpgsql VOLATILE AS
@@ -82,7 +86,7 @@ BEGIN
                 worker = the_worker, claimed_at = clock.now, last_heartbeat = clock.now,
                 deadline = clock.now + j.build_timeout
             FROM clock
-            WHERE j.id = ANY (ARRAY(SELECT id FROM picked)) AND j.status = 'QUEUED' AND NOT j.delayed
+            WHERE j.id = ANY (ARRAY(SELECT id FROM picked)) AND coalesce(j.status = 'QUEUED' AND NOT j.delayed, false)
             RETURNING true, j;
         RETURN;
     END IF;
@@ -129,7 +133,7 @@ BEGIN
         ),
         picked AS MATERIALIZED (
             SELECT p.id FROM deploycore.jobs p
-            WHERE p.id = ANY (ARRAY(SELECT id FROM first)) AND p.status = 'QUEUED' AND NOT p.delayed
+            WHERE p.id = ANY (ARRAY(SELECT id FROM first)) AND coalesce(p.status = 'QUEUED' AND NOT p.delayed, false)
             FOR UPDATE SKIP LOCKED
         )
         UPDATE deploycore.jobs j SET
@@ -137,7 +141,7 @@ BEGIN
             worker = the_worker, claimed_at = clock.now, last_heartbeat = clock.now,
             deadline = clock.now + j.build_timeout
         FROM clock
-        WHERE j.id = ANY (ARRAY(SELECT id FROM picked)) AND j.status = 'QUEUED' AND NOT j.delayed
+        WHERE j.id = ANY (ARRAY(SELECT id FROM picked)) AND coalesce(j.status = 'QUEUED' AND NOT j.delayed, false)
         RETURNING true, j;
 END
 $$;

@@ -65,7 +65,7 @@ macro_rules! plain_claim {
                  status = 'RUNNING', epoch = j.epoch + 1, attempts = j.attempts + 1, claim_id = $1, worker = $2,
                  claimed_at = clock.now, last_heartbeat = clock.now, deadline = clock.now + j.build_timeout
              FROM clock
-             WHERE j.id = ANY (ARRAY(SELECT id FROM picked)) AND j.status = 'QUEUED' AND NOT j.delayed
+             WHERE j.id = ANY (ARRAY(SELECT id FROM picked)) AND coalesce(j.status = 'QUEUED' AND NOT j.delayed, false)
              RETURNING ",
             job_columns!()
         )

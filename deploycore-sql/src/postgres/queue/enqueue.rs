@@ -43,7 +43,8 @@ async fn supersede(connection: &mut PgConnection, newer: &NewJob) -> Result<(), 
     const QUEUED: &str = concat!(
         "SELECT ",
         job_columns!(),
-        " FROM deploycore.jobs j WHERE j.status = 'QUEUED' AND j.name = $1 AND j.id <> $2 ORDER BY j.id FOR UPDATE"
+        " FROM deploycore.jobs j WHERE coalesce(j.status = 'QUEUED', false) AND j.name = $1 AND j.id <> $2
+          ORDER BY j.id FOR UPDATE"
     );
     let query = sqlx::query(QUEUED).bind(newer.service.as_str()).bind(newer.id.as_uuid());
     let rows = query.fetch_all(&mut *connection).await.map_err(failed)?;

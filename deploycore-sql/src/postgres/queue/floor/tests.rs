@@ -69,7 +69,7 @@ async fn pages(connection: &mut PgConnection, statement: &str, floor: Option<&Fl
 #[tokio::test]
 async fn a_claim_does_not_walk_over_what_was_claimed_while_a_transaction_is_open() {
     let (queue, database, mut connection) = open().await;
-    let session = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off";
+    let session = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off; SET jit = off";
     sqlx::raw_sql(session).execute(&mut connection).await.unwrap();
     fill(&queue, 6_000).await;
     let mut pin = PgConnection::connect(&database.url()).await.unwrap();
@@ -87,6 +87,21 @@ async fn a_claim_does_not_walk_over_what_was_claimed_while_a_transaction_is_open
     // Neighbours in the index lie on one page of the table as a rule.
     assert!(plain > 150, "{plain} pages: the test shows little");
     assert!(from_floor * 2 < plain, "{from_floor} pages from the floor, {plain} from the beginning");
+}
+
+/// The statistics of a table with a history and an empty queue say that next to nothing is ready, and that a sort of it costs nothing. Claims
+/// sorted all that was ready: 11 times the server's time with 8,000 jobs.
+#[tokio::test]
+async fn a_claim_follows_the_order_of_the_queue_whatever_the_statistics_say() {
+    let (queue, _database, mut connection) = open().await;
+    fill(&queue, 3_000).await;
+    while !claim(&queue, 1_000).await.is_empty() {}
+    sqlx::raw_sql("VACUUM ANALYZE deploycore.jobs").execute(&mut connection).await.unwrap();
+    fill(&queue, 3_000).await;
+    let mut own = queue.database.borrow().await.unwrap();
+    pages(own.connection(), PLAIN, None).await;
+    let pages = pages(own.connection(), PLAIN, None).await;
+    assert!(pages < 60, "{pages} pages for one job of 3,000");
 }
 
 #[tokio::test]
