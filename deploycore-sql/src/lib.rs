@@ -35,6 +35,8 @@
 mod columns;
 #[cfg(any(feature = "postgres", feature = "mariadb"))]
 mod connections;
+#[cfg(any(feature = "sqlite", feature = "postgres", feature = "mariadb"))]
+mod figures;
 mod open;
 mod schema;
 #[cfg(any(feature = "sqlite", feature = "postgres", feature = "mariadb"))]

@@ -198,7 +198,7 @@ impl ReplicationLedger for Ledger {
     async fn figures(&self, request: &FiguresRequest) -> Result<BTreeMap<RegionName, ReplicationFigures>, Error> {
         let figures = async {
             let mut moment = self.database.begin_reading().await?;
-            let figures = figures::figures_now(moment.connection(), request).await;
+            let figures = figures::figures(moment.connection(), request).await;
             Ok(moment.end(figures).await?)
         };
         self.database.bounded(figures).await

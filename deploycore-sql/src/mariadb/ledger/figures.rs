@@ -1,13 +1,12 @@
 //! How the copies to each region go, counted by the database.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
-use deploycore::model::{CopyState, FiguresRequest, RegionName, ReplicationFigures, Timestamp};
+use deploycore::model::{FiguresRequest, RegionName, ReplicationFigures};
 use deploycore::port::BackendError;
 use sqlx::mysql::MySqlConnection;
 
-use crate::columns::Columns;
+use crate::figures::Figures;
 use crate::mariadb::database::{self, failed};
 use crate::stored;
 
@@ -37,46 +36,20 @@ pub(in crate::mariadb) const COMPLETED: &str = "
     FROM ranked GROUP BY region";
 
 /// In a transaction that sees one state of the ledger.
-pub(super) async fn figures_now(
+pub(super) async fn figures(
     connection: &mut MySqlConnection,
     request: &FiguresRequest,
 ) -> Result<BTreeMap<RegionName, ReplicationFigures>, BackendError> {
-    let now = database::now(connection).await?;
-    figures(connection, request, now).await
-}
-
-async fn figures(
-    connection: &mut MySqlConnection,
-    request: &FiguresRequest,
-    now: Timestamp,
-) -> Result<BTreeMap<RegionName, ReplicationFigures>, BackendError> {
-    let now = stored::micros(now);
-    let mut regions: BTreeMap<RegionName, ReplicationFigures> = BTreeMap::new();
-    let unfinished = sqlx::query(UNFINISHED).bind(now.saturating_sub(micros(request.threshold)));
+    let now = stored::micros(database::now(connection).await?);
+    let (threshold, window) = (stored::micros_of(request.threshold), stored::micros_of(request.window));
+    let mut figures = Figures::default();
+    let unfinished = sqlx::query(UNFINISHED).bind(now.saturating_sub(threshold));
     for row in unfinished.fetch_all(&mut *connection).await.map_err(failed)? {
-        let columns = Columns(&row);
-        let figures = regions.entry(columns.parse("region")?).or_default();
-        if columns.word("state", CopyState::parse)? == CopyState::Failed {
-            figures.failed = columns.number("copies")?;
-            continue;
-        }
-        figures.pending = columns.number("copies")?;
-        figures.pending_bytes = columns.number("bytes")?;
-        figures.oldest_pending = columns.optional_time("oldest")?;
-        figures.overdue = columns.number("overdue")?;
+        figures.take_unfinished(&row)?;
     }
-    let completed = sqlx::query(COMPLETED).bind(now.saturating_sub(micros(request.window)));
-    for row in completed.bind(micros(request.threshold)).fetch_all(connection).await.map_err(failed)? {
-        let columns = Columns(&row);
-        let took = |column| columns.number(column).map(|micros| Some(Duration::from_micros(micros)));
-        let figures = regions.entry(columns.parse("region")?).or_default();
-        figures.completed = columns.number("copies")?;
-        figures.late = columns.number("late")?;
-        (figures.p50, figures.p99, figures.max) = (took("p50")?, took("p99")?, took("longest")?);
+    let completed = sqlx::query(COMPLETED).bind(now.saturating_sub(window)).bind(threshold);
+    for row in completed.fetch_all(connection).await.map_err(failed)? {
+        figures.take_completed(&row)?;
     }
-    Ok(regions)
-}
-
-fn micros(duration: Duration) -> i64 {
-    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+    Ok(figures.0)
 }
