@@ -10,6 +10,7 @@ use deploycore::model::{
 };
 use deploycore::port::BackendError;
 use deploycore::port::ledger::transition::CopyRow;
+use deploycore::port::queue::Order;
 use serde::de::DeserializeOwned;
 
 use crate::stored::{self, Corrupt};
@@ -28,7 +29,7 @@ macro_rules! job_columns {
             $quote,
             ", j.name, j.status, j.last_heartbeat, j.priority, j.not_before, j.max_attempts, \
              j.max_releases, j.build_timeout, j.dedup_key, j.concurrency_key, j.cancels_older, j.epoch, j.attempts, j.releases, j.rescues, \
-             j.eligible_at, j.cancel_requested, j.claim_id, j.worker, j.claimed_at, j.deadline, j.finished_at, j.artifact, \
+             j.eligible_at, j.turn, j.cancel_requested, j.claim_id, j.worker, j.claimed_at, j.deadline, j.finished_at, j.artifact, \
              j.digest, j.size, j.failure"
         )
     };
@@ -59,6 +60,11 @@ impl<R: StoredRow> Columns<'_, R> {
 
     pub(crate) fn is_set(&self, column: &'static str) -> Result<bool, BackendError> {
         self.0.is_set(column)
+    }
+
+    /// Reads `fair_share` of the queue's settings.
+    pub(crate) fn order(&self) -> Result<Order, BackendError> {
+        Ok(if self.is_set("fair_share")? { Order::FairShare } else { Order::Oldest })
     }
 
     pub(crate) fn job_id(&self, column: &'static str) -> Result<JobId, BackendError> {
@@ -152,6 +158,7 @@ impl<R: StoredRow> Columns<'_, R> {
             releases: self.number("releases")?,
             rescues: self.number("rescues")?,
             eligible_at: self.time("eligible_at")?,
+            turn: self.number("turn")?,
             running,
             cancel_requested: self.is_set("cancel_requested")?,
             finished_at: self.optional_time("finished_at")?,

@@ -18,3 +18,5 @@ mod open;
 mod own;
 #[path = "server/races.rs"]
 mod races;
+#[path = "server/turns.rs"]
+mod turns;

@@ -20,3 +20,5 @@ mod own;
 mod plans;
 #[path = "server/races.rs"]
 mod races;
+#[path = "server/turns.rs"]
+mod turns;

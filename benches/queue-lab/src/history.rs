@@ -15,7 +15,7 @@ use std::time::Duration;
 use deploycore::model::{Attempt, ClaimId, Completion, ConcurrencyKey, Job, JobId, Lease, NewJob, WorkerName};
 use deploycore::port::JobQueue;
 use deploycore::port::queue::{
-    AttemptEnd, Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, QueueStats,
+    AttemptEnd, Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, Order, QueueStats,
     ReadyHint, RescueRequest, Rescued,
 };
 use serde::{Deserialize, Serialize};
@@ -232,6 +232,10 @@ impl JobQueue for Recorder {
 
     async fn set_concurrency_limit(&self, key: &ConcurrencyKey, limit: NonZeroU32) -> Result<(), Error> {
         self.queue.set_concurrency_limit(key, limit).await
+    }
+
+    async fn set_order(&self, order: Order) -> Result<(), Error> {
+        self.queue.set_order(order).await
     }
 
     fn ready(&self) -> ReadyHint {

@@ -72,6 +72,8 @@ async fn each_statement_follows_its_index() {
         (queue::OF_KEY, "jobs_queue", true),
         (queue::KEYS_WITH_ROOM, "jobs_slot", false),
         (queue::DUE, "jobs_delayed", true),
+        (queue::LINES, "jobs_claimed_turn", true),
+        (queue::LINES, "jobs_queued_name", true),
         (queue::HOLDERS, "jobs_dedup", true),
         (queue::QUEUED_OF_SERVICE, "jobs_queued_name", false),
         (queue::OVERDUE, "jobs_queue", false),

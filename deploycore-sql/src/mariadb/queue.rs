@@ -7,6 +7,7 @@ mod lease;
 mod prune;
 mod read;
 pub(super) mod row;
+mod turns;
 
 #[cfg(test)]
 pub(super) use self::{
@@ -15,6 +16,7 @@ pub(super) use self::{
     lease::OVERDUE,
     prune::OLD,
     read::{ALL, BY_COMMIT, BY_END, BY_RARE_END, BY_SERVICE, BY_STATUS},
+    turns::LINES,
 };
 
 use std::num::NonZeroU32;
@@ -23,9 +25,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use deploycore::model::{Attempt, Completion, ConcurrencyKey, Job, JobId, Lease, NewJob, OlderJobs};
 use deploycore::port::JobQueue;
+use deploycore::port::queue::turn::TURNS_OF_AN_ORDER;
 use deploycore::port::queue::{
-    Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, QueueStats, RescueRequest,
-    Rescued, bounds,
+    Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, Order, QueueStats,
+    RescueRequest, Rescued, bounds,
 };
 use sqlx::{Connection as _, MySql, Transaction};
 
@@ -47,7 +50,8 @@ impl Queue {
     /// transaction as it was, unless the connection broke or the server ended the whole transaction because of another one (a deadlock): the
     /// error of that is retryable, and the host begins again.
     ///
-    /// Keep the transaction short: others who enqueue the same id or dedup key wait for its end.
+    /// Keep the transaction short: others who enqueue the same id or dedup key wait for its end. Where services take turns
+    /// ([`Order::FairShare`]), what others enqueue meanwhile for the same service may share turns with these jobs.
     pub async fn enqueue_in(host: &mut Transaction<'_, MySql>, jobs: &[NewJob]) -> Result<Vec<Enqueued>, Error> {
         bounds::check_enqueue(jobs)?;
         let mut part = host.begin().await.map_err(failed)?;
@@ -204,6 +208,14 @@ impl JobQueue for Queue {
             ON DUPLICATE KEY UPDATE max_running = ?";
         let limit = i64::from(limit.get());
         self.database.call(|| self.execute(sqlx::query(SET).bind(key.as_str()).bind(limit).bind(limit))).await
+    }
+
+    async fn set_order(&self, order: Order) -> Result<(), Error> {
+        const SET: &str = "
+            UPDATE deploycore_queue_settings SET fair_share = ?, first_turn = first_turn + ?
+            WHERE one = 1 AND fair_share <> ?";
+        let (is_fair, turns) = (order == Order::FairShare, TURNS_OF_AN_ORDER as i64);
+        self.database.call(|| self.execute(sqlx::query(SET).bind(is_fair).bind(turns).bind(is_fair))).await
     }
 }
 

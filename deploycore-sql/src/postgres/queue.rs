@@ -16,8 +16,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use deploycore::model::{Attempt, Completion, ConcurrencyKey, Job, JobId, Lease, NewJob, OlderJobs};
 use deploycore::port::JobQueue;
+use deploycore::port::queue::turn::TURNS_OF_AN_ORDER;
 use deploycore::port::queue::{
-    AttemptEnd, Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, QueueStats,
+    AttemptEnd, Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, Order, QueueStats,
     ReadyHint, RescueRequest, Rescued, bounds,
 };
 use sqlx::Connection as _;
@@ -43,7 +44,8 @@ impl Queue {
     /// the host's rows, and never without them. Otherwise as [`JobQueue::enqueue`]; a call that fails adds nothing and leaves the
     /// transaction as it was, unless the connection broke.
     ///
-    /// Keep the transaction short: others who enqueue the same id or dedup key wait for its end.
+    /// Keep the transaction short: others who enqueue the same id or dedup key wait for its end. Where services take turns
+    /// ([`Order::FairShare`]), what others enqueue meanwhile for the same service may share turns with these jobs.
     pub async fn enqueue_in(connection: &mut PgConnection, jobs: &[NewJob]) -> Result<Vec<Enqueued>, Error> {
         bounds::check_enqueue(jobs)?;
         let mut transaction = connection.begin().await.map_err(failed)?;
@@ -208,6 +210,15 @@ impl JobQueue for Queue {
             INSERT INTO deploycore.concurrency_limits (concurrency_key, max_running) VALUES ($1, $2)
             ON CONFLICT (concurrency_key) DO UPDATE SET max_running = excluded.max_running";
         let set = sqlx::query(SET).bind(key.as_str()).bind(i64::from(limit.get()));
+        self.database.bounded(self.execute(set)).await?;
+        Ok(())
+    }
+
+    async fn set_order(&self, order: Order) -> Result<(), Error> {
+        const SET: &str = "
+            UPDATE deploycore.queue_settings SET fair_share = $1, first_turn = first_turn + $2
+            WHERE one = 1 AND fair_share <> $1";
+        let set = sqlx::query(SET).bind(order == Order::FairShare).bind(TURNS_OF_AN_ORDER as i64);
         self.database.bounded(self.execute(set)).await?;
         Ok(())
     }

@@ -75,10 +75,25 @@ async fn figures_of_copies_see_no_history() {
 }
 
 #[tokio::test]
+async fn a_turn_is_found_at_the_end_of_its_line() {
+    for (statement, indexes) in [
+        (queue::LINE, &["jobs_claimed_turn (priority=?", "jobs_queued_name (name=? AND priority=?)"][..]),
+        (queue::FIRST, &["jobs_queued_name (name=? AND priority=?)"][..]),
+    ] {
+        let plan = plan(statement).await;
+        assert_no_walk_but(&plan, "nothing");
+        for index in indexes {
+            assert_in_order(&plan, index);
+        }
+    }
+}
+
+#[tokio::test]
 async fn maintenance_follows_its_indexes() {
     for (statement, index) in [
         (queue::ANY_READY, "jobs_eligible (delayed=? AND eligible_at<?)"),
         (queue::END_DELAYS, "jobs_eligible (delayed=? AND eligible_at<?)"),
+        (queue::DUE, "jobs_eligible (delayed=? AND eligible_at<?)"),
         (queue::OVERDUE, "jobs_running"),
         (queue::PRUNE, "jobs_finished (finished_at<?)"),
         (queue::READY_AND_DUE, "jobs_eligible"),

@@ -5,12 +5,14 @@ mod enqueue;
 mod lease;
 mod read;
 mod row;
+mod turns;
 
 #[cfg(test)]
 pub(super) use self::{
     claim::{ANY_READY, CLAIMABLE, END_DELAYS},
     lease::OVERDUE,
     read::{ALL, BY_COMMIT, BY_SERVICE, BY_STATUS, READY_AND_DUE},
+    turns::{DUE, FIRST, LINE},
 };
 
 use std::num::NonZeroU32;
@@ -19,8 +21,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use deploycore::model::{Attempt, Completion, ConcurrencyKey, Job, JobId, Lease, NewJob};
 use deploycore::port::JobQueue;
+use deploycore::port::queue::turn::TURNS_OF_AN_ORDER;
 use deploycore::port::queue::{
-    AttemptEnd, Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, QueueStats,
+    AttemptEnd, Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, Order, QueueStats,
     RescueRequest, Rescued, bounds,
 };
 
@@ -187,6 +190,15 @@ impl JobQueue for Queue {
             ON CONFLICT (concurrency_key) DO UPDATE SET max_running = excluded.max_running";
         let mut moment = self.database.write().await?;
         let set = sqlx::query(SET).bind(key.as_str()).bind(i64::from(limit.get()));
+        set.execute(moment.connection()).await.map_err(failed)?;
+        Ok(moment.commit().await?)
+    }
+
+    async fn set_order(&self, order: Order) -> Result<(), Error> {
+        const SET: &str = "
+            UPDATE queue_settings SET fair_share = ?1, first_turn = first_turn + ?2 WHERE one = 1 AND fair_share <> ?1";
+        let mut moment = self.database.write().await?;
+        let set = sqlx::query(SET).bind(i64::from(order == Order::FairShare)).bind(TURNS_OF_AN_ORDER as i64);
         set.execute(moment.connection()).await.map_err(failed)?;
         Ok(moment.commit().await?)
     }

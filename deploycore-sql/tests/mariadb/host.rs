@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use deploycore::model::{AttemptOutcome, Completion, DedupKey, Failure, FailureKind, JobStatus, Retry};
-use deploycore::port::queue::{Enqueued, Error, Fate};
+use deploycore::port::queue::turn::TURNS_OF_AN_ORDER;
+use deploycore::port::queue::{Enqueued, Error, Fate, Order};
 use deploycore::port::{JobQueue, JobQueueExt};
 use sqlx::{Connection, MySqlConnection};
 
@@ -104,4 +105,26 @@ async fn a_host_whose_transaction_the_server_ended_begins_again() {
     assert_eq!(answers, [Enqueued::Repeated { job: spec.id }]);
     again.commit().await.unwrap();
     assert_eq!(queue.claim(&request(99)).await.unwrap().len(), 10);
+}
+
+#[tokio::test]
+async fn jobs_of_a_hosts_transaction_take_turns() {
+    let (mariadb, database) = bed::open().await;
+    let queue = mariadb.queue();
+    queue.set_order(Order::FairShare).await.unwrap();
+    let mut host = MySqlConnection::connect(&database.url()).await.unwrap();
+    let mut transaction = host.begin().await.unwrap();
+    let jobs: Vec<_> = (0..4).map(|_| job()).collect();
+    Queue::enqueue_in(&mut transaction, &jobs[..2]).await.unwrap();
+    // Others do not wait for the host, and do not see its jobs.
+    let other = job();
+    queue.enqueue_one(&other).await.unwrap();
+    // It sees its own.
+    Queue::enqueue_in(&mut transaction, &jobs[2..]).await.unwrap();
+    transaction.commit().await.unwrap();
+    let mut turns = Vec::new();
+    for job in jobs.iter().chain([&other]) {
+        turns.push(queue.require(job.id).await.unwrap().turn - TURNS_OF_AN_ORDER);
+    }
+    assert_eq!(turns, [1, 2, 3, 4, 1]);
 }

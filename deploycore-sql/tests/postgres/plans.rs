@@ -41,7 +41,41 @@ async fn pages(connection: &mut PgConnection, sql: String) -> (u64, u64) {
 }
 
 fn claim(limit: usize) -> String {
-    format!("SELECT * FROM deploycore.claim_2('{}', 'w', {limit})", ClaimId::new())
+    format!("SELECT * FROM deploycore.claim_3('{}', 'w', {limit})", ClaimId::new())
+}
+
+#[tokio::test]
+async fn a_new_turn_looks_neither_at_the_history_nor_at_what_waits() {
+    const NEW_TURNS: &str = "
+        SELECT deploycore.new_turns_1(1, 0, ARRAY[gen_random_uuid(), gen_random_uuid()], ARRAY['web', 'web'], ARRAY[5, 5]::bigint[],
+                                      ARRAY[NULL, NULL]::bigint[], ARRAY['nightly', NULL], ARRAY[false, false])";
+    let (_postgres, database) = bed::open().await;
+    let mut connection = PgConnection::connect(&database.url()).await.unwrap();
+    run(&mut connection, SESSION).await;
+    run(&mut connection, "ALTER TABLE deploycore.jobs SET (autovacuum_enabled = false)").await;
+    run(&mut connection, HISTORY).await;
+    run(&mut connection, WAITING).await;
+    run(&mut connection, "UPDATE deploycore.jobs SET turn = created_at").await;
+    pages(&mut connection, NEW_TURNS.to_owned()).await;
+    let (_, pages) = pages(&mut connection, NEW_TURNS.to_owned()).await;
+    println!("{pages} pages");
+    assert!(pages < 60, "{pages} pages");
+    let turns: Vec<i64> = sqlx::query_scalar(NEW_TURNS).fetch_one(&mut connection).await.unwrap();
+    assert_eq!(turns, [10_001, 10_002], "behind the last that waits at this priority");
+}
+
+/// Programs of earlier versions go on beside this one.
+#[tokio::test]
+async fn the_claims_of_earlier_versions_take_jobs() {
+    let (postgres, database) = bed::open().await;
+    let queue = postgres.queue();
+    let mut connection = PgConnection::connect(&database.url()).await.unwrap();
+    queue.enqueue(&[job(), job(), job().with_priority(1)]).await.unwrap();
+    for function in ["claim_1", "claim_2"] {
+        let claim = format!("SELECT (job).priority FROM deploycore.{function}('{}', 'w', 1)", ClaimId::new());
+        let claimed: Vec<i64> = sqlx::query_scalar(AssertSqlSafe(claim)).fetch_all(&mut connection).await.unwrap();
+        assert_eq!(claimed, [i64::from(function == "claim_1")], "{function}");
+    }
 }
 
 #[tokio::test]

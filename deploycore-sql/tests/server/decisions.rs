@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use deploycore::model::{AttemptOutcome, ConcurrencyKey, NewJob};
-use deploycore::port::queue::{Beat, transition};
+use deploycore::port::queue::turn::TURNS_OF_AN_ORDER;
+use deploycore::port::queue::{Beat, Order, transition};
 use deploycore::port::{JobQueue, JobQueueExt};
 
 use crate::bed::{self, job, lease, request, success};
@@ -18,10 +19,15 @@ async fn an_enqueue_is_that_of_the_transition() {
     let queue = sql.queue();
     let (past, future) = ("2001-01-01T00:00:00Z", "2200-01-01T00:00:00.000001Z");
     let at = |instant: &str| job().with_not_before(instant.parse().unwrap()).with_priority(-3);
-    for spec in [job(), keyed(), at(past), at(future)] {
-        queue.enqueue_one(&spec).await.unwrap();
-        let stored = queue.require(spec.id).await.unwrap();
-        assert_eq!(stored, transition::enqueue(&spec, stored.created_at));
+    for (order, turns) in
+        [(Order::Oldest, [0; 4]), (Order::FairShare, [1, 2, 1, 0].map(|turn| TURNS_OF_AN_ORDER + turn))]
+    {
+        queue.set_order(order).await.unwrap();
+        for (spec, turn) in [job(), keyed(), at(past), at(future)].into_iter().zip(turns) {
+            queue.enqueue_one(&spec).await.unwrap();
+            let stored = queue.require(spec.id).await.unwrap();
+            assert_eq!(stored, transition::enqueue(&spec, turn, stored.created_at));
+        }
     }
 }
 

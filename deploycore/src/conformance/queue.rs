@@ -25,6 +25,7 @@ pub mod heartbeat;
 pub mod limits;
 pub mod list;
 pub mod model;
+pub mod order;
 pub mod release;
 pub mod rescue;
 pub mod supersede;
@@ -87,6 +88,23 @@ macro_rules! __queue_cases {
                 a_pause_stops_claims_and_nothing_else
                 the_epoch_grows_with_each_claim
                 a_job_that_comes_back_keeps_its_place
+            }
+            order {
+                the_oldest_job_goes_first_by_default
+                a_burst_of_one_service_holds_up_no_other
+                services_that_wait_take_turns
+                the_first_of_a_service_waits_for_two_of_each_other
+                an_idle_service_saves_nothing_up
+                a_service_keeps_the_order_of_its_jobs
+                one_job_at_a_time_is_in_order_of_age
+                a_job_that_comes_back_keeps_its_turn
+                a_job_after_another_waits_its_turn
+                an_earliest_start_that_passes_takes_a_turn
+                what_is_not_added_takes_no_turn
+                a_job_in_the_place_of_others_has_their_turn
+                each_priority_has_turns_of_its_own
+                jobs_with_a_key_take_turns
+                another_order_is_for_what_comes_after
             }
             limits {
                 one_job_of_a_key_runs_by_default

@@ -1,5 +1,7 @@
 //! The queue in memory.
 
+mod turns;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU32;
@@ -14,9 +16,10 @@ use crate::model::{
     Lease, NewJob, OlderJobs, Timestamp, elapsed,
 };
 use crate::port::queue::transition::{self, Standing};
+use crate::port::queue::turn::Turns;
 use crate::port::queue::{
-    Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, QueueStats, RescueRequest,
-    Rescued, bounds,
+    Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, Order, QueueStats,
+    RescueRequest, Rescued, bounds,
 };
 use crate::port::{BackendError, JobQueue};
 
@@ -41,6 +44,8 @@ pub struct QueueSnapshot {
     pub claiming: Claiming,
     /// The limits that were set.
     pub concurrency_limits: BTreeMap<ConcurrencyKey, NonZeroU32>,
+    /// Which job goes first.
+    pub turns: Turns,
 }
 
 #[derive(Debug)]
@@ -50,6 +55,7 @@ struct State {
     claims: HashMap<ClaimId, Vec<JobId>>,
     claiming: Claiming,
     limits: BTreeMap<ConcurrencyKey, NonZeroU32>,
+    turns: Turns,
 }
 
 /// What a call of enqueue does, before it is done as a whole.
@@ -77,8 +83,13 @@ impl Queue {
 
     /// An empty queue, open for claims.
     pub fn new(clock: Clock) -> Self {
-        let state =
-            State { jobs: BTreeMap::new(), claims: HashMap::new(), claiming: Claiming::Open, limits: BTreeMap::new() };
+        let state = State {
+            jobs: BTreeMap::new(),
+            claims: HashMap::new(),
+            claiming: Claiming::Open,
+            limits: BTreeMap::new(),
+            turns: Turns::default(),
+        };
         Self { clock, capacity: Self::DEFAULT_CAPACITY, state: Mutex::new(state) }
     }
 
@@ -89,8 +100,13 @@ impl Queue {
             claims.entry(attempt.lease.claim).or_default().push(attempt.lease.job);
         }
         let entries = snapshot.jobs.into_iter().map(|(id, (job, attempts))| (id, Entry { job, attempts }));
-        let state =
-            State { jobs: entries.collect(), claims, claiming: snapshot.claiming, limits: snapshot.concurrency_limits };
+        let state = State {
+            jobs: entries.collect(),
+            claims,
+            claiming: snapshot.claiming,
+            limits: snapshot.concurrency_limits,
+            turns: snapshot.turns,
+        };
         Self { clock, capacity: Self::DEFAULT_CAPACITY, state: Mutex::new(state) }
     }
 
@@ -105,7 +121,13 @@ impl Queue {
     pub fn snapshot(&self) -> QueueSnapshot {
         let (state, now) = self.locked();
         let jobs = state.jobs.iter().map(|(id, entry)| (*id, (entry.job.clone(), entry.attempts.clone())));
-        QueueSnapshot { now, jobs: jobs.collect(), claiming: state.claiming, concurrency_limits: state.limits.clone() }
+        QueueSnapshot {
+            now,
+            jobs: jobs.collect(),
+            claiming: state.claiming,
+            concurrency_limits: state.limits.clone(),
+            turns: state.turns,
+        }
     }
 
     /// The state and the instant of the call. No call panics while it holds the lock, so a poisoned one is sound.
@@ -247,6 +269,7 @@ impl JobQueue for Queue {
             counts,
             oldest_queued_seconds: oldest.map(|since| elapsed(since, now).as_secs_f64()),
             paused: state.claiming == Claiming::Paused,
+            order: state.turns.order,
         })
     }
 
@@ -277,18 +300,20 @@ impl JobQueue for Queue {
         self.locked().0.limits.insert(key.clone(), limit);
         Ok(())
     }
+
+    async fn set_order(&self, order: Order) -> Result<(), Error> {
+        let mut state = self.locked().0;
+        state.turns = state.turns.under(order);
+        Ok(())
+    }
 }
 
 impl State {
     /// What an enqueue does with a job, given what the same call does before it.
     fn answer_enqueue(&self, spec: &NewJob, staged: &Staged) -> Result<Enqueued, Error> {
-        let Staged { added, superseded } = staged;
-        let known = || {
-            let kept = self.jobs.values().map(|entry| superseded.get(&entry.job.spec.id).unwrap_or(&entry.job));
-            kept.chain(added)
-        };
         let id = spec.id;
-        let same_id = self.jobs.get(&id).map(|entry| &entry.job).or_else(|| added.iter().find(|job| job.spec.id == id));
+        let is_staged = || staged.added.iter().find(|job| job.spec.id == id);
+        let same_id = self.jobs.get(&id).map(|entry| &entry.job).or_else(is_staged);
         if let Some(job) = same_id {
             return if job.spec == *spec {
                 Ok(Enqueued::Repeated { job: id })
@@ -296,16 +321,24 @@ impl State {
                 Err(Error::Conflict { job: id })
             };
         }
-        let has_key =
-            |key: &DedupKey| known().find(|job| !job.status.is_finished() && job.spec.dedup_key.as_ref() == Some(key));
+        let has_key = |key: &DedupKey| {
+            self.known(staged).find(|job| !job.status.is_finished() && job.spec.dedup_key.as_ref() == Some(key))
+        };
         Ok(match spec.dedup_key.as_ref().and_then(has_key) {
             Some(job) => Enqueued::Deduplicated { existing: job.spec.id },
             None => Enqueued::Created { job: id },
         })
     }
 
+    /// The jobs as they are after what a call has done so far.
+    fn known<'s>(&'s self, staged: &'s Staged) -> impl Iterator<Item = &'s Job> {
+        let kept = self.jobs.values().map(|entry| staged.superseded.get(&entry.job.spec.id).unwrap_or(&entry.job));
+        kept.chain(&staged.added)
+    }
+
     /// Adds a new job to what a call does, with the ends of those whose place it takes.
     fn stage(&self, spec: &NewJob, staged: &mut Staged, now: Timestamp) {
+        let turn = self.turn_of_new(spec, staged, now);
         if spec.older_jobs == OlderJobs::CancelQueued {
             let of_service = |job: &Job| job.spec.service == spec.service;
             for job in staged.added.iter_mut().filter(|job| of_service(job)) {
@@ -318,17 +351,18 @@ impl State {
                 }
             }
         }
-        staged.added.push(transition::enqueue(spec, now));
+        staged.added.push(transition::enqueue(spec, turn, now));
     }
 
     /// The next jobs in order, each within the limit of its concurrency key.
-    fn pick(&self, limit: usize, now: Timestamp) -> Vec<JobId> {
+    fn pick(&mut self, limit: usize, now: Timestamp) -> Vec<JobId> {
         if self.claiming == Claiming::Paused {
             return Vec::new();
         }
+        self.join_lines(now);
         let mut eligible: Vec<_> =
             self.jobs.values().filter(|entry| entry.is_eligible(now)).map(|entry| &entry.job).collect();
-        eligible.sort_by_key(|job| (Reverse(job.spec.priority), job.created_at, job.spec.id));
+        eligible.sort_by_key(|job| turns::place(job));
         let mut running = self.running_by_key();
         let mut has_room = |job: &Job| {
             let Some(key) = &job.spec.concurrency_key else { return true };

@@ -267,6 +267,9 @@ pub struct Job {
     pub rescues: u32,
     /// While queued: not claimed before this instant (the wanted earliest start, or a backoff).
     pub eligible_at: Timestamp,
+    /// Its place among the jobs of its priority: the smaller goes first. See [`Order`](crate::port::queue::Order).
+    #[serde(default)]
+    pub turn: u64,
     /// Who runs it, while running.
     pub running: Option<RunningLease>,
     /// Whether someone asked to cancel it.

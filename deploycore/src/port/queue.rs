@@ -1,10 +1,11 @@
 //! The queue of build jobs.
 //!
-//! What follows from each call is decided by pure functions that every backend shares: [`bounds`] and [`transition`].
+//! What follows from each call is decided by pure functions that every backend shares: [`bounds`], [`transition`] and [`turn`].
 
 pub mod bounds;
 mod hint;
 pub mod transition;
+pub mod turn;
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -15,6 +16,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 pub use hint::{ReadyHint, ReadyHints};
+pub use turn::Order;
 
 use super::BackendError;
 use crate::model::{
@@ -234,6 +236,9 @@ pub struct QueueStats {
     pub oldest_queued_seconds: Option<f64>,
     /// Whether claiming is paused.
     pub paused: bool,
+    /// Which job goes first among those of one priority.
+    #[serde(default)]
+    pub order: Order,
 }
 
 /// Whether jobs are handed out.
@@ -248,8 +253,8 @@ pub enum Claiming {
 
 /// A queue of build jobs. See the [module](crate::port) for clocks, repeating and cancel safety.
 ///
-/// Order of claims: higher priority, then older `created_at`, then smaller id, among the jobs whose earliest start has passed
-/// and whose concurrency key is below its limit.
+/// Order of claims: higher priority, then smaller turn, then older `created_at`, then smaller id, among the jobs whose earliest start has passed
+/// and whose concurrency key is below its limit. All turns are the same but under [`Order::FairShare`]. A job that comes back keeps its turn.
 #[async_trait]
 pub trait JobQueue: Send + Sync + Debug + 'static {
     /// Adds jobs, all or none; the answers stand in the order of the jobs. At most [`MAX_BATCH`].
@@ -358,6 +363,12 @@ pub trait JobQueue: Send + Sync + Debug + 'static {
 
     /// Sets how many jobs of a key may run at once, durably; 1 where it was never set. Lowering it ends no running job. Idempotent.
     async fn set_concurrency_limit(&self, key: &ConcurrencyKey, limit: NonZeroU32) -> Result<(), Error>;
+
+    /// Sets which job goes first among those of one priority, durably and for every program; [`Order::Oldest`] where it was never set. Idempotent.
+    ///
+    /// It is for the jobs that are enqueued from now on. Those that wait under another order are claimed before all of these, in the order
+    /// that they have.
+    async fn set_order(&self, order: Order) -> Result<(), Error>;
 
     /// Tells from now on when jobs may have become claimable, so that a worker with nothing to do starts sooner than it would look again. A
     /// hint may come for nothing, late, or not at all; a backend that has none never gives any. Each hint is for one waiter of the process,

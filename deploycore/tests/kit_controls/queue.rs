@@ -3,6 +3,8 @@
 //! Each call takes a snapshot, lets a memory queue go on from it, and writes the changed jobs back. Without a fault that is one step under
 //! a lock. A fault bends the snapshot, the request or what is written back, or lets other calls in between.
 
+mod misplaced;
+
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +19,7 @@ use deploycore::model::{
 };
 use deploycore::port::JobQueue;
 use deploycore::port::queue::{
-    AttemptEnd, Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, QueueStats,
+    AttemptEnd, Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, Order, QueueStats,
     RescueRequest, Rescued, bounds, transition,
 };
 use futures::FutureExt;
@@ -37,6 +39,18 @@ enum Fault {
     ClaimIsNotIdempotent,
     ClaimForgetsEndedJobs,
     ClaimIgnoresPriority,
+    ClaimIgnoresTurns,
+    NewJobsGoBehindAll,
+    IdleServicesSaveUp,
+    LinesAdvanceAsOne,
+    NextJobsDoNotWait,
+    PrioritiesShareTurns,
+    DelayedJobsStandInLine,
+    ReplacementsGoToTheEnd,
+    VainEnqueuesTakeTurns,
+    ReturnedJobsLoseTheirTurn,
+    OrderIsForAllThatWaits,
+    FairShareByDefault,
     PauseIsForgotten,
     NoEpochGuard,
     NoClaimGuard,
@@ -76,6 +90,36 @@ const CONTROLS: &[(Fault, &[&str])] = &[
     (Fault::ClaimIsNotIdempotent, &["claim::repeating_gives_the_same_jobs", "claim::repeating_gives_no_further_jobs"]),
     (Fault::ClaimForgetsEndedJobs, &["claim::repeating_gives_only_jobs_whose_lease_holds"]),
     (Fault::ClaimIgnoresPriority, &["claim::jobs_come_in_order"]),
+    (
+        Fault::ClaimIgnoresTurns,
+        &[
+            "order::a_burst_of_one_service_holds_up_no_other",
+            "order::services_that_wait_take_turns",
+            "order::the_first_of_a_service_waits_for_two_of_each_other",
+            "order::jobs_with_a_key_take_turns",
+        ],
+    ),
+    (Fault::NewJobsGoBehindAll, &["order::a_burst_of_one_service_holds_up_no_other"]),
+    (
+        Fault::IdleServicesSaveUp,
+        &[
+            "order::an_idle_service_saves_nothing_up",
+            "order::one_job_at_a_time_is_in_order_of_age",
+            "order::the_first_of_a_service_waits_for_two_of_each_other",
+        ],
+    ),
+    (
+        Fault::LinesAdvanceAsOne,
+        &["order::services_that_wait_take_turns", "order::a_service_keeps_the_order_of_its_jobs"],
+    ),
+    (Fault::NextJobsDoNotWait, &["order::a_job_after_another_waits_its_turn"]),
+    (Fault::PrioritiesShareTurns, &["order::each_priority_has_turns_of_its_own"]),
+    (Fault::DelayedJobsStandInLine, &["order::an_earliest_start_that_passes_takes_a_turn"]),
+    (Fault::ReplacementsGoToTheEnd, &["order::a_job_in_the_place_of_others_has_their_turn"]),
+    (Fault::VainEnqueuesTakeTurns, &["order::what_is_not_added_takes_no_turn"]),
+    (Fault::ReturnedJobsLoseTheirTurn, &["order::a_job_that_comes_back_keeps_its_turn"]),
+    (Fault::OrderIsForAllThatWaits, &["order::another_order_is_for_what_comes_after"]),
+    (Fault::FairShareByDefault, &["order::the_oldest_job_goes_first_by_default"]),
     (Fault::PauseIsForgotten, &["claim::a_pause_stops_claims_and_nothing_else"]),
     (
         Fault::NoEpochGuard,
@@ -163,8 +207,11 @@ type Jobs = BTreeMap<JobId, (Job, Vec<Attempt>)>;
 impl Broken {
     fn make(fault: Fault) -> Arc<dyn JobQueue> {
         let clock = Clock::default();
-        let state = Mutex::new(Queue::new(clock.clone()).snapshot());
-        Arc::new(Self { fault, clock, state })
+        let mut state = Queue::new(clock.clone()).snapshot();
+        if fault == Fault::FairShareByDefault {
+            state.turns = state.turns.under(Order::FairShare);
+        }
+        Arc::new(Self { fault, clock, state: Mutex::new(state) })
     }
 
     fn is(&self, fault: Fault) -> bool {
@@ -208,7 +255,8 @@ impl Broken {
             state.jobs.remove(id);
         }
         state.jobs.extend(after.jobs.into_iter().filter(|(id, entry)| read.jobs.get(id) != Some(entry)));
-        (state.claiming, state.concurrency_limits) = (after.claiming, after.concurrency_limits);
+        (state.claiming, state.concurrency_limits, state.turns) =
+            (after.claiming, after.concurrency_limits, after.turns);
         answer
     }
 
@@ -256,6 +304,11 @@ impl JobQueue for Broken {
                 }
                 Ok(answers)
             }
+            fault if misplaced::is_of_turns(fault) => {
+                let answers = self.step(|_| (), async |queue| queue.enqueue(jobs).await)?;
+                misplaced::misplace(&mut self.locked(), fault, jobs, &answers);
+                Ok(answers)
+            }
             _ => self.step(
                 |known| match self.fault {
                     Fault::EnqueueOverwrites => known.retain(|id, _| jobs.iter().all(|job| job.id != *id)),
@@ -296,6 +349,7 @@ impl JobQueue for Broken {
                     attempts.retain(|attempt| attempt.outcome.is_none());
                 }
             }
+            Fault::ClaimIgnoresTurns => known.values_mut().for_each(|(job, _)| job.turn = 0),
             Fault::ClaimIgnoresPriority => known.values_mut().for_each(|(job, _)| job.spec.priority = 0),
             _ => {}
         };
@@ -358,7 +412,15 @@ impl JobQueue for Broken {
             Some((job, _)) if self.is(Fault::ReleaseIsUnbounded) => job.spec.max_releases = u32::MAX,
             _ => {}
         };
-        self.step(bend, async |queue| queue.release(&lease, reason, delay).await)
+        let fate = self.step(bend, async |queue| queue.release(&lease, reason, delay).await)?;
+        if self.is(Fault::ReturnedJobsLoseTheirTurn) {
+            let mut state = self.locked();
+            let last = state.jobs.values().map(|(job, _)| job.turn).max().unwrap_or_default();
+            if let Some((job, _)) = state.jobs.get_mut(&lease.job) {
+                job.turn = last + 1;
+            }
+        }
+        Ok(fate)
     }
 
     async fn cancel(&self, job: JobId) -> Result<Job, Error> {
@@ -435,5 +497,13 @@ impl JobQueue for Broken {
 
     async fn set_concurrency_limit(&self, key: &ConcurrencyKey, limit: NonZeroU32) -> Result<(), Error> {
         self.step(|_| (), async |queue| queue.set_concurrency_limit(key, limit).await)
+    }
+
+    async fn set_order(&self, order: Order) -> Result<(), Error> {
+        self.step(|_| (), async |queue| queue.set_order(order).await)?;
+        if self.is(Fault::OrderIsForAllThatWaits) {
+            self.locked().turns.first = 0;
+        }
+        Ok(())
     }
 }

@@ -14,7 +14,7 @@ use deploycore::model::{
     CommitId, Completion, ConcurrencyKey, Digest, Job, JobId, Lease, LogName, Manifest, NewJob, ServiceName,
 };
 use deploycore::port::queue::{
-    Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, QueueStats, ReadyHint,
+    Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, Order, QueueStats, ReadyHint,
     ReadyHints, RescueRequest, Rescued,
 };
 use deploycore::port::store::{self, Chunks, Source};
@@ -189,6 +189,9 @@ impl JobQueue for Line {
     }
     async fn set_concurrency_limit(&self, key: &ConcurrencyKey, limit: NonZeroU32) -> Result<(), Error> {
         self.queue.set_concurrency_limit(key, limit).await
+    }
+    async fn set_order(&self, order: Order) -> Result<(), Error> {
+        self.queue.set_order(order).await
     }
     fn ready(&self) -> ReadyHint {
         self.ready.subscribe()

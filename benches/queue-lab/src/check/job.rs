@@ -101,7 +101,7 @@ impl State {
         let job = spec.id;
         match &self.0 {
             None => {
-                self.0 = Some((transition::enqueue(spec, NOW), Vec::new()));
+                self.0 = Some((transition::enqueue(spec, 0, NOW), Vec::new()));
                 Answer::Enqueued(Enqueued::Created { job })
             }
             Some((known, _)) if known.spec == *spec => Answer::Enqueued(Enqueued::Repeated { job }),

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 
 use deploycore::model::{ClaimId, ConcurrencyKey, Job, Timestamp};
 use deploycore::port::BackendError;
-use deploycore::port::queue::{ClaimRequest, transition};
+use deploycore::port::queue::{ClaimRequest, Order, transition};
 use serde::Serialize;
-use sqlx::mysql::MySqlConnection;
+use sqlx::mysql::{MySqlConnection, MySqlRow};
 
 use super::row;
+use super::turns::{self, Lines};
 use crate::columns::{Columns, job_columns};
 use crate::mariadb::database::{self, Database, failed, instant};
 use crate::mariadb::row::Hex;
@@ -108,7 +109,7 @@ async fn held(connection: &mut MySqlConnection, claim: ClaimId) -> Result<Vec<Jo
         "SELECT ",
         job_columns!("`"),
         " FROM deploycore_jobs j FORCE INDEX (jobs_claim)
-          WHERE j.claim_id = ? AND j.status = 'RUNNING' ORDER BY j.urgency, j.created_at, j.id"
+          WHERE j.claim_id = ? AND j.status = 'RUNNING' ORDER BY j.urgency, j.turn, j.created_at, j.id"
     );
     let rows = sqlx::query(HELD).bind(claim.as_uuid()).fetch_all(connection).await.map_err(failed)?;
     rows.iter().map(|row| Columns(row).job()).collect()
@@ -132,7 +133,7 @@ enum Delays {
 }
 
 pub(in crate::mariadb) const DUE: &str = concat!(
-    "SELECT id FROM deploycore_jobs FORCE INDEX (jobs_delayed)
+    "SELECT id, name, priority, epoch, turn FROM deploycore_jobs FORCE INDEX (jobs_delayed)
      WHERE delayed_until <= ",
     instant!(),
     " ORDER BY delayed_until LIMIT ? FOR UPDATE SKIP LOCKED"
@@ -148,15 +149,53 @@ async fn end_delays(database: &Database) -> Result<Delays, BackendError> {
 
 async fn end_some_delays(connection: &mut MySqlConnection) -> Result<Delays, BackendError> {
     const END: &str = "
-        UPDATE JSON_TABLE(?, '$[*]' COLUMNS (id CHAR(32) PATH '$')) n
+        UPDATE JSON_TABLE(?, '$[*]' COLUMNS (id CHAR(32) PATH '$.id', turn BIGINT PATH '$.turn')) n
         STRAIGHT_JOIN deploycore_jobs j ON j.id = UNHEX(n.id)
-        SET j.is_delayed = FALSE WHERE j.status = 'QUEUED'";
+        SET j.is_delayed = FALSE, j.turn = n.turn WHERE j.status = 'QUEUED'";
     take_turn(connection).await?;
     let due = sqlx::query(DUE).bind(READY_AT_ONCE as i64);
     let rows = due.fetch_all(&mut *connection).await.map_err(failed)?;
-    let ids: Result<Vec<Hex>, _> = rows.iter().map(|row| Columns(row).job_id("id").map(Hex::from)).collect();
-    sqlx::query(END).bind(stored::json(&ids?)).execute(&mut *connection).await.map_err(failed)?;
+    let due = rows.iter().map(Due::read).collect::<Result<Vec<_>, _>>()?;
+    let ended = with_turns(&mut *connection, due).await?;
+    sqlx::query(END).bind(stored::json(&ended)).execute(&mut *connection).await.map_err(failed)?;
     Ok(if rows.len() < READY_AT_ONCE { Delays::Ended } else { Delays::More })
+}
+
+/// A job whose time has come.
+#[derive(Serialize)]
+struct Due {
+    id: Hex,
+    turn: u64,
+    /// Where it takes its turn; one that comes back has it.
+    #[serde(skip)]
+    line: Option<turns::Key>,
+}
+
+impl Due {
+    fn read(row: &MySqlRow) -> Result<Self, BackendError> {
+        let columns = Columns(row);
+        let line = turns::key(&columns.parse::<String>("name")?, columns.number("priority")?);
+        Ok(Self {
+            id: columns.job_id("id")?.into(),
+            turn: columns.number("turn")?,
+            line: (columns.integer("epoch")? == 0).then_some(line),
+        })
+    }
+}
+
+/// Gives turns to those whose earliest start has passed.
+async fn with_turns(connection: &mut MySqlConnection, mut due: Vec<Due>) -> Result<Vec<Due>, BackendError> {
+    let turns = turns::setting(&mut *connection).await?;
+    if turns.order == Order::Oldest {
+        return Ok(due);
+    }
+    let mut lines = Lines::of(connection, due.iter().filter_map(|job| job.line.clone())).await?;
+    for job in &mut due {
+        if let Some(line) = &job.line {
+            job.turn = lines.join(turns, line);
+        }
+    }
+    Ok(due)
 }
 
 /// Takes jobs. Those with a key get a slot of it that no other running job has, which the schema holds every claim to.
@@ -179,7 +218,7 @@ async fn take(
         }
     }
     jobs.extend(keyless(connection, request.limit).await?);
-    jobs.sort_unstable_by_key(|job| (Reverse(job.spec.priority), job.created_at, job.spec.id));
+    jobs.sort_unstable_by_key(|job| (Reverse(job.spec.priority), job.turn, job.created_at, job.spec.id));
     jobs.truncate(request.limit);
     if jobs.is_empty() {
         return Ok(Claimed::NOTHING);
@@ -202,7 +241,7 @@ pub(in crate::mariadb) const KEYLESS: &str = concat!(
     job_columns!("`"),
     " FROM deploycore_jobs j FORCE INDEX (jobs_queue)
       WHERE j.status = 'QUEUED' AND j.is_delayed = FALSE AND j.concurrency_key IS NULL
-      ORDER BY j.urgency, j.created_at, j.id LIMIT ? FOR UPDATE SKIP LOCKED"
+      ORDER BY j.urgency, j.turn, j.created_at, j.id LIMIT ? FOR UPDATE SKIP LOCKED"
 );
 
 async fn keyless(connection: &mut MySqlConnection, limit: usize) -> Result<Vec<Job>, BackendError> {
@@ -230,14 +269,14 @@ pub(in crate::mariadb) const KEYS_WITH_ROOM: &str = "
                   WHERE r.running_key = k.concurrency_key) AS room,
                (SELECT f.id FROM deploycore_jobs f FORCE INDEX (jobs_queue)
                 WHERE f.status = 'QUEUED' AND f.is_delayed = FALSE AND f.concurrency_key = k.concurrency_key
-                ORDER BY f.urgency, f.created_at, f.id LIMIT 1) AS first_job
+                ORDER BY f.urgency, f.turn, f.created_at, f.id LIMIT 1) AS first_job
         FROM (SELECT status, is_delayed, concurrency_key FROM deploycore_jobs FORCE INDEX (jobs_queue)
               WHERE status = 'QUEUED' AND is_delayed = FALSE AND concurrency_key > ''
               GROUP BY status, is_delayed, concurrency_key) k
         LIMIT 18446744073709551615
     ) h STRAIGHT_JOIN deploycore_jobs j ON j.id = h.first_job
     WHERE h.room > 0
-    ORDER BY j.urgency, j.created_at, j.id LIMIT ?";
+    ORDER BY j.urgency, j.turn, j.created_at, j.id LIMIT ?";
 
 async fn keys_with_room(connection: &mut MySqlConnection, limit: usize) -> Result<Vec<Key>, BackendError> {
     let rows = sqlx::query(KEYS_WITH_ROOM).bind(limit as i64).fetch_all(connection).await.map_err(failed)?;
@@ -249,7 +288,7 @@ pub(in crate::mariadb) const OF_KEY: &str = concat!(
     job_columns!("`"),
     " FROM deploycore_jobs j FORCE INDEX (jobs_queue)
       WHERE j.status = 'QUEUED' AND j.is_delayed = FALSE AND j.concurrency_key = ?
-      ORDER BY j.urgency, j.created_at, j.id LIMIT ? FOR UPDATE SKIP LOCKED"
+      ORDER BY j.urgency, j.turn, j.created_at, j.id LIMIT ? FOR UPDATE SKIP LOCKED"
 );
 
 /// The first jobs of a key, no more than it has room for.

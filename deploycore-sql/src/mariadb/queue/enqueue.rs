@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use deploycore::model::{DedupKey, JobId, NewJob, OlderJobs};
 use deploycore::port::BackendError;
-use deploycore::port::queue::{Enqueued, Error, transition};
+use deploycore::port::queue::turn::Turns;
+use deploycore::port::queue::{Enqueued, Error, Order, transition};
 use serde::Serialize;
 use sqlx::mysql::MySqlConnection;
 
-use super::row;
+use super::{row, turns};
 use crate::columns::{Columns, job_columns};
 use crate::mariadb::database::{self, NAME, corrupt, failed, instant, is_duplicate};
 use crate::mariadb::row::Hex;
@@ -92,7 +93,7 @@ async fn enqueue_all(connection: &mut MySqlConnection, jobs: &[NewJob]) -> Resul
     Err(BackendError::retryable(NAME, format!("job {job} could neither be added nor found, {TRIES} times")).into())
 }
 
-/// The first job of each id and of each dedup key. In the order of dedup keys, so that two calls do not wait for each other.
+/// The first job of each id and of each dedup key.
 fn without_rivals(jobs: &[NewJob], open: &[usize]) -> Vec<usize> {
     let (mut ids, mut keys) = (BTreeSet::new(), BTreeSet::new());
     let mut first = Vec::with_capacity(open.len());
@@ -101,7 +102,6 @@ fn without_rivals(jobs: &[NewJob], open: &[usize]) -> Vec<usize> {
         let is_first = ids.insert(job.id) & job.dedup_key.as_ref().is_none_or(|key| keys.insert(key));
         first.extend(is_first.then_some(*index));
     }
-    first.sort_by_key(|index| &jobs[*index].dedup_key);
     first
 }
 
@@ -143,10 +143,11 @@ struct Row<'j> {
     dedup_key: Option<&'j str>,
     concurrency_key: Option<&'j str>,
     cancels_older: u8,
+    turn: u64,
 }
 
 impl<'j> Row<'j> {
-    fn of(job: &'j NewJob) -> Self {
+    fn of(job: &'j NewJob, turn: u64) -> Self {
         Self {
             id: job.id.into(),
             commit: job.commit.as_str(),
@@ -159,36 +160,73 @@ impl<'j> Row<'j> {
             dedup_key: job.dedup_key.as_ref().map(AsRef::as_ref),
             concurrency_key: job.concurrency_key.as_ref().map(AsRef::as_ref),
             cancels_older: u8::from(job.older_jobs == OlderJobs::CancelQueued),
+            turn,
         }
     }
 }
 
 /// Adds all of these jobs, or none when an id or a dedup key is taken; whether it did. It decides as `transition::enqueue`, which a test
 /// compares it with.
+///
+/// Tried first is the order that nothing has to be asked for: where the oldest goes first, all have the turn that the statement reads itself.
 async fn insert<'j>(
     connection: &mut MySqlConnection,
     jobs: impl Iterator<Item = &'j NewJob>,
 ) -> Result<bool, BackendError> {
+    let jobs: Vec<_> = jobs.collect();
+    let (mut turns, mut given) = (Turns::default(), vec![0; jobs.len()]);
+    for _ in 0..TRIES {
+        let mut rows: Vec<_> = jobs.iter().zip(&given).map(|(job, turn)| Row::of(job, *turn)).collect();
+        // So that two calls do not wait for each other.
+        rows.sort_by_key(|row| row.dedup_key);
+        match insert_under(connection, turns, &rows).await? {
+            Inserted::All => return Ok(true),
+            Inserted::None => return Ok(false),
+            Inserted::OtherOrder => {
+                turns = turns::setting(connection).await?;
+                given = turns::of_new(connection, turns, &jobs).await?;
+            }
+        }
+    }
+    Err(BackendError::retryable(NAME, format!("the order of claims changed {TRIES} times meanwhile")))
+}
+
+enum Inserted {
+    All,
+    /// An id or a dedup key is taken.
+    None,
+    /// The order is another one, or began anew.
+    OtherOrder,
+}
+
+/// Adds rows if the order is this one: with their turns, or with the turn of all where the oldest goes first.
+async fn insert_under(
+    connection: &mut MySqlConnection,
+    turns: Turns,
+    rows: &[Row<'_>],
+) -> Result<Inserted, BackendError> {
     const INSERT: &str = concat!(
         "INSERT INTO deploycore_jobs (id, created_at, `commit`, name, status, priority, not_before, max_attempts, max_releases,
-                                      build_timeout, dedup_key, concurrency_key, cancels_older, eligible_at, is_delayed)
+                                      build_timeout, dedup_key, concurrency_key, cancels_older, eligible_at, is_delayed, turn)
          SELECT UNHEX(n.id), c.instant, n.`commit`, n.name, 'QUEUED', n.priority, n.not_before, n.max_attempts, n.max_releases,
                 n.build_timeout, n.dedup_key, n.concurrency_key, n.cancels_older, GREATEST(COALESCE(n.not_before, c.instant), c.instant),
-                COALESCE(n.not_before > c.instant, FALSE)
+                COALESCE(n.not_before > c.instant, FALSE), IF(s.fair_share, n.turn, s.first_turn)
          FROM (SELECT ",
         instant!(),
-        " AS instant) c STRAIGHT_JOIN JSON_TABLE(?, '$[*]' COLUMNS (
+        " AS instant) c STRAIGHT_JOIN deploycore_queue_settings s ON s.one = 1 AND s.fair_share = ? AND (NOT s.fair_share OR s.first_turn = ?)
+         STRAIGHT_JOIN JSON_TABLE(?, '$[*]' COLUMNS (
              id CHAR(32) PATH '$.id', `commit` VARCHAR(64) PATH '$.commit', name VARCHAR(63) PATH '$.name',
              priority BIGINT PATH '$.priority', not_before BIGINT PATH '$.not_before',
              max_attempts BIGINT PATH '$.max_attempts', max_releases BIGINT PATH '$.max_releases',
              build_timeout BIGINT PATH '$.build_timeout', dedup_key VARCHAR(200) CHARACTER SET utf8mb4 PATH '$.dedup_key',
              concurrency_key VARCHAR(200) CHARACTER SET utf8mb4 PATH '$.concurrency_key',
-             cancels_older BIGINT PATH '$.cancels_older')) n"
+             cancels_older BIGINT PATH '$.cancels_older', turn BIGINT PATH '$.turn')) n"
     );
-    let rows: Vec<_> = jobs.map(Row::of).collect();
-    match sqlx::query(INSERT).bind(stored::json(&rows)).execute(connection).await {
-        Ok(_) => Ok(true),
-        Err(error) if is_duplicate(&error) => Ok(false),
+    let insert = sqlx::query(INSERT).bind(turns.order == Order::FairShare).bind(turns.first as i64);
+    match insert.bind(stored::json(&rows)).execute(connection).await {
+        Ok(done) if done.rows_affected() == 0 => Ok(Inserted::OtherOrder),
+        Ok(_) => Ok(Inserted::All),
+        Err(error) if is_duplicate(&error) => Ok(Inserted::None),
         Err(error) => Err(failed(error)),
     }
 }

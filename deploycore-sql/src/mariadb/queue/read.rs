@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use deploycore::model::{Job, JobStatus};
 use deploycore::port::BackendError;
-use deploycore::port::queue::{JobCursor, JobFilter, JobPage, QueueStats};
+use deploycore::port::queue::{JobCursor, JobFilter, JobPage, Order, QueueStats};
 use sqlx::mysql::MySqlConnection;
 use sqlx::types::Uuid;
 
@@ -98,7 +98,7 @@ async fn walk(
 pub(super) async fn stats(connection: &mut MySqlConnection) -> Result<QueueStats, BackendError> {
     // A row without a status where there is no job. What waits is counted in its index, and so is the rest.
     const STATS: &str = concat!(
-        "SELECT q.paused, c.instant, j.status, j.jobs,
+        "SELECT q.paused, q.fair_share, c.instant, j.status, j.jobs,
                 (SELECT MIN(w.eligible_at) FROM deploycore_jobs w FORCE INDEX (jobs_queue)
                  WHERE w.status = 'QUEUED' AND w.eligible_at <= c.instant) AS oldest
          FROM deploycore_queue_settings q
@@ -112,10 +112,12 @@ pub(super) async fn stats(connection: &mut MySqlConnection) -> Result<QueueStats
         counts: JobStatus::ALL.into_iter().map(|status| (status, 0)).collect::<BTreeMap<_, _>>(),
         oldest_queued_seconds: None,
         paused: false,
+        order: Order::default(),
     };
     for row in &sqlx::query(STATS).fetch_all(connection).await.map_err(failed)? {
         let columns = Columns(row);
         stats.paused = columns.is_set("paused")?;
+        stats.order = columns.order()?;
         if columns.optional_text("status")?.is_some() {
             stats.counts.insert(columns.word("status", JobStatus::parse)?, columns.number("jobs")?);
         }

@@ -1,4 +1,4 @@
-//! Handing out jobs: one statement for what nearly every claim is, a function of the schema (`migrations/postgres/0004_claims.sql`) for all others.
+//! Handing out jobs: one statement for what nearly every claim is, a function of the schema (`migrations/postgres/0006_queue_turns.sql`) for all others.
 
 use std::cmp::Reverse;
 
@@ -75,11 +75,11 @@ macro_rules! plain_claim {
 pub(super) const PLAIN: &str = plain_claim!(concat!(
     "SELECT id FROM deploycore.jobs WHERE (SELECT deploycore.is_plain_claim_1($1)) AND ",
     ready!(),
-    " ORDER BY priority DESC, created_at, id LIMIT $3 FOR UPDATE SKIP LOCKED"
+    " ORDER BY priority DESC, turn, created_at, id LIMIT $3 FOR UPDATE SKIP LOCKED"
 ));
 pub(super) const PLAIN_FROM_FLOOR: &str = plain_claim!(concat!(
     "SELECT id FROM (",
-    from_floor!("id", "LIMIT $3 FOR UPDATE SKIP LOCKED", "$4", "$5", "$6", "$7"),
+    from_floor!("id", "LIMIT $3 FOR UPDATE SKIP LOCKED", "$4", "$5", "$6", "$7", "$8"),
     ") p WHERE (SELECT deploycore.is_plain_claim_1($1)) LIMIT $3"
 ));
 
@@ -102,7 +102,7 @@ async fn by_function(connection: &mut PgConnection, request: &ClaimRequest) -> R
     const CLAIM: &str = concat!(
         "SELECT c.is_new, ",
         job_columns!(),
-        " FROM deploycore.claim_2($1, $2, $3) c CROSS JOIN LATERAL (SELECT (c.job).*) j"
+        " FROM deploycore.claim_3($1, $2, $3) c CROSS JOIN LATERAL (SELECT (c.job).*) j"
     );
     let query = sqlx::query(CLAIM).bind(request.claim.as_uuid()).bind(request.worker.as_str());
     let rows = query.bind(request.limit as i64).fetch_all(connection).await.map_err(failed)?;
@@ -113,6 +113,6 @@ async fn by_function(connection: &mut PgConnection, request: &ClaimRequest) -> R
 /// Rows of an UPDATE come in no order.
 fn in_order(rows: &[PgRow]) -> Result<Vec<Job>, BackendError> {
     let mut jobs = rows.iter().map(|row| Columns(row).job()).collect::<Result<Vec<_>, _>>()?;
-    jobs.sort_unstable_by_key(|job| (Reverse(job.spec.priority), job.created_at, job.spec.id));
+    jobs.sort_unstable_by_key(|job| (Reverse(job.spec.priority), job.turn, job.created_at, job.spec.id));
     Ok(jobs)
 }

@@ -101,7 +101,8 @@ fn as_stored(spec: &NewJob) -> Result<NewJob, BackendError> {
     })
 }
 
-/// Adds those jobs whose id and dedup key are free; which ones. It decides as `transition::enqueue`, which a test compares it with.
+/// Adds those jobs whose id and dedup key are free; which ones. It decides as `transition::enqueue`, which a test compares it with, and `new_turns_1`
+/// of the schema as `Turns`.
 ///
 /// By dedup key, so that two batches do not wait for each other. Who listens is told once a statement how many jobs are ready, and only when
 /// none was before: while there is one, nobody waits for another.
@@ -112,13 +113,18 @@ async fn insert(connection: &mut PgConnection, jobs: &[&NewJob]) -> Result<Vec<J
             SELECT NOT EXISTS (SELECT FROM deploycore.jobs
                                WHERE status = 'QUEUED' AND NOT delayed AND concurrency_key IS NULL) AS is_idle
         ),
+        turns AS MATERIALIZED (
+            SELECT first_turn AS first,
+                   CASE WHEN fair_share THEN deploycore.new_turns_1(clock.now, first_turn, $1, $3, $4, $5, $9, $11) END AS given
+            FROM deploycore.queue_settings CROSS JOIN clock WHERE one = 1
+        ),
         added AS (
             INSERT INTO deploycore.jobs (id, created_at, \"commit\", name, status, priority, not_before, max_attempts,
-                                         max_releases, build_timeout, dedup_key, concurrency_key, cancels_older, eligible_at, delayed)
+                                         max_releases, build_timeout, dedup_key, concurrency_key, cancels_older, eligible_at, delayed, turn)
             SELECT n.id, clock.now, n.commit, n.name, 'QUEUED', n.priority, n.not_before, n.max_attempts, n.max_releases,
                    n.build_timeout, n.dedup_key, n.concurrency_key, n.cancels_older, greatest(n.not_before, clock.now),
-                   coalesce(n.not_before > clock.now, false)
-            FROM clock CROSS JOIN unnest($1::uuid[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[],
+                   coalesce(n.not_before > clock.now, false), coalesce(turns.given[n.place::integer], turns.first)
+            FROM clock CROSS JOIN turns CROSS JOIN unnest($1::uuid[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[],
                                          $7::bigint[], $8::bigint[], $9::text[], $10::text[], $11::boolean[])
                 WITH ORDINALITY
                 AS n (id, commit, name, priority, not_before, max_attempts, max_releases, build_timeout, dedup_key,

@@ -32,6 +32,7 @@ const FUNCTION_FIRST: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Floor {
     pub(super) priority: i16,
+    pub(super) turn: u64,
     pub(super) created_at: Timestamp,
     pub(super) job: JobId,
     /// The number of a transaction.
@@ -108,8 +109,8 @@ impl Floors {
 
 impl Floor {
     fn is_after(&self, job: &Job) -> bool {
-        let place = |priority: i16, at, id| (Reverse(priority), at, id);
-        place(job.spec.priority, job.created_at, job.spec.id) < place(self.priority, self.created_at, self.job)
+        let place = (Reverse(self.priority), self.turn, self.created_at, self.job);
+        (Reverse(job.spec.priority), job.turn, job.created_at, job.spec.id) < place
     }
 
     /// The floor as of now, `None` when no job is ready, and how long the server looked for it. It looks from an earlier one on, so it walks
@@ -128,6 +129,7 @@ impl Floor {
         let columns = Columns(&row);
         let floor = Self {
             priority: columns.number("priority")?,
+            turn: columns.number("turn")?,
             created_at: columns.time("created_at")?,
             job: columns.job_id("id")?,
             since: columns.integer("since")?,
@@ -135,9 +137,9 @@ impl Floor {
         Ok((Some(floor), stored::between(0, columns.integer("walk")?)))
     }
 
-    /// Binds a floor to the next four parameters of a statement.
+    /// Binds a floor to the next five parameters of a statement.
     pub(super) fn bind<'q>(&self, query: Query<'q>) -> Query<'q> {
-        let query = query.bind(i64::from(self.priority)).bind(stored::micros(self.created_at));
+        let query = query.bind(i64::from(self.priority)).bind(self.turn as i64).bind(stored::micros(self.created_at));
         query.bind(self.job.as_uuid()).bind(self.since)
     }
 }
@@ -154,7 +156,7 @@ pub(super) use ready;
 /// three looks, the other parameters are the places of the floor's fields. The first look is sorted by itself, so that no index of the order
 /// tempts the server to walk along it.
 macro_rules! from_floor {
-    ($columns:literal, $more:literal, $priority:literal, $created_at:literal, $job:literal, $since:literal) => {
+    ($columns:literal, $more:literal, $priority:literal, $turn:literal, $created_at:literal, $job:literal, $since:literal) => {
         concat!(
             "SELECT ",
             $columns,
@@ -168,11 +170,13 @@ macro_rules! from_floor {
             $priority,
             " OR (priority = ",
             $priority,
-            " AND (created_at, id) < (",
+            " AND (turn, created_at, id) < (",
+            $turn,
+            ", ",
             $created_at,
             ", ",
             $job,
-            "))) ORDER BY -priority, created_at, id ",
+            "))) ORDER BY -priority, turn, created_at, id ",
             $more,
             ") late
              UNION ALL
@@ -184,11 +188,13 @@ macro_rules! from_floor {
             ready!(),
             " AND priority = ",
             $priority,
-            " AND (created_at, id) >= (",
+            " AND (turn, created_at, id) >= (",
+            $turn,
+            ", ",
             $created_at,
             ", ",
             $job,
-            ") ORDER BY created_at, id ",
+            ") ORDER BY turn, created_at, id ",
             $more,
             ") here
              UNION ALL
@@ -200,7 +206,7 @@ macro_rules! from_floor {
             ready!(),
             " AND priority < ",
             $priority,
-            " ORDER BY priority DESC, created_at, id ",
+            " ORDER BY priority DESC, turn, created_at, id ",
             $more,
             ") lower"
         )
@@ -212,7 +218,7 @@ pub(super) use from_floor;
 macro_rules! learn {
     ($($first:tt)+) => {
         concat!(
-            "SELECT f.priority, f.created_at, f.id, pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS since,
+            "SELECT f.priority, f.turn, f.created_at, f.id, pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS since,
                     (extract(epoch FROM clock_timestamp() - statement_timestamp()) * 1000000)::bigint AS walk
              FROM (",
             $($first)+,
@@ -223,11 +229,11 @@ macro_rules! learn {
 
 /// Locked or not: who holds a job may leave it.
 const LEARN: &str = learn!(concat!(
-    "SELECT priority, created_at, id FROM deploycore.jobs WHERE ",
+    "SELECT priority, turn, created_at, id FROM deploycore.jobs WHERE ",
     ready!(),
-    " ORDER BY priority DESC, created_at, id"
+    " ORDER BY priority DESC, turn, created_at, id"
 ));
-const LEARN_ON: &str = learn!(from_floor!("priority, created_at, id", "LIMIT 1", "$1", "$2", "$3", "$4"));
+const LEARN_ON: &str = learn!(from_floor!("priority, turn, created_at, id", "LIMIT 1", "$1", "$2", "$3", "$4", "$5"));
 
 #[cfg(test)]
 mod tests;

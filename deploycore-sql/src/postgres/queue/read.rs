@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use deploycore::model::{Job, JobStatus};
 use deploycore::port::BackendError;
-use deploycore::port::queue::{JobCursor, JobFilter, JobPage, QueueStats};
+use deploycore::port::queue::{JobCursor, JobFilter, JobPage, Order, QueueStats};
 use sqlx::postgres::PgConnection;
 use sqlx::types::Uuid;
 
@@ -106,18 +106,20 @@ pub(super) async fn stats(connection: &mut PgConnection) -> Result<QueueStats, B
     // A row without a status where there is no job.
     const STATS: &str = "
         WITH clock AS MATERIALIZED (SELECT deploycore.instant() AS now)
-        SELECT q.paused, clock.now, j.status, count(j.id) AS jobs,
+        SELECT q.paused, q.fair_share, clock.now, j.status, count(j.id) AS jobs,
                min(j.eligible_at) FILTER (WHERE j.status = 'QUEUED' AND j.eligible_at <= clock.now) AS oldest
         FROM deploycore.queue_settings q CROSS JOIN clock LEFT JOIN deploycore.jobs j ON TRUE
-        WHERE q.one = 1 GROUP BY q.paused, clock.now, j.status";
+        WHERE q.one = 1 GROUP BY q.paused, q.fair_share, clock.now, j.status";
     let mut stats = QueueStats {
         counts: JobStatus::ALL.into_iter().map(|status| (status, 0)).collect::<BTreeMap<_, _>>(),
         oldest_queued_seconds: None,
         paused: false,
+        order: Order::default(),
     };
     for row in &sqlx::query(STATS).fetch_all(connection).await.map_err(failed)? {
         let columns = Columns(row);
         stats.paused = columns.is_set("paused")?;
+        stats.order = columns.order()?;
         if columns.optional_text("status")?.is_some() {
             stats.counts.insert(columns.word("status", JobStatus::parse)?, columns.number("jobs")?);
         }

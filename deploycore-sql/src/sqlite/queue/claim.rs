@@ -2,10 +2,10 @@
 
 use deploycore::model::{ClaimId, Job};
 use deploycore::port::BackendError;
-use deploycore::port::queue::{ClaimRequest, transition};
+use deploycore::port::queue::{ClaimRequest, Order, transition};
 use sqlx::sqlite::SqliteConnection;
 
-use super::row;
+use super::{row, turns};
 use crate::columns::Columns;
 use crate::columns::job_columns;
 use crate::sqlite::database::{Moment, failed};
@@ -58,7 +58,7 @@ async fn held(connection: &mut SqliteConnection, claim: ClaimId) -> Result<Vec<J
         job_columns!(),
         " FROM attempts a CROSS JOIN jobs j ON j.id = a.job AND j.epoch = a.epoch
           WHERE a.claim_id = ?1 AND j.claim_id = ?1 AND j.status = 'RUNNING'
-          ORDER BY j.priority DESC, j.created_at, j.id"
+          ORDER BY j.priority DESC, j.turn, j.created_at, j.id"
     );
     let rows = sqlx::query(HELD).bind(claim.to_string()).fetch_all(connection).await.map_err(failed)?;
     rows.iter().map(|row| Columns(row).job()).collect()
@@ -100,6 +100,11 @@ const READY_AT_ONCE: u64 = 1000;
 /// Makes jobs ready whose time has come, in a write transaction. Each job passes here at most once a delay, so the price is one look at an
 /// index. The order of claims holds once the delays are [`Delays::Ended`]: the most urgent job may be the last that became due.
 pub(super) async fn end_delays(moment: &mut Moment) -> Result<Delays, BackendError> {
+    let turns = turns::setting(moment.connection()).await?;
+    if turns.order == Order::FairShare {
+        let ended = turns::join_lines(moment, turns, READY_AT_ONCE).await?;
+        return Ok(if ended < READY_AT_ONCE { Delays::Ended } else { Delays::More });
+    }
     let now = stored::micros(moment.now);
     let end = sqlx::query(END_DELAYS).bind(now).bind(READY_AT_ONCE as i64);
     let ended = end.execute(moment.connection()).await.map_err(failed)?.rows_affected();
@@ -134,16 +139,16 @@ pub(in crate::sqlite) const CLAIMABLE: &str = concat!(
         SELECT * FROM (
             SELECT rowid FROM jobs INDEXED BY jobs_ready
             WHERE status = 'QUEUED' AND delayed = 0 AND concurrency_key IS NULL
-            ORDER BY priority DESC, created_at, id LIMIT ?1
+            ORDER BY priority DESC, turn, created_at, id LIMIT ?1
         )
         UNION ALL
         SELECT place_in_file FROM (
             SELECT k.rowid AS place_in_file, counted.room,
-                   row_number() OVER (PARTITION BY counted.name ORDER BY k.priority DESC, k.created_at, k.id) AS place
+                   row_number() OVER (PARTITION BY counted.name ORDER BY k.priority DESC, k.turn, k.created_at, k.id) AS place
             FROM counted CROSS JOIN jobs k ON k.rowid IN (
                 SELECT h.rowid FROM jobs h INDEXED BY jobs_ready_keyed
                 WHERE h.status = 'QUEUED' AND h.delayed = 0 AND h.concurrency_key = counted.name
-                ORDER BY h.priority DESC, h.created_at, h.id LIMIT ?1
+                ORDER BY h.priority DESC, h.turn, h.created_at, h.id LIMIT ?1
             )
             WHERE counted.room > 0
         )
@@ -152,7 +157,7 @@ pub(in crate::sqlite) const CLAIMABLE: &str = concat!(
     SELECT ",
     job_columns!(),
     " FROM candidate CROSS JOIN jobs j ON j.rowid = candidate.place_in_file
-      ORDER BY j.priority DESC, j.created_at, j.id LIMIT ?1"
+      ORDER BY j.priority DESC, j.turn, j.created_at, j.id LIMIT ?1"
 );
 
 async fn claimable(connection: &mut SqliteConnection, limit: usize) -> Result<Vec<Job>, BackendError> {

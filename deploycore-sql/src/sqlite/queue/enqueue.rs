@@ -4,24 +4,26 @@ use std::time::Duration;
 
 use deploycore::model::{JobId, NewJob, OlderJobs};
 use deploycore::port::BackendError;
+use deploycore::port::queue::turn::Turns;
 use deploycore::port::queue::{Enqueued, Error, transition};
 use sqlx::sqlite::SqliteConnection;
 
-use super::row;
+use super::{row, turns};
 use crate::columns::{Columns, job_columns};
 use crate::sqlite::database::{Moment, NAME, corrupt, failed};
 use crate::stored;
 
 pub(super) async fn enqueue(moment: &mut Moment, jobs: &[NewJob]) -> Result<Vec<Enqueued>, Error> {
     let mut answers = Vec::with_capacity(jobs.len());
+    let turns = turns::setting(moment.connection()).await?;
     for spec in jobs {
-        answers.push(enqueue_one(moment, &as_stored(spec)?).await?);
+        answers.push(enqueue_one(moment, turns, &as_stored(spec)?).await?);
     }
     Ok(answers)
 }
 
-async fn enqueue_one(moment: &mut Moment, spec: &NewJob) -> Result<Enqueued, Error> {
-    if insert(moment, spec).await? {
+async fn enqueue_one(moment: &mut Moment, turns: Turns, spec: &NewJob) -> Result<Enqueued, Error> {
+    if insert(moment, turns, spec).await? {
         if spec.older_jobs == OlderJobs::CancelQueued {
             supersede(moment, spec).await?;
         }
@@ -69,13 +71,14 @@ fn as_stored(spec: &NewJob) -> Result<NewJob, BackendError> {
 }
 
 /// Adds the job unless its id or its dedup key is taken; whether it did.
-async fn insert(moment: &mut Moment, spec: &NewJob) -> Result<bool, BackendError> {
+async fn insert(moment: &mut Moment, turns: Turns, spec: &NewJob) -> Result<bool, BackendError> {
     const INSERT: &str = "
         INSERT INTO jobs (id, created_at, \"commit\", name, status, priority, not_before, max_attempts, max_releases,
-                          build_timeout, dedup_key, concurrency_key, eligible_at, delayed, cancels_older)
-        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)
+                          build_timeout, dedup_key, concurrency_key, eligible_at, delayed, cancels_older, turn)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)
         ON CONFLICT DO NOTHING";
-    let job = transition::enqueue(spec, moment.now);
+    let turn = turns::of_new(moment, turns, spec).await?;
+    let job = transition::enqueue(spec, turn, moment.now);
     let inserted = sqlx::query(INSERT)
         .bind(spec.id.to_string())
         .bind(stored::micros(job.created_at))
@@ -92,6 +95,7 @@ async fn insert(moment: &mut Moment, spec: &NewJob) -> Result<bool, BackendError
         .bind(stored::micros(job.eligible_at))
         .bind(i64::from(job.eligible_at > moment.now))
         .bind(i64::from(spec.older_jobs == OlderJobs::CancelQueued))
+        .bind(job.turn as i64)
         .execute(moment.connection())
         .await
         .map_err(failed)?;

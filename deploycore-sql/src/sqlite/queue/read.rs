@@ -87,7 +87,7 @@ async fn walk(
 }
 
 pub(in crate::sqlite) const READY_AND_DUE: &str = "
-    SELECT paused,
+    SELECT paused, fair_share,
            (SELECT min(eligible_at) FROM jobs WHERE status = 'QUEUED' AND delayed = 0) AS ready,
            (SELECT min(eligible_at) FROM jobs WHERE status = 'QUEUED' AND delayed = 1 AND eligible_at <= ?1) AS due
     FROM queue_settings WHERE one = 1";
@@ -107,5 +107,6 @@ pub(super) async fn stats(moment: &mut Moment) -> Result<QueueStats, BackendErro
         counts,
         oldest_queued_seconds: oldest.map(|since| stored::between(stored::micros(since), now).as_secs_f64()),
         paused: columns.is_set("paused")?,
+        order: columns.order()?,
     })
 }

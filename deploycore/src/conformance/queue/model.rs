@@ -13,7 +13,9 @@ use crate::model::{
     Attempt, ClaimId, Completion, FailureKind, Job, JobId, JobStatus, Lease, NewJob, OlderJobs, Retry, Timestamp,
 };
 use crate::port::JobQueue;
-use crate::port::queue::{AttemptEnd, Beat, Claiming, Error, Fate, JobFilter, MAX_BATCH, MAX_PAGE, RescueRequest};
+use crate::port::queue::{
+    AttemptEnd, Beat, Claiming, Error, Fate, JobFilter, MAX_BATCH, MAX_PAGE, Order, QueueStats, RescueRequest,
+};
 
 const SEEDS: [u64; 3] = [11, 12, 13];
 const STEPS: usize = 250;
@@ -31,6 +33,7 @@ enum Step {
     Prune(Duration),
     SetClaiming(Claiming),
     SetLimit(&'static str, u32),
+    SetOrder(Order),
     List(JobFilter),
     Stats,
 }
@@ -83,8 +86,9 @@ impl Run {
             78..85 => Step::Rescue(self.rescue()),
             85..87 => Step::Prune(self.delay()),
             87..90 => Step::SetClaiming(self.pick(&[Claiming::Open, Claiming::Open, Claiming::Paused])),
-            90..93 => Step::SetLimit(self.pick(&["a", "b"]), self.random.u32(1..4)),
-            93..97 => Step::List(self.filter()),
+            90..92 => Step::SetLimit(self.pick(&["a", "b"]), self.random.u32(1..4)),
+            92..94 => Step::SetOrder(self.pick(&[Order::Oldest, Order::FairShare, Order::FairShare])),
+            94..97 => Step::List(self.filter()),
             _ => Step::Stats,
         }
     }
@@ -243,6 +247,7 @@ async fn take(queue: &dyn JobQueue, step: &Step) -> String {
         Step::Prune(age) => text(queue.prune(*age, MAX_BATCH).await),
         Step::SetClaiming(claiming) => text(queue.set_claiming(*claiming).await),
         Step::SetLimit(name, limit) => text(queue.set_concurrency_limit(&key(name), attempts(*limit)).await),
+        Step::SetOrder(order) => text(queue.set_order(*order).await),
         Step::List(filter) => text(
             queue
                 .list(filter, None, MAX_PAGE)
@@ -250,7 +255,9 @@ async fn take(queue: &dyn JobQueue, step: &Step) -> String {
                 .map(|page| (page.jobs.into_iter().map(blank_job).collect::<Vec<_>>(), page.next.is_some())),
         ),
         Step::Stats => {
-            text(queue.stats().await.map(|stats| (stats.counts, stats.oldest_queued_seconds.is_some(), stats.paused)))
+            let told =
+                |stats: QueueStats| (stats.counts, stats.oldest_queued_seconds.is_some(), stats.paused, stats.order);
+            text(queue.stats().await.map(told))
         }
     }
 }

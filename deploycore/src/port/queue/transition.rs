@@ -20,8 +20,8 @@ use crate::model::{
     RunningLease, Timestamp, elapsed, later,
 };
 
-/// A new job, queued. It is eligible when its earliest start has passed.
-pub fn enqueue(spec: &NewJob, now: Timestamp) -> Job {
+/// A new job, queued, with its turn (see [`turn`](super::turn)). It is eligible when its earliest start has passed.
+pub fn enqueue(spec: &NewJob, turn: u64, now: Timestamp) -> Job {
     Job {
         spec: spec.clone(),
         created_at: now,
@@ -31,6 +31,7 @@ pub fn enqueue(spec: &NewJob, now: Timestamp) -> Job {
         releases: 0,
         rescues: 0,
         eligible_at: spec.not_before.map_or(now, |wanted| wanted.max(now)),
+        turn,
         running: None,
         cancel_requested: false,
         finished_at: None,

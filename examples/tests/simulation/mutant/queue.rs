@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use deploycore::model::{Attempt, Completion, ConcurrencyKey, Job, JobId, Lease, NewJob};
 use deploycore::port::JobQueue;
 use deploycore::port::queue::{
-    Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, QueueStats, RescueRequest,
-    Rescued,
+    Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, Order, QueueStats,
+    RescueRequest, Rescued,
 };
 
 use super::Mutant;
@@ -102,5 +102,9 @@ impl JobQueue for Queue {
 
     async fn set_concurrency_limit(&self, key: &ConcurrencyKey, limit: NonZeroU32) -> Result<(), Error> {
         self.inner.set_concurrency_limit(key, limit).await
+    }
+
+    async fn set_order(&self, order: Order) -> Result<(), Error> {
+        self.inner.set_order(order).await
     }
 }

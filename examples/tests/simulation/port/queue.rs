@@ -7,8 +7,8 @@ use async_trait::async_trait;
 use deploycore::model::{Attempt, AttemptOutcome, Completion, ConcurrencyKey, Failure, Job, JobId, Lease, NewJob};
 use deploycore::port::JobQueue;
 use deploycore::port::queue::{
-    Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, QueueStats, RescueRequest,
-    Rescued, bounds,
+    Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, Order, QueueStats,
+    RescueRequest, Rescued, bounds,
 };
 
 use super::Far;
@@ -134,6 +134,11 @@ impl JobQueue for Far<dyn JobQueue> {
     async fn set_concurrency_limit(&self, key: &ConcurrencyKey, limit: NonZeroU32) -> Result<(), Error> {
         let (inner, key) = (self.inner.clone(), key.clone());
         self.link.call("queue.set_limit", async move { inner.set_concurrency_limit(&key, limit).await }).await
+    }
+
+    async fn set_order(&self, order: Order) -> Result<(), Error> {
+        let inner = self.inner.clone();
+        self.link.call("queue.set_order", async move { inner.set_order(order).await }).await
     }
 }
 

@@ -3,7 +3,8 @@ use std::time::Duration;
 
 use deploycore::model::{ClaimId, Completion, Failure, FailureKind, Lease, NewJob, Retry};
 use deploycore::port::JobQueue;
-use deploycore::port::queue::{ClaimRequest, MAX_BATCH};
+use deploycore::port::queue::turn::TURNS_OF_AN_ORDER;
+use deploycore::port::queue::{ClaimRequest, MAX_BATCH, Order};
 use servers::postgres::{Database, Options, Postgres as Server};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 
@@ -53,8 +54,9 @@ async fn pages(connection: &mut PgConnection, statement: &str, floor: Option<&Fl
     sql = sql.replace("$3", "1");
     if let Some(floor) = floor {
         let created_at = crate::stored::micros(floor.created_at).to_string();
-        sql = sql.replace("$4", &floor.priority.to_string()).replace("$5", &created_at);
-        sql = sql.replace("$6", &format!("'{}'::uuid", floor.job)).replace("$7", &floor.since.to_string());
+        sql = sql.replace("$4", &floor.priority.to_string()).replace("$5", &floor.turn.to_string());
+        sql = sql.replace("$6", &created_at).replace("$7", &format!("'{}'::uuid", floor.job));
+        sql = sql.replace("$8", &floor.since.to_string());
     }
     let explain = AssertSqlSafe(format!("EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {sql}"));
     let row = sqlx::raw_sql(explain).fetch_one(connection).await.unwrap();
@@ -102,6 +104,42 @@ async fn a_claim_follows_the_order_of_the_queue_whatever_the_statistics_say() {
     pages(own.connection(), PLAIN, None).await;
     let pages = pages(own.connection(), PLAIN, None).await;
     assert!(pages < 60, "{pages} pages for one job of 3,000");
+}
+
+/// The turn of a new job is behind all that was claimed, so its service's dead entries are not walked over.
+#[tokio::test]
+async fn a_turn_is_found_without_a_walk_while_a_transaction_is_open() {
+    const LAST_TURN: &str = "SELECT deploycore.last_turn_1('web', 0, 0)";
+    let (queue, database, mut connection) = open().await;
+    queue.set_order(Order::FairShare).await.unwrap();
+    fill(&queue, 3_000).await;
+    let mut pin = PgConnection::connect(&database.url()).await.unwrap();
+    let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM deploycore.queue_settings";
+    sqlx::raw_sql(begin).execute(&mut pin).await.unwrap();
+    while !claim(&queue, 1_000).await.is_empty() {}
+    let mut own = queue.database.borrow().await.unwrap();
+    pages(own.connection(), LAST_TURN, None).await;
+    let pages = pages(own.connection(), LAST_TURN, None).await;
+    assert!(pages < 40, "{pages} pages");
+    let last: i64 = sqlx::query_scalar(LAST_TURN).fetch_one(&mut connection).await.unwrap();
+    assert_eq!(last as u64, TURNS_OF_AN_ORDER + 3_000);
+}
+
+/// A line that lost its next jobs stands far behind where claims are, and another one begins before it.
+#[tokio::test]
+async fn a_turn_before_the_floor_is_not_passed_over() {
+    let (queue, _database, _connection) = open().await;
+    queue.set_order(Order::FairShare).await.unwrap();
+    let jobs = fill(&queue, 90).await;
+    for job in &jobs[40..70] {
+        queue.cancel(job.id).await.unwrap();
+    }
+    assert_eq!(claim(&queue, 40).await.len(), 40);
+    assert_eq!(floor(&queue).map(|floor| floor.job), Some(jobs[70].id), "so many claims teach it");
+    let api = NewJob::new("api".parse().unwrap(), "abcdef0".parse().unwrap());
+    queue.enqueue(std::slice::from_ref(&api)).await.unwrap();
+    let next: Vec<_> = claim(&queue, 2).await.iter().map(|lease| lease.job).collect();
+    assert_eq!(next, [api.id, jobs[70].id]);
 }
 
 #[tokio::test]
