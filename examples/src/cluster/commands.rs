@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use deploycore::model::{ArtifactName, FiguresRequest, Goal, JobId, OlderJobs, ServiceName};
+use deploycore::port::queue::Order;
 use deploycore_p2p::core::tracker::SwarmStanding;
 use serde::Serialize;
 use url::Url;
@@ -156,7 +157,9 @@ fn show_status(status: &Status) {
     }
     let counts: BTreeMap<_, _> = status.queue.counts.iter().filter(|(_, count)| **count > 0).collect();
     let counts: Vec<_> = counts.iter().map(|(status, count)| format!("{status} {count}")).collect();
-    println!("queue     {}{}", counts.join(", "), if status.queue.paused { "  (claiming is paused)" } else { "" });
+    let turns = if status.queue.order == Order::FairShare { "  (services take turns)" } else { "" };
+    let paused = if status.queue.paused { "  (claiming is paused)" } else { "" };
+    println!("queue     {}{turns}{paused}", counts.join(", "));
     for (name, region) in &status.regions {
         let there = if region.goals.is_some() { "answers" } else { "does not answer" };
         let gateways: Vec<_> = region.gateways.iter().map(|gateway| gateway_line(gateway, &region.silent)).collect();

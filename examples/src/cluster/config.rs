@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use deploycore::model::{CommitId, Labels, RegionName, RunSpec, ServiceName, friendly};
+use deploycore::port::queue::Order;
 use deploycore_p2p::core::bound::Links;
 use deploycore_p2p::{MutualTls, Security};
 use serde::{Deserialize, Serialize};
@@ -78,7 +79,7 @@ impl Default for Config {
     }
 }
 
-/// Where the control plane is.
+/// Where the control plane is, and what it sets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Control {
@@ -92,11 +93,21 @@ pub struct Control {
     pub listen: Option<IpAddr>,
     /// Where the API listens, if not there.
     pub api_listen: Option<IpAddr>,
+    /// Which build goes first among those of one priority: `oldest`, or `fair_share`, where services take turns. Control sets it when it
+    /// starts; where it is not said, it stays as it was set last, at first `oldest`.
+    pub queue_order: Option<Order>,
 }
 
 impl Default for Control {
     fn default() -> Self {
-        Self { host: "127.0.0.1".into(), api_port: 7400, goals_port: 7401, listen: None, api_listen: None }
+        Self {
+            host: "127.0.0.1".into(),
+            api_port: 7400,
+            goals_port: 7401,
+            listen: None,
+            api_listen: None,
+            queue_order: None,
+        }
     }
 }
 

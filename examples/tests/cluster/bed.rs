@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use deploycore::model::{Generation, Job, KnownMachine, ServicePhase};
 use deploycore::port::JobQueue;
-use deploycore::port::queue::{Claiming, JobPage};
+use deploycore::port::queue::{Claiming, JobPage, Order};
 use deploycore_examples::cluster::fixture;
 use deploycore_examples::cluster::report::Report;
 use deploycore_sql::Sqlite;
@@ -132,6 +132,13 @@ impl Bed {
             let queue = Sqlite::open_with(&url, &settings).await;
             matches!(queue, Ok(sqlite) if sqlite.queue().set_claiming(Claiming::Open).await.is_ok())
         })
+    }
+
+    /// What the queue's database says.
+    pub(crate) fn queue_order(&self) -> Order {
+        let url = format!("sqlite://{}", self.data().join("main/queue.db").display());
+        let stats = async { Sqlite::open(&url).await.unwrap().queue().stats().await };
+        runtime().block_on(stats).unwrap().order
     }
 
     /// Every process that was started from this bed's folder, by command line, working folder or program.

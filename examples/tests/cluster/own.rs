@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use deploycore::model::{Digest, Generation};
+use deploycore::port::queue::Order;
 use deploycore_examples::cluster::fixture;
 use rustix::process::Signal;
 
@@ -98,7 +99,7 @@ fn a_file_says_what_flags_do_not() {
     let file = folder.path().join("cluster.toml");
     // It describes hosts; here all is on this one.
     let text = format!(
-        "poll = '200ms'\n[control]\nhost = '10.0.0.10'\n[swarm]\ncertificate = 'a'\nkey = 'b'\nauthority = 'c'\n\
+        "poll = '200ms'\n[control]\nhost = '10.0.0.10'\nqueue_order = 'fair_share'\n[swarm]\ncertificate = 'a'\nkey = 'b'\nauthority = 'c'\n\
          [regions.eu]\nreplicas = ['eu-1.internal', 'eu-2.internal']\n[services.shop]\n\
          [worker]\nrepository = 'repo'\ncommand = 'cp file kept'\noutput = 'other'\n\
          [local]\ncommits = ['{commit}']\nmachines = 1\nworkers = 1\n"
@@ -111,6 +112,7 @@ fn a_file_says_what_flags_do_not() {
     assert_eq!(machines, ["eu-m1", "eu-m2"]);
     assert!(report.machines.iter().all(|machine| machine.digest == Digest::of(b"content")));
     assert!(report.builds[0].artifact.as_ref().is_some_and(|name| name.as_str().starts_with("shop-")));
+    assert_eq!(bed.queue_order(), Order::FairShare);
     for gateway in ["eu-gateway-1", "eu-gateway-2"] {
         assert!(bed.data().join(format!("logs/{gateway}.log")).exists());
     }

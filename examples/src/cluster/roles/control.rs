@@ -43,6 +43,9 @@ struct Region {
 
 pub(super) async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
     let (queue, ledger) = backends::databases(&config).await?;
+    if let Some(order) = config.control.queue_order {
+        queue.set_order(order).await.context("[control] queue_order")?;
+    }
     let store = backends::main_store(&config).await?;
     let goals = backends::goals(&config).await?;
 

@@ -127,7 +127,8 @@ fn bring_home(config: &mut Config, data: &DataDir) {
     data.path().clone_into(&mut config.state);
     (config.worker.state, config.agent.state) = (None, None);
     (config.agent.region, config.agent.listen) = (None, None);
-    (config.control, config.swarm) = (Control::default(), Swarm::default());
+    let queue_order = config.control.queue_order;
+    (config.control, config.swarm) = (Control { queue_order, ..Control::default() }, Swarm::default());
     for region in config.regions.values_mut() {
         for (number, replica) in (1..).zip(&mut region.replicas) {
             let name = MachineName::new(format!("gateway-{number}")).expect("it is a name");

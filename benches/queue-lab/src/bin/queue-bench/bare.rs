@@ -28,7 +28,7 @@ const SAME: &str = "\
 UPDATE deploycore.jobs SET status = 'RUNNING', epoch = epoch + 1, attempts = attempts + 1, claim_id = gen_random_uuid(), worker = 'lab',
     claimed_at = 1, last_heartbeat = 1, deadline = 1
 WHERE id = (SELECT id FROM deploycore.jobs WHERE status = 'QUEUED' AND NOT delayed AND concurrency_key IS NULL
-            ORDER BY priority DESC, created_at, id LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING id \\gset
+            ORDER BY priority DESC, turn, created_at, id LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING id \\gset
 UPDATE deploycore.jobs SET status = 'SUCCEEDED', finished_at = 1, artifact = 'a', digest = 'd', size = 1
 WHERE id = :id AND status = 'RUNNING';
 ";

@@ -46,6 +46,7 @@ impl Bed {
         if open > 0 {
             bail!("the queue holds {open} jobs that have not ended, and this would take them: give an empty one");
         }
+        handles[0].set_order(cli.order()).await.context("the order of claims could not be set")?;
         Ok(Self { handles, engine, server })
     }
 

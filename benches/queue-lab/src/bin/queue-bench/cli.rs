@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::{Parser, ValueEnum};
-use deploycore::port::queue::MAX_BATCH;
+use deploycore::port::queue::{MAX_BATCH, Order};
 
 /// Measures a queue: enqueueing, draining, and the time from an enqueue to the start by a waiting worker.
 ///
@@ -37,6 +37,9 @@ pub(crate) struct Cli {
     /// Enqueues whose latency is measured, on an idle queue
     #[arg(long, value_name = "N", default_value = "200")]
     pub(crate) latency_jobs: u32,
+    /// Services take turns; otherwise the oldest job goes first
+    #[arg(long)]
+    pub(crate) fair_share: bool,
     /// So many finished jobs lie in the table before; needs a server of its own
     #[arg(long, value_name = "N", default_value = "0", value_parser = clap::value_parser!(u32).range(..=10_000_000), conflicts_with = "url")]
     pub(crate) finished: u32,
@@ -65,6 +68,10 @@ impl Cli {
             Mode::Single => 1,
             Mode::Batch => self.batch,
         }
+    }
+
+    pub(crate) fn order(&self) -> Order {
+        if self.fair_share { Order::FairShare } else { Order::Oldest }
     }
 
     pub(crate) fn check(&self) -> Result<()> {

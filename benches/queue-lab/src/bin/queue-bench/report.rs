@@ -1,5 +1,6 @@
 //! What is told of a run.
 
+use deploycore::port::queue::Order;
 use queue_lab::figures::{Spread, millis, per_second};
 use serde::Serialize;
 
@@ -17,6 +18,8 @@ pub(crate) struct Report {
     /// Sets of connections that they share.
     pub(crate) processes: usize,
     pub(crate) jobs: u32,
+    /// Which job goes first.
+    pub(crate) order: Order,
     /// Jobs of a call.
     pub(crate) at_once: usize,
     /// Finished jobs that lay in the table before.
@@ -65,6 +68,7 @@ impl Report {
             workers: cli.workers,
             processes: bed.processes(),
             jobs: cli.jobs,
+            order: cli.order(),
             at_once: cli.at_once(),
             finished: cli.finished,
             pinned: cli.pinned,
