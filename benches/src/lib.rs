@@ -68,6 +68,7 @@ pub fn goal(service: &str, generation: u64) -> Goal {
         selector: Selector::all(),
         origin: Origin::Deploy,
         created_at: Timestamp::UNIX_EPOCH,
+        waivers: Vec::new(),
     }
 }
 

@@ -60,7 +60,7 @@ async fn an_artifact_is_pinned_only_once_it_is_complete_everywhere() {
     other.progress(&east.lease, 400, MINUTE).await.unwrap();
     assert_eq!(one.require(name).await.unwrap().copies[&region("east")].bytes, 400);
     other.complete(&east.lease).await.unwrap();
-    let error = one.pin(name, &holder).await.unwrap_err();
+    let error = one.pin(name, &holder, &[].into()).await.unwrap_err();
     assert!(
         matches!(&error, Error::NotDeployable { missing, .. } if missing.keys().eq([&region("west")])),
         "{error:?}"
@@ -75,7 +75,7 @@ async fn an_artifact_is_pinned_only_once_it_is_complete_everywhere() {
     assert!(matches!(one.complete(&west.lease).await, Err(Error::LeaseLost { .. })));
     other.complete(&again.lease).await.unwrap();
 
-    one.pin(name, &holder).await.unwrap();
+    one.pin(name, &holder, &[].into()).await.unwrap();
     let status = other.deployable(name).await.unwrap();
     assert_eq!((status.pins, status.registered), (BTreeSet::from([holder.clone()]), new.clone()));
     other.unpin(name, &holder).await.unwrap();

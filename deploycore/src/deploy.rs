@@ -6,9 +6,11 @@ mod deployer;
 mod error;
 mod mirror;
 mod planner;
+mod waiver;
 
 pub use board::{ReportBoard, ReportBoardSettings};
 pub use convergence::{BehindMachine, Convergence, MachineKey};
 pub use deployer::{DeployRequest, Deployer, DeployerSettings, Redeploy};
 pub use error::Error;
 pub use mirror::{Mirror, MirrorSettings, Mirrored};
+pub use waiver::WaiverError;

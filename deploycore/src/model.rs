@@ -10,6 +10,7 @@ mod manifest;
 mod replication;
 mod tally;
 mod time;
+mod waiver;
 
 pub use artifact::{ArtifactRef, LogName};
 pub use digest::{Digest, ParseDigestError};
@@ -35,3 +36,4 @@ pub use replication::{
 };
 pub use tally::{Standing, Straggler, Tally};
 pub use time::{Timestamp, elapsed, friendly, friendly_option, later};
+pub use waiver::Waiver;

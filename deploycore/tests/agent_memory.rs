@@ -139,6 +139,7 @@ impl World {
             selector: Selector::all(),
             origin: Origin::Deploy,
             created_at: "2026-01-01T00:00:00Z".parse().unwrap(),
+            waivers: Vec::new(),
         };
         let stored = self.goals.get(&service()).await.unwrap();
         let expect = stored.map_or(Expect::Absent, |stored| Expect::At(stored.revision));

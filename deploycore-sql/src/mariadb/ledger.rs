@@ -208,10 +208,15 @@ impl ReplicationLedger for Ledger {
         self.database.call(figures).await
     }
 
-    async fn pin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), Error> {
+    async fn pin(
+        &self,
+        artifact: &ArtifactName,
+        holder: &PinHolder,
+        waived: &BTreeSet<RegionName>,
+    ) -> Result<(), Error> {
         let pin = || async {
             let mut moment = self.database.begin().await?;
-            let pinned = row::pin(moment.connection(), artifact, holder).await;
+            let pinned = row::pin(moment.connection(), artifact, holder, waived).await;
             moment.end(pinned).await
         };
         self.database.call(pin).await

@@ -171,14 +171,17 @@ impl ReplicationLedger for Ledger {
         Ok(figures::figures(moment.connection(), request, now).await?)
     }
 
-    async fn pin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), Error> {
+    async fn pin(
+        &self,
+        artifact: &ArtifactName,
+        holder: &PinHolder,
+        waived: &BTreeSet<RegionName>,
+    ) -> Result<(), Error> {
         const PIN: &str = "INSERT INTO pins (artifact, holder) VALUES (?1, ?2) ON CONFLICT DO NOTHING";
         let mut moment = self.database.write().await?;
         let status = read::status(moment.connection(), artifact).await?;
         let status = status.ok_or_else(|| Error::NotFound { artifact: artifact.clone() })?;
-        if !status.is_deployable() {
-            return Err(Error::NotDeployable { artifact: artifact.clone(), missing: status.missing() });
-        }
+        transition::gate(&status, waived)?;
         let pin = sqlx::query(PIN).bind(artifact.as_str()).bind(holder.as_str());
         pin.execute(moment.connection()).await.map_err(failed)?;
         Ok(moment.commit().await?)

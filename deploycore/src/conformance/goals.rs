@@ -127,6 +127,7 @@ fn goal_in(name: &str, epoch: u64, generation: u64) -> Goal {
         selector: Selector::all(),
         origin: Origin::Deploy,
         created_at: Timestamp::UNIX_EPOCH,
+        waivers: Vec::new(),
     }
 }
 

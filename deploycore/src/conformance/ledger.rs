@@ -100,6 +100,7 @@ macro_rules! __ledger_cases {
             }
             pin {
                 a_pin_wants_every_region
+                a_pin_may_do_without_waived_regions_but_not_without_all
                 pins_are_kept_by_holder
                 an_unknown_artifact_has_no_pins
                 a_lost_copy_is_reopened

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{
     ArtifactRef, Goal, GoalPosition, KnownMachine, KnownMachines, MachineName, RegionName, ServicePhase, Standing,
+    Timestamp,
 };
 
 /// A machine, by its region and its name.
@@ -49,10 +50,13 @@ pub struct Convergence {
     /// Regions that have not listened for long enough to know all their live machines: the lists may lack some.
     #[serde(default)]
     pub settling: BTreeSet<RegionName>,
+    /// Regions that the goal was written without, by a waiver that has not expired. Nobody waits for their machines.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub waived: BTreeSet<RegionName>,
 }
 
 impl Convergence {
-    /// How many live machines the selector names.
+    /// How many live machines the selector names, those of waived regions included.
     pub fn live(&self) -> usize {
         self.converged.len() + self.behind.len() + self.reverted.len()
     }
@@ -77,16 +81,18 @@ impl Convergence {
     /// As [`is_settled`](Self::is_settled), for who knows how many `machines` the selector names; see
     /// [`is_converged_on`](Self::is_converged_on).
     pub fn is_settled_on(&self, machines: usize) -> bool {
-        let all_known = machines > 0 || self.settling.is_empty();
-        self.behind.is_empty() && self.unknown.is_empty() && all_known && self.live() >= machines
+        let all_known = machines > 0 || self.settling.is_subset(&self.waived);
+        let is_waived = |region: &RegionName| self.waived.contains(region);
+        let none_behind = self.behind.iter().all(|machine| is_waived(&machine.key.region));
+        none_behind && self.unknown.keys().all(is_waived) && all_known && self.live() >= machines
     }
 }
 
 /// What each region's directory answered.
 pub(super) type Directories = BTreeMap<RegionName, Result<KnownMachines, String>>;
 
-/// Compares machines with a goal.
-pub(super) fn convergence(goal: &Goal, directories: Directories) -> Convergence {
+/// Compares machines with a goal, at an instant.
+pub(super) fn convergence(goal: &Goal, now: Timestamp, directories: Directories) -> Convergence {
     let mut found = Convergence {
         position: goal.position,
         artifact: goal.artifact.clone(),
@@ -96,6 +102,7 @@ pub(super) fn convergence(goal: &Goal, directories: Directories) -> Convergence 
         absent: Vec::new(),
         unknown: BTreeMap::new(),
         settling: BTreeSet::new(),
+        waived: goal.waived_at(now),
     };
     for (region, answer) in directories {
         match answer {
@@ -141,7 +148,7 @@ mod tests {
     use super::*;
     use crate::model::{
         ArtifactName, Digest, Generation, Labels, MachineReport, Origin, RunSpec, Selector, ServiceName, ServiceReport,
-        Tally, Timestamp,
+        Tally, Waiver,
     };
     use std::time::Duration;
 
@@ -154,6 +161,7 @@ mod tests {
             selector: Selector([("role".to_owned(), "front".to_owned())].into()),
             origin: Origin::Deploy,
             created_at: Timestamp::UNIX_EPOCH,
+            waivers: Vec::new(),
         }
     }
 
@@ -206,7 +214,7 @@ mod tests {
         let examples: Vec<_> = tally.examples.iter().map(|one| one.machine.as_str()).collect();
         assert_eq!(examples, ["good-at-old", "good-at-newer", "fetching", "new", "reverted", "reverted-old"]);
         let answers = Directories::from([(r1, Ok(settled(machines))), (r2.clone(), Err("timeout".to_owned()))]);
-        let found = convergence(&goal(2), answers);
+        let found = convergence(&goal(2), Timestamp::UNIX_EPOCH, answers);
         assert_eq!(names(&found.converged), ["good"]);
         assert_eq!(names(&found.absent), ["dead"]);
         assert_eq!(found.reverted.len(), 1);
@@ -222,10 +230,11 @@ mod tests {
         use ServicePhase::{Good, Reverted};
         let region = RegionName::new("r1").unwrap();
         let mut machines = vec![machine("a", "front", true, Some((2, Good))), machine("b", "front", false, None)];
-        let found = convergence(&goal(2), [(region.clone(), Ok(settled(machines.clone())))].into());
+        let found =
+            convergence(&goal(2), Timestamp::UNIX_EPOCH, [(region.clone(), Ok(settled(machines.clone())))].into());
         assert!(found.is_converged());
         machines.push(machine("c", "front", true, Some((2, Reverted))));
-        let found = convergence(&goal(2), [(region, Ok(settled(machines)))].into());
+        let found = convergence(&goal(2), Timestamp::UNIX_EPOCH, [(region, Ok(settled(machines)))].into());
         assert!(found.is_settled() && !found.is_converged());
     }
 
@@ -234,7 +243,11 @@ mod tests {
         use ServicePhase::{Good, Reverted};
         let find = |machines: Vec<KnownMachine>| {
             let region = RegionName::new("r1").unwrap();
-            convergence(&goal(2), [(region, Ok(KnownMachines { machines, settling: true }))].into())
+            convergence(
+                &goal(2),
+                Timestamp::UNIX_EPOCH,
+                [(region, Ok(KnownMachines { machines, settling: true }))].into(),
+            )
         };
         let none = find(Vec::new());
         assert!(!none.is_settled() && !none.is_converged() && !none.is_converged_on(1));
@@ -243,5 +256,26 @@ mod tests {
         assert!(!one.is_converged() && one.is_converged_on(1) && !one.is_converged_on(2));
         let reverted = find(vec![machine("a", "front", true, Some((2, Reverted)))]);
         assert!(reverted.is_settled_on(1) && !reverted.is_converged_on(1));
+    }
+
+    #[test]
+    fn a_waived_region_is_not_waited_for_until_its_waiver_expires() {
+        use ServicePhase::{Fetching, Good};
+        let [r1, r2, r3] = ["r1", "r2", "r3"].map(|name| RegionName::new(name).unwrap());
+        let end = Timestamp::from_second(60).unwrap();
+        let waivers = [&r2, &r3].map(|region| Waiver::new(region.clone(), "it burns", end)).into();
+        let goal = Goal { waivers, ..goal(2) };
+        let find = |now| {
+            let there = settled(vec![machine("a", "front", true, Some((2, Good)))]);
+            let waiting =
+                KnownMachines { machines: vec![machine("b", "front", true, Some((2, Fetching)))], settling: true };
+            let silent = Err("timeout".to_owned());
+            convergence(&goal, now, [(r1.clone(), Ok(there)), (r2.clone(), Ok(waiting)), (r3.clone(), silent)].into())
+        };
+        let found = find(Timestamp::UNIX_EPOCH);
+        assert!(found.is_converged(), "{found:?}");
+        assert_eq!((found.behind.len(), found.unknown.len(), found.live()), (1, 1, 2), "they are shown all the same");
+        let found = find(end);
+        assert!(!found.is_settled() && found.waived.is_empty());
     }
 }

@@ -14,9 +14,10 @@ use tokio_util::sync::CancellationToken;
 use super::Error;
 use super::convergence::{Convergence, convergence};
 use super::planner::{self, Content, Write};
+use super::waiver;
 use crate::model::{
-    ArtifactName, CopyPriority, Generation, Goal, GoalEpoch, GoalPosition, Origin, PinHolder, RegionName, RunSpec,
-    Selector, ServiceName, Tally, Timestamp, friendly,
+    ArtifactName, CopyPriority, CopyState, Generation, Goal, GoalEpoch, GoalPosition, Origin, PinHolder, RegionName,
+    RunSpec, Selector, ServiceName, Tally, Timestamp, Waiver, friendly,
 };
 use crate::pace::{Backoff, Pace, Wake};
 use crate::port::goals::{HISTORY, Stored};
@@ -105,6 +106,10 @@ pub struct DeployRequest {
     /// What to do when the goal says this already.
     #[serde(default)]
     pub redeploy: Redeploy,
+    /// Required regions that this one goal does without; none by default. They say nothing of what is deployed: where the goal says the
+    /// same already, it stays as it is.
+    #[serde(default)]
+    pub waivers: Vec<Waiver>,
 }
 
 /// What a deploy does when the current goal has the same content.
@@ -122,7 +127,7 @@ impl DeployRequest {
     /// Deploys `artifact` on every machine with nothing started: see [`RunSpec::default`].
     pub fn new(service: ServiceName, artifact: ArtifactName) -> Self {
         let (run, selector) = (RunSpec::default(), Selector::all());
-        Self { service, artifact, run, selector, redeploy: Redeploy::IfChanged }
+        Self { service, artifact, run, selector, redeploy: Redeploy::IfChanged, waivers: Vec::new() }
     }
 
     /// Sets how it is run.
@@ -145,13 +150,24 @@ impl DeployRequest {
         self.redeploy = redeploy;
         self
     }
+
+    /// Sets which required regions this one goal does without.
+    #[must_use]
+    pub fn with_waivers(mut self, waivers: Vec<Waiver>) -> Self {
+        self.waivers = waivers;
+        self
+    }
 }
 
 type ClockFn = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 /// Writes goals. Any number may work at once: each goal is a conditional write on the one before.
 ///
-/// An artifact is pinned in the ledger before its goal is written, which succeeds only while it is complete in each required region.
+/// An artifact is pinned in the ledger before its goal is written, which succeeds only while it is complete in each required region, those
+/// left out that a [`Waiver`] in the request names. Such a waiver is part of the goal, so that it is on the record wherever the goal is, and of
+/// this goal alone. The region is not left behind: its copy stays wanted, one that was given up meanwhile is reopened by
+/// [`Deployer::reconcile`], and its machines take the goal up when their mirror brings it, and fetch once the copy is there.
+///
 /// A crash between the two leaves a pin that no goal needs; [`Deployer::reconcile`] takes it away later. Two deployers may meet there: one
 /// takes a pin away that the other has just relied on. So a deploy pins once more after its goal, and a reconciliation reads the goals
 /// once more after it took a pin away: whichever comes last puts the pin back.
@@ -197,7 +213,7 @@ impl Deployer {
         self
     }
 
-    /// Sets the clock that dates goals, for people; the system's by default.
+    /// Sets the clock that dates goals and by which waivers expire; the system's by default.
     #[must_use]
     pub fn with_clock(mut self, clock: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
         self.clock = Arc::new(clock);
@@ -214,7 +230,7 @@ impl Deployer {
     /// Writes the next generation of the service's goal, and gives it; or gives the current goal when it says the same and the
     /// request does not ask for [`Redeploy::Always`].
     ///
-    /// Errors: `Ledger` with `NotDeployable`, which names the missing regions, or `NotFound`; `OtherService`.
+    /// Errors: `Ledger` with `NotDeployable`, which names the missing regions, or `NotFound`; `OtherService`; `Waiver`.
     pub async fn deploy(&self, request: &DeployRequest) -> Result<Goal, Error> {
         let status = self.retry(|| async { Ok(self.ledger.require(&request.artifact).await?) }).await?;
         let DeployRequest { service, run, selector, .. } = request.clone();
@@ -224,7 +240,8 @@ impl Deployer {
         }
         let content = Content { service, artifact: registered.artifact, run, selector };
         for tries in 1..=self.settings.tries {
-            let spare = self.pin(&content).await?;
+            let waived = waiver::waived(&request.waivers, &request.artifact, &registered.required, (self.clock)())?;
+            let spare = self.pin(&content, &waived).await?;
             let current = self.current(&request.service).await?;
             if let Some(Stored { goal, .. }) = &current
                 && request.redeploy == Redeploy::IfChanged
@@ -232,7 +249,7 @@ impl Deployer {
             {
                 return Ok(goal.clone());
             }
-            let write = self.next_goal(current.as_ref(), content.clone(), Origin::Deploy);
+            let write = self.next_goal(current.as_ref(), content.clone(), Origin::Deploy, &request.waivers);
             if self.put(&write).await? == Put::Written {
                 return Ok(self.written(write.goal, spare).await);
             }
@@ -252,6 +269,19 @@ impl Deployer {
     /// earlier artifact is no longer complete in each required region. Its copies go before all others from then on: the rollback may be
     /// repeated until they are there.
     pub async fn rollback(&self, service: &ServiceName, to: Option<Generation>) -> Result<Goal, Error> {
+        self.rollback_without(service, to, &[]).await
+    }
+
+    /// As [`rollback`](Self::rollback), without the required regions that `waivers` name: while one of them is down it may lack the
+    /// earlier artifact. The waivers of the earlier goal do not count for this one.
+    ///
+    /// Errors: as `rollback`, and `Waiver`.
+    pub async fn rollback_without(
+        &self,
+        service: &ServiceName,
+        to: Option<Generation>,
+        waivers: &[Waiver],
+    ) -> Result<Goal, Error> {
         for tries in 1..=self.settings.tries {
             let history = self.history(service).await?;
             let (target, restores) = planner::rollback_target(service, &history, to)?;
@@ -259,14 +289,15 @@ impl Deployer {
             if planner::root(&current.goal) == restores && Content::of(&current.goal) == content {
                 return Ok(current.goal.clone());
             }
-            let spare = match self.pin(&content).await {
+            let waived = self.waived(waivers, &content.artifact.name).await?;
+            let spare = match self.pin(&content, &waived).await {
                 Ok(spare) => spare,
                 Err(error) => {
                     self.hurry(&content.artifact.name, &error).await;
                     return Err(error);
                 }
             };
-            let write = self.next_goal(Some(current), content, Origin::Rollback { restores });
+            let write = self.next_goal(Some(current), content, Origin::Rollback { restores }, waivers);
             match self.put(&write).await? {
                 Put::Written => return Ok(self.written(write.goal, spare).await),
                 Put::Raced if to.is_none() => {
@@ -297,7 +328,7 @@ impl Deployer {
         let current = self.current(service).await?;
         let goal = current.ok_or_else(|| Error::NeverDeployed { service: service.clone() })?.goal;
         let answers = self.ask_directories(|directory| async move { directory.machines().await }).await;
-        Ok(convergence(&goal, answers))
+        Ok(convergence(&goal, (self.clock)(), answers))
     }
 
     /// How many machines of each region are where with the current goal of a service: counted in the regions, so that an answer is of
@@ -343,18 +374,44 @@ impl Deployer {
     }
 
     /// Takes away pins of a service that no goal in its history has needed for [`DeployerSettings::pin_grace`]; how many. Puts back those
-    /// that a goal in its history needs, where the artifact is still complete in each required region. Each deploy and rollback does it
-    /// once.
+    /// that a goal in its history needs, where the artifact is still complete in each required region that such a goal did not waive. Each
+    /// deploy and rollback does it once.
+    ///
+    /// Has the copies of the current goal's artifact to the regions that it waived tried again where they were given up.
     pub async fn reconcile(&self, service: &ServiceName) -> Result<usize, Error> {
         let spare = self.pins(service);
-        self.reconcile_pins(service, &mut *spare.lock().await).await
+        let freed = self.reconcile_pins(service, &mut *spare.lock().await).await?;
+        if let Some(Stored { goal, .. }) = self.current(service).await? {
+            self.retry_waived(&goal).await?;
+        }
+        Ok(freed)
+    }
+
+    /// A lane gives a copy up after so many attempts. What a waiver let a region miss is wanted for as long as the goal stands.
+    async fn retry_waived(&self, goal: &Goal) -> Result<(), Error> {
+        let (artifact, waived) = (&goal.artifact.name, goal.waived());
+        if waived.is_empty() {
+            return Ok(());
+        }
+        let status = self.retry(|| async { Ok(self.ledger.require(artifact).await?) }).await?;
+        let given_up = |region: &RegionName| {
+            let copy = status.copies.get(region)?;
+            (copy.state == CopyState::Failed).then_some(copy.epoch)
+        };
+        for (region, epoch) in waived.iter().filter_map(|region| Some((region, given_up(region)?))) {
+            let reason = "given up in a region that its goal waived";
+            self.retry(|| async { Ok(self.ledger.reopen(artifact, region, epoch, reason).await?) }).await?;
+            tracing::info!(service = %goal.service, %artifact, %region, "a copy that a goal waived was given up: it is tried again");
+        }
+        Ok(())
     }
 
     async fn reconcile_pins(&self, service: &ServiceName, spare: &mut Spare) -> Result<usize, Error> {
         let holder = PinHolder::goal(service);
         let mut pinned = self.pinned(service, &holder).await?;
         let mut needed = planner::needed_pins(&self.history(service).await?);
-        let freed = self.long_spare(spare, pinned.difference(&needed));
+        let unneeded = pinned.iter().filter(|artifact| !needed.contains_key(*artifact));
+        let freed = self.long_spare(spare, unneeded);
         for artifact in &freed {
             self.retry(|| async { Ok(self.ledger.unpin(artifact, &holder).await?) }).await?;
             pinned.remove(artifact);
@@ -364,8 +421,8 @@ impl Deployer {
             // Another deployer may have written a goal since. Its pin after that is gone if it came before ours went.
             needed = planner::needed_pins(&self.history(service).await?);
         }
-        for artifact in needed.difference(&pinned) {
-            match self.retry(|| async { Ok(self.ledger.pin(artifact, &holder).await?) }).await {
+        for (artifact, waived) in needed.iter().filter(|(artifact, _)| !pinned.contains(*artifact)) {
+            match self.retry(|| async { Ok(self.ledger.pin(artifact, &holder, waived).await?) }).await {
                 Ok(()) => tracing::warn!(%service, %artifact, "a pin that a goal needs was missing and is back"),
                 // A copy was lost: it is reopened, and pinned when it is back.
                 Err(Error::Ledger(error @ (ledger::Error::NotDeployable { .. } | ledger::Error::NotFound { .. }))) => {
@@ -417,17 +474,26 @@ impl Deployer {
         }
     }
 
-    fn next_goal(&self, current: Option<&Stored>, content: Content, origin: Origin) -> Write {
-        planner::next_goal(current, content, origin, self.settings.epoch, (self.clock)())
+    fn next_goal(&self, current: Option<&Stored>, content: Content, origin: Origin, waivers: &[Waiver]) -> Write {
+        planner::next_goal(current, content, origin, self.settings.epoch, ((self.clock)(), waivers))
+    }
+
+    /// The regions that `waivers` take out of what an artifact requires.
+    async fn waived(&self, waivers: &[Waiver], artifact: &ArtifactName) -> Result<BTreeSet<RegionName>, Error> {
+        if waivers.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let status = self.retry(|| async { Ok(self.ledger.require(artifact).await?) }).await?;
+        Ok(waiver::waived(waivers, artifact, &status.registered.required, (self.clock)())?)
     }
 
     /// Pins an artifact for its goal. While the answer is held, this deployer takes no pin of the service away.
-    async fn pin(&self, content: &Content) -> Result<OwnedMutexGuard<Spare>, Error> {
+    async fn pin(&self, content: &Content, waived: &BTreeSet<RegionName>) -> Result<OwnedMutexGuard<Spare>, Error> {
         let mut spare = self.pins(&content.service).lock_owned().await;
         let holder = PinHolder::goal(&content.service);
         // From now on it is needed.
         spare.remove(&content.artifact.name);
-        self.retry(|| async { Ok(self.ledger.pin(&content.artifact.name, &holder).await?) }).await?;
+        self.retry(|| async { Ok(self.ledger.pin(&content.artifact.name, &holder, waived).await?) }).await?;
         Ok(spare)
     }
 
@@ -471,9 +537,14 @@ impl Deployer {
         let kind = if goal.origin == Origin::Deploy { "deploy" } else { "rollback" };
         tracing::info!(service = %goal.service, position = %goal.position, artifact = %goal.artifact.name, kind, "goal written");
         metrics::counter!("deploycore_deployer_goals_total", "kind" => kind).increment(1);
+        for Waiver { region, reason, by, expires_at } in &goal.waivers {
+            tracing::warn!(service = %goal.service, position = %goal.position, %region, reason, by, %expires_at, "a goal was written without a region");
+            metrics::counter!("deploycore_deployer_waivers_total", "region" => region.to_string()).increment(1);
+        }
         // The goal stands whatever becomes of its pin and of old ones; the next reconciliation tries again.
-        let holder = PinHolder::goal(&goal.service);
-        if let Err(error) = self.retry(|| async { Ok(self.ledger.pin(&goal.artifact.name, &holder).await?) }).await {
+        let (holder, waived) = (PinHolder::goal(&goal.service), goal.waived());
+        let pin = || async { Ok(self.ledger.pin(&goal.artifact.name, &holder, &waived).await?) };
+        if let Err(error) = self.retry(pin).await {
             tracing::warn!(service = %goal.service, error = chain(&error), "a written goal could not be pinned once more");
         }
         if let Err(error) = self.reconcile_pins(&goal.service, &mut spare).await {

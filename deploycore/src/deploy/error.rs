@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::Convergence;
+use super::{Convergence, WaiverError};
 use crate::model::{ArtifactName, Generation, GoalPosition, ServiceName};
 use crate::port::{BackendError, goals, ledger};
 
@@ -24,6 +24,9 @@ pub enum Error {
     /// ledger failed.
     #[error(transparent)]
     Ledger(#[from] ledger::Error),
+    /// A waiver is refused.
+    #[error(transparent)]
+    Waiver(#[from] WaiverError),
     /// The service has no goal.
     #[error("{service} was never deployed")]
     NeverDeployed {

@@ -1,12 +1,12 @@
 //! The decisions of deployer and mirror, as pure functions: state in, plan out.
 
 use std::cmp::Ordering;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Error;
 use crate::model::{
-    ArtifactName, ArtifactRef, Generation, Goal, GoalEpoch, GoalPosition, Origin, RunSpec, Selector, ServiceName,
-    Timestamp,
+    ArtifactName, ArtifactRef, Generation, Goal, GoalEpoch, GoalPosition, Origin, RegionName, RunSpec, Selector,
+    ServiceName, Timestamp, Waiver,
 };
 use crate::port::goals::{Expect, Stored};
 
@@ -39,13 +39,13 @@ pub(super) fn next_goal(
     content: Content,
     origin: Origin,
     epoch: GoalEpoch,
-    now: Timestamp,
+    (now, waivers): (Timestamp, &[Waiver]),
 ) -> Write {
     let stored = current.map_or(GoalPosition::default(), |stored| stored.goal.position);
     let position =
         GoalPosition { epoch: stored.epoch.max(epoch), generation: Generation(stored.generation.0.saturating_add(1)) };
     let Content { service, artifact, run, selector } = content;
-    let goal = Goal { service, position, artifact, run, selector, origin, created_at: now };
+    let goal = Goal { service, position, artifact, run, selector, origin, created_at: now, waivers: waivers.to_vec() };
     Write { goal, expect: current.map_or(Expect::Absent, |stored| Expect::At(stored.revision)) }
 }
 
@@ -103,9 +103,14 @@ fn before_current<'a>(history: &'a [Stored], current: &Goal) -> Option<&'a Goal>
     None
 }
 
-/// Which artifacts must be pinned: those that a goal in the history names. A rollback to any of them must find it.
-pub(super) fn needed_pins(history: &[Stored]) -> BTreeSet<ArtifactName> {
-    history.iter().map(|stored| stored.goal.artifact.name.clone()).collect()
+/// Which artifacts must be pinned: those that a goal in the history names, as a rollback to any of them must find it. With the regions that
+/// such a goal was written without.
+pub(super) fn needed_pins(history: &[Stored]) -> BTreeMap<ArtifactName, BTreeSet<RegionName>> {
+    let mut needed: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+    for Stored { goal, .. } in history {
+        needed.entry(goal.artifact.name.clone()).or_default().extend(goal.waived());
+    }
+    needed
 }
 
 /// What the mirror does with a goal of the source.
@@ -152,7 +157,8 @@ mod tests {
     }
 
     fn deploy(history: &mut Vec<Stored>, artifact: u8) {
-        let write = next_goal(history.first(), content(artifact), Origin::Deploy, GoalEpoch(0), Timestamp::UNIX_EPOCH);
+        let write =
+            next_goal(history.first(), content(artifact), Origin::Deploy, GoalEpoch(0), (Timestamp::UNIX_EPOCH, &[]));
         push(history, write);
     }
 
@@ -160,7 +166,7 @@ mod tests {
         let service = ServiceName::new("web").unwrap();
         let (goal, restores) = rollback_target(&service, history, wanted.map(Generation))?;
         let (content, origin) = (Content::of(goal), Origin::Rollback { restores });
-        let write = next_goal(history.first(), content, origin, GoalEpoch(0), Timestamp::UNIX_EPOCH);
+        let write = next_goal(history.first(), content, origin, GoalEpoch(0), (Timestamp::UNIX_EPOCH, &[]));
         push(history, write);
         Ok(artifact_of(&history[0].goal))
     }
@@ -226,7 +232,8 @@ mod tests {
 
     #[test]
     fn a_greater_epoch_outranks_whatever_was_there() {
-        let write = |current| next_goal(current, content(1), Origin::Deploy, GoalEpoch(2), Timestamp::UNIX_EPOCH).goal;
+        let write =
+            |current| next_goal(current, content(1), Origin::Deploy, GoalEpoch(2), (Timestamp::UNIX_EPOCH, &[])).goal;
         let first = write(None);
         assert_eq!(first.position.to_string(), "2.1");
         let later = Goal { position: GoalPosition { epoch: GoalEpoch(5), ..first.position }, ..first };
@@ -319,7 +326,7 @@ mod tests {
                 deploy(&mut history, *artifact);
             }
             let wanted: BTreeSet<_> = deployed.iter().map(|artifact| content(*artifact).artifact.name).collect();
-            prop_assert_eq!(needed_pins(&history), wanted);
+            prop_assert_eq!(needed_pins(&history).into_keys().collect::<BTreeSet<_>>(), wanted);
         }
     }
 }

@@ -223,13 +223,15 @@ impl ReplicationLedger for Ledger {
         Ok(regions.into_iter().filter_map(|(region, counter)| Some((region, counter.figures()?))).collect())
     }
 
-    async fn pin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), Error> {
+    async fn pin(
+        &self,
+        artifact: &ArtifactName,
+        holder: &PinHolder,
+        waived: &BTreeSet<RegionName>,
+    ) -> Result<(), Error> {
         let (mut artifacts, _) = self.locked();
         let entry = artifacts.get_mut(artifact).ok_or_else(|| Error::NotFound { artifact: artifact.clone() })?;
-        let status = entry.status();
-        if !status.is_deployable() {
-            return Err(Error::NotDeployable { artifact: artifact.clone(), missing: status.missing() });
-        }
+        transition::gate(&entry.status(), waived)?;
         entry.pins.insert(holder.clone());
         Ok(())
     }

@@ -1,12 +1,12 @@
 //! A goal: what should run, per service.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ArtifactRef, Labels, ServiceName, Timestamp, friendly};
+use super::{ArtifactRef, Labels, RegionName, ServiceName, Timestamp, Waiver, friendly};
 
 /// Grows when goals start anew, for instance after the global store was restored from a backup: it outranks generations.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -68,6 +68,22 @@ pub struct Goal {
     pub origin: Origin,
     /// When the deployer wrote it, by the deployer's clock: for people.
     pub created_at: Timestamp,
+    /// The required regions that it was written without; none as a rule.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waivers: Vec<Waiver>,
+}
+
+impl Goal {
+    /// The required regions that it was written without.
+    pub fn waived(&self) -> BTreeSet<RegionName> {
+        self.waivers.iter().map(|waiver| waiver.region.clone()).collect()
+    }
+
+    /// Those of them whose waiver has not expired yet.
+    pub fn waived_at(&self, now: Timestamp) -> BTreeSet<RegionName> {
+        let valid = self.waivers.iter().filter(|waiver| waiver.expires_at > now);
+        valid.map(|waiver| waiver.region.clone()).collect()
+    }
 }
 
 /// Why a generation exists.

@@ -216,11 +216,18 @@ pub trait ReplicationLedger: Send + Sync + Debug + 'static {
     /// does not matter.
     async fn figures(&self, request: &FiguresRequest) -> Result<BTreeMap<RegionName, ReplicationFigures>, Error>;
 
-    /// Pins an artifact if, in the same transaction, it is complete in each required region; else it changes nothing. A pinned
-    /// artifact is not collected. Idempotent, but checked anew each time: a holder whose pin stands is refused while a copy is missing.
+    /// Pins an artifact if, in the same transaction, it is complete in each required region that is not `waived`; else it changes nothing.
+    /// A pinned artifact is not collected. Idempotent, but checked anew each time: a holder whose pin stands is refused while a copy is
+    /// missing. A waived region that the artifact does not require changes nothing, and waiving all of them waives none: see
+    /// [`transition::gate`].
     ///
     /// Errors: `NotDeployable` with the missing regions; `NotFound`.
-    async fn pin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), Error>;
+    async fn pin(
+        &self,
+        artifact: &ArtifactName,
+        holder: &PinHolder,
+        waived: &BTreeSet<RegionName>,
+    ) -> Result<(), Error>;
 
     /// Takes a holder's pin away. Idempotent; an unknown artifact has no pins.
     async fn unpin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), Error>;

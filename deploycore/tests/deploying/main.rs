@@ -1,6 +1,7 @@
 //! Deployer, mirror and board over the memory backends, in virtual time.
 
 mod mirror;
+mod waivers;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -187,8 +188,13 @@ impl ReplicationLedger for Robbed {
         self.ledger.figures(request).await
     }
 
-    async fn pin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), ledger::Error> {
-        self.ledger.pin(artifact, holder).await?;
+    async fn pin(
+        &self,
+        artifact: &ArtifactName,
+        holder: &PinHolder,
+        waived: &BTreeSet<RegionName>,
+    ) -> Result<(), ledger::Error> {
+        self.ledger.pin(artifact, holder, waived).await?;
         let one_less = |left: usize| left.checked_sub(1);
         if self.robberies.fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less).is_ok() {
             self.ledger.unpin(artifact, holder).await?;
@@ -198,9 +204,9 @@ impl ReplicationLedger for Robbed {
     async fn unpin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), ledger::Error> {
         let rival = self.rival.lock().unwrap().take();
         if let Some((goals, goal)) = rival {
-            self.ledger.pin(artifact, holder).await?;
+            self.ledger.pin(artifact, holder, &BTreeSet::new()).await?;
             goals.write(&goal).await;
-            self.ledger.pin(artifact, holder).await?;
+            self.ledger.pin(artifact, holder, &BTreeSet::new()).await?;
         }
         self.ledger.unpin(artifact, holder).await
     }
@@ -422,7 +428,7 @@ async fn a_pin_that_no_goal_needs_goes_after_its_grace() {
     yard.deployed(1..=2).await;
     // A deployer died between pin and goal.
     let orphan = yard.artifact(3, &["r1", "r2"]).await;
-    yard.ledger.pin(&orphan, &PinHolder::goal(&web())).await.unwrap();
+    yard.ledger.pin(&orphan, &PinHolder::goal(&web()), &BTreeSet::new()).await.unwrap();
     assert_eq!(yard.deployer.tick().await.unwrap(), 0);
     sleep(secs(599)).await;
     assert_eq!(yard.deployer.tick().await.unwrap(), 0);
@@ -470,7 +476,7 @@ async fn a_pin_that_another_deployer_came_to_need_meanwhile_is_put_back() {
     let ledger = Robbed::new(&yard.ledger);
     let deployer = Deployer::new(DeployerSettings::default(), yard.goals.clone(), ledger.clone());
     let orphan = yard.artifact(2, &["r1", "r2"]).await;
-    yard.ledger.pin(&orphan, &PinHolder::goal(&web())).await.unwrap();
+    yard.ledger.pin(&orphan, &PinHolder::goal(&web()), &BTreeSet::new()).await.unwrap();
     assert_eq!(deployer.tick().await.unwrap(), 0);
     sleep(secs(600)).await;
     let current = yard.deployer.current(&web()).await.unwrap().unwrap().goal;
@@ -486,7 +492,7 @@ async fn an_old_pin_is_found_behind_any_number_of_newer_artifacts() {
     let yard = Yard::new();
     yard.deployed(1..=1).await;
     let orphan = yard.artifact(2, &["r1", "r2"]).await;
-    yard.ledger.pin(&orphan, &PinHolder::goal(&web())).await.unwrap();
+    yard.ledger.pin(&orphan, &PinHolder::goal(&web()), &BTreeSet::new()).await.unwrap();
     sleep(secs(1)).await;
     for number in 0..=ledger::MAX_BATCH {
         let artifact = ArtifactRef { name: format!("new-{number}").parse().unwrap(), digest: Digest::of(b""), size: 1 };

@@ -34,6 +34,8 @@ enum Fault {
     ReopenIgnoresWhatWasSeen,
     PinWithoutCheck,
     PinChecksBeforeItPins,
+    PinKnowsNoWaivers,
+    PinLetsAllBeWaived,
     JournalTakesStaleLeases,
     JournalIsTheAttempts,
     AddedPartsReplaceOthers,
@@ -70,6 +72,8 @@ const CONTROLS: &[(Fault, &[&str])] = &[
     (Fault::ReopenIgnoresWhatWasSeen, &["pin::a_reopening_of_what_moved_on_does_nothing"]),
     (Fault::PinWithoutCheck, &["pin::a_pin_wants_every_region"]),
     (Fault::PinChecksBeforeItPins, &["pin::a_pin_is_decided_in_one_step"]),
+    (Fault::PinKnowsNoWaivers, &["pin::a_pin_may_do_without_waived_regions_but_not_without_all"]),
+    (Fault::PinLetsAllBeWaived, &["pin::a_pin_may_do_without_waived_regions_but_not_without_all"]),
     (Fault::JournalTakesStaleLeases, &["journal::a_lost_lease_changes_nothing"]),
     (Fault::JournalIsTheAttempts, &["journal::the_next_claim_finds_the_upload"]),
     (Fault::AddedPartsReplaceOthers, &["journal::parts_add_up"]),
@@ -272,13 +276,20 @@ impl ReplicationLedger for Broken {
         self.inner.figures(&FiguresRequest { window, ..*request }).await
     }
 
-    async fn pin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), Error> {
+    async fn pin(
+        &self,
+        artifact: &ArtifactName,
+        holder: &PinHolder,
+        waived: &BTreeSet<RegionName>,
+    ) -> Result<(), Error> {
         let status = self.inner.status(artifact).await?;
         let status = status.ok_or_else(|| Error::NotFound { artifact: artifact.clone() })?;
         match self.fault {
             Fault::PinWithoutCheck => {}
             Fault::PinChecksBeforeItPins if status.is_deployable() => tokio::task::yield_now().await,
-            _ => return self.inner.pin(artifact, holder).await,
+            Fault::PinKnowsNoWaivers => return self.inner.pin(artifact, holder, &BTreeSet::new()).await,
+            Fault::PinLetsAllBeWaived if status.copies.keys().all(|region| waived.contains(region)) => {}
+            _ => return self.inner.pin(artifact, holder, waived).await,
         }
         self.door().pins.entry(artifact.clone()).or_default().insert(holder.clone());
         Ok(())

@@ -290,8 +290,13 @@ impl ReplicationLedger for Plugged {
         self.inner.figures(request).await
     }
 
-    async fn pin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), LedgerError> {
-        self.inner.pin(artifact, holder).await
+    async fn pin(
+        &self,
+        artifact: &ArtifactName,
+        holder: &PinHolder,
+        waived: &BTreeSet<RegionName>,
+    ) -> Result<(), LedgerError> {
+        self.inner.pin(artifact, holder, waived).await
     }
 
     async fn unpin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), LedgerError> {

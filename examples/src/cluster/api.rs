@@ -1,11 +1,12 @@
 //! The control plane's HTTP API: what goes over the wire. `docs/cluster.md` shows each call with curl.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use deploycore::deploy::{Convergence, Redeploy};
 use deploycore::model::{
     ArtifactName, CommitId, CopyPriority, Digest, Generation, Goal, GoalPosition, JobId, OlderJobs, RegionName,
-    RunSpec, Selector, ServiceName,
+    RunSpec, Selector, ServiceName, Timestamp, Waiver, friendly, later,
 };
 use deploycore::port::queue::{Enqueued, QueueStats};
 use deploycore_p2p::core::tracker::SwarmStanding;
@@ -75,12 +76,40 @@ pub struct DeployRequest {
     /// What to do when the goal says this already.
     #[serde(default)]
     pub redeploy: Redeploy,
+    /// Required regions to do without; none by default.
+    #[serde(default)]
+    pub waivers: Vec<WaiverRequest>,
 }
 
 impl DeployRequest {
     /// Deploys as the cluster is configured to, on every machine.
     pub fn new(service: ServiceName, artifact: ArtifactName) -> Self {
-        Self { service, artifact, run: None, selector: Selector::all(), redeploy: Redeploy::IfChanged }
+        let (selector, redeploy) = (Selector::all(), Redeploy::IfChanged);
+        Self { service, artifact, run: None, selector, redeploy, waivers: Vec::new() }
+    }
+}
+
+/// A required region that one goal shall do without: of [`DeployRequest`] and [`RollbackRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WaiverRequest {
+    /// The region.
+    pub region: RegionName,
+    /// Why; it stands in the goal.
+    pub reason: String,
+    /// Who says so; it stands in the goal.
+    #[serde(default)]
+    pub by: Option<String>,
+    /// How long it holds from the request's arrival, by the control plane's clock; at most [`Waiver::MAX_TERM`].
+    #[serde(rename = "for", with = "friendly")]
+    pub term: Duration,
+}
+
+impl WaiverRequest {
+    /// The waiver that begins now.
+    pub fn begin(self, now: Timestamp) -> Waiver {
+        let Self { region, reason, by, term } = self;
+        Waiver { region, reason, by, expires_at: later(now, term) }
     }
 }
 
@@ -96,6 +125,9 @@ pub struct RollbackRequest {
     /// Refuse unless this is the current generation, so that a repeated call does not go back twice.
     #[serde(default)]
     pub current: Option<Generation>,
+    /// Required regions to do without; none by default.
+    #[serde(default)]
+    pub waivers: Vec<WaiverRequest>,
 }
 
 /// `GET /v1/status`

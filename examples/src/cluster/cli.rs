@@ -8,6 +8,8 @@ use clap::{Args, Parser, Subcommand};
 use deploycore::model::{ArtifactName, CommitId, CopyPriority, Generation, Readiness, RegionName, ServiceName};
 use url::Url;
 
+use super::api::WaiverRequest;
+
 /// Builds commits, puts them on every machine, rolls forward and back: a whole deploycore cluster on this host.
 #[derive(Debug, Parser)]
 #[command(version, args_conflicts_with_subcommands = true)]
@@ -131,6 +133,8 @@ pub enum Command {
         #[arg(long)]
         wait: bool,
         #[command(flatten)]
+        without: Without,
+        #[command(flatten)]
         target: Target,
     },
     /// Go back to the previous generation, or a named one
@@ -142,6 +146,8 @@ pub enum Command {
         /// Wait until every live machine runs it
         #[arg(long)]
         wait: bool,
+        #[command(flatten)]
+        without: Without,
         #[command(flatten)]
         target: Target,
     },
@@ -217,6 +223,33 @@ pub enum Command {
     },
 }
 
+/// Required regions that the goal shall do without.
+#[derive(Debug, Clone, Args)]
+pub struct Without {
+    /// Go on although this region may lack the artifact: it is down; may be repeated
+    #[arg(long, value_name = "REGION", requires_all = ["reason", "term"])]
+    pub waive: Vec<RegionName>,
+    /// Why; it stands in the goal
+    #[arg(long, value_name = "TEXT", requires = "waive")]
+    pub reason: Option<String>,
+    /// How long the waiver holds; at most 24h
+    #[arg(long = "for", value_name = "DURATION", requires = "waive", value_parser = parse_duration)]
+    pub term: Option<Duration>,
+    /// Who says so; it stands in the goal [default: the user of this shell]
+    #[arg(long, value_name = "NAME", env = "USER")]
+    pub by: Option<String>,
+}
+
+impl Without {
+    /// A waiver for each region.
+    pub fn waivers(self) -> Vec<WaiverRequest> {
+        let Self { waive, reason, term, by } = self;
+        let (reason, term) = (reason.unwrap_or_default(), term.unwrap_or_default());
+        let waiver = |region| WaiverRequest { region, reason: reason.clone(), by: by.clone(), term };
+        waive.into_iter().map(waiver).collect()
+    }
+}
+
 /// Which host this is, where the configuration names several.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Place {
@@ -277,6 +310,30 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_waiver_says_why_and_for_how_long() {
+        let parse = |words: &str| Cli::try_parse_from(words.split(' '));
+        let waivers = |cli: Cli| match cli.command {
+            Some(Command::Deploy { without, .. } | Command::Rollback { without, .. }) => without.waivers(),
+            other => panic!("{other:?}"),
+        };
+        let said = "--waive r2 --waive r3 --reason fire --for 2h --by ann";
+        for command in ["deploy web web-1", "rollback web"] {
+            let given = waivers(parse(&format!("cluster {command} {said}")).unwrap());
+            let wanted = ["r2", "r3"].map(|region| WaiverRequest {
+                region: region.parse().unwrap(),
+                reason: "fire".to_owned(),
+                by: Some("ann".to_owned()),
+                term: Duration::from_hours(2),
+            });
+            assert_eq!(given, wanted);
+            assert!(waivers(parse(&format!("cluster {command}")).unwrap()).is_empty());
+            for half in ["--waive r2", "--waive r2 --reason fire", "--waive r2 --for 2h", "--reason fire", "--for 2h"] {
+                assert!(parse(&format!("cluster {command} {half}")).is_err(), "{half}");
+            }
+        }
     }
 
     #[test]

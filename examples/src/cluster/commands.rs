@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use deploycore::model::{ArtifactName, FiguresRequest, Goal, JobId, OlderJobs, ServiceName};
+use deploycore::model::{ArtifactName, FiguresRequest, Goal, JobId, OlderJobs, ServiceName, Waiver};
 use deploycore::port::queue::Order;
 use deploycore_p2p::core::tracker::SwarmStanding;
 use serde::Serialize;
@@ -34,15 +34,17 @@ pub(super) async fn run(command: Command) -> Result<()> {
             show(&target, &answer, |answer| println!("job {}\nartifact {}", answer.job, answer.artifact))?;
             if wait { deployable(&client, answer.job, &answer.artifact).await } else { Ok(()) }
         }
-        Command::Deploy { service, artifact, wait, target } => {
+        Command::Deploy { service, artifact, wait, without, target } => {
             let client = client(&target)?;
-            let goal = client.deploy(&DeployRequest::new(service, artifact)).await?;
+            let request = DeployRequest { waivers: without.waivers(), ..DeployRequest::new(service, artifact) };
+            let goal = client.deploy(&request).await?;
             show(&target, &goal, show_goal)?;
             if wait { converged(&client, &goal).await } else { Ok(()) }
         }
-        Command::Rollback { service, to, wait, target } => {
+        Command::Rollback { service, to, wait, without, target } => {
             let client = client(&target)?;
-            let goal = client.rollback(&RollbackRequest { service, to, current: None }).await?;
+            let request = RollbackRequest { service, to, current: None, waivers: without.waivers() };
+            let goal = client.rollback(&request).await?;
             show(&target, &goal, show_goal)?;
             if wait { converged(&client, &goal).await } else { Ok(()) }
         }
@@ -148,6 +150,10 @@ fn show<T: Serialize>(target: &Target, value: &T, text: impl FnOnce(&T)) -> Resu
 
 fn show_goal(goal: &Goal) {
     println!("{} generation {}: {}", goal.service, goal.position.generation, goal.artifact.name);
+    for Waiver { region, reason, by, expires_at } in &goal.waivers {
+        let by = by.as_ref().map_or(String::new(), |by| format!(", says {by}"));
+        println!("          without {region} until {expires_at}: {reason}{by}");
+    }
 }
 
 fn show_status(status: &Status) {

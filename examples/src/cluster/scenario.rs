@@ -261,7 +261,8 @@ impl<'a> Scenario<'a> {
             let answer = if let Some(artifact) = artifact {
                 self.client.deploy(&DeployRequest::new(service.clone(), artifact.clone())).await
             } else {
-                let request = RollbackRequest { service: service.clone(), to: None, current: step.before };
+                let request =
+                    RollbackRequest { service: service.clone(), to: None, current: step.before, waivers: Vec::new() };
                 self.client.rollback(&request).await
             };
             match answer {

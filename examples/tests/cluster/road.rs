@@ -74,7 +74,7 @@ fn after_a_kill_of_the_parent_everything_ends_and_the_same_command_goes_on() {
 
 #[test]
 fn a_cluster_that_stays_up_takes_commands() {
-    let bed = Bed::new(&["--regions", "1", "--machines", "1", "--keep-running"]);
+    let bed = Bed::new(&["--regions", "2", "--machines", "1", "--keep-running"]);
     let mut running = bed.start();
     running.until("the end of the main job", || bed.log().contains("running until Ctrl-C").then_some(()));
     let data = bed.data();
@@ -94,7 +94,14 @@ fn a_cluster_that_stays_up_takes_commands() {
     // Forward to the newer artifact, back, and further back to a named generation.
     let report = bed.report();
     let newer = report.deployments[1].artifact.to_string();
-    assert!(ask(&["deploy", "web", &newer, "--wait"]).contains("generation 4"));
+    let waive = ["--reason", "it burns", "--by", "ann", "--for"];
+    let deploy = |region, term| [&["deploy", "web", &newer, "--wait", "--waive", region][..], &waive, &[term]].concat();
+    let told = ask(&deploy("region-2", "2h"));
+    assert!(told.contains("generation 4") && told.contains("without region-2 until"), "{told}");
+    assert!(ask(&["status"]).contains(": it burns, says ann"));
+    let history = bed.get("services/web/history").unwrap();
+    assert_eq!(history[0]["goal"]["waivers"][0]["region"], "region-2", "{history}");
+    assert!(history[1]["goal"].get("waivers").is_none(), "{history}");
     assert!(ask(&["rollback", "web", "--wait"]).contains("generation 5"));
     assert!(ask(&["rollback", "web", "--to", "2", "--wait"]).contains("generation 6"));
 
@@ -102,9 +109,14 @@ fn a_cluster_that_stays_up_takes_commands() {
     let commit = report.builds[0].commit.to_string();
     assert!(ask(&["build", "--commit", &commit, "--wait"]).contains("deployable"));
 
-    let refused = cluster().args(["deploy", "web", "web-unknown", "--data-dir"]).arg(&data).output().unwrap();
-    assert!(!refused.status.success());
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("web-unknown is not in the ledger"));
+    let refused = |args: &[&str]| {
+        let refused = cluster().args(args).arg("--data-dir").arg(&data).output().unwrap();
+        assert!(!refused.status.success());
+        String::from_utf8_lossy(&refused.stderr).into_owned()
+    };
+    assert!(refused(&["deploy", "web", "web-unknown"]).contains("web-unknown is not in the ledger"));
+    assert!(refused(&deploy("mars", "2h")).contains("does not require region mars: it requires region-1, region-2"));
+    assert!(refused(&deploy("region-2", "25h")).contains("is the latest"));
 
     send(running.pid(), Signal::INT);
     assert!(running.end().success());

@@ -1,8 +1,10 @@
 //! Artifacts and copies as rows.
 
+use std::collections::BTreeSet;
+
 use deploycore::model::{ArtifactName, CopyPriority, NewArtifact, PinHolder, RegionName};
 use deploycore::port::BackendError;
-use deploycore::port::ledger::transition::CopyRow;
+use deploycore::port::ledger::transition::{self, CopyRow};
 use deploycore::port::ledger::{Error, Registered};
 use serde::Serialize;
 use sqlx::mysql::MySqlConnection;
@@ -57,6 +59,7 @@ pub(super) async fn pin(
     connection: &mut MySqlConnection,
     artifact: &ArtifactName,
     holder: &PinHolder,
+    waived: &BTreeSet<RegionName>,
 ) -> Result<(), Error> {
     const HOLD: &str = "SELECT 1 FROM deploycore_copies WHERE artifact = ? ORDER BY region LOCK IN SHARE MODE";
     const PIN: &str = "
@@ -64,9 +67,7 @@ pub(super) async fn pin(
     sqlx::query(HOLD).bind(artifact.as_str()).execute(&mut *connection).await.map_err(failed)?;
     let status = read::status(connection, artifact).await?;
     let status = status.ok_or_else(|| Error::NotFound { artifact: artifact.clone() })?;
-    if !status.is_deployable() {
-        return Err(Error::NotDeployable { artifact: artifact.clone(), missing: status.missing() });
-    }
+    transition::gate(&status, waived)?;
     let pin = sqlx::query(PIN).bind(artifact.as_str()).bind(holder.as_str());
     pin.execute(connection).await.map_err(failed)?;
     Ok(())

@@ -1,10 +1,12 @@
 //! Artifacts and copies as rows.
 
+use std::collections::BTreeSet;
+
 use deploycore::model::{
     ArtifactName, ClaimId, CopyPriority, CopyState, CopyStatus, NewArtifact, PinHolder, RegionName,
 };
 use deploycore::port::BackendError;
-use deploycore::port::ledger::transition::CopyRow;
+use deploycore::port::ledger::transition::{self, CopyRow};
 use deploycore::port::ledger::{Error, Registered};
 use sqlx::postgres::PgConnection;
 
@@ -52,15 +54,14 @@ pub(super) async fn pin(
     connection: &mut PgConnection,
     artifact: &ArtifactName,
     holder: &PinHolder,
+    waived: &BTreeSet<RegionName>,
 ) -> Result<(), Error> {
     const HOLD: &str = "SELECT 1 FROM deploycore.copies WHERE artifact = $1 ORDER BY region FOR SHARE";
     const PIN: &str = "INSERT INTO deploycore.pins (artifact, holder) VALUES ($1, $2) ON CONFLICT DO NOTHING";
     sqlx::query(HOLD).bind(artifact.as_str()).execute(&mut *connection).await.map_err(failed)?;
     let status = read::status(connection, artifact).await?;
     let status = status.ok_or_else(|| Error::NotFound { artifact: artifact.clone() })?;
-    if !status.is_deployable() {
-        return Err(Error::NotDeployable { artifact: artifact.clone(), missing: status.missing() });
-    }
+    transition::gate(&status, waived)?;
     let pin = sqlx::query(PIN).bind(artifact.as_str()).bind(holder.as_str());
     pin.execute(connection).await.map_err(failed)?;
     Ok(())

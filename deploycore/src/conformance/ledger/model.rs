@@ -172,7 +172,7 @@ async fn take(ledger: &dyn ReplicationLedger, step: &Step) -> (String, Vec<CopyL
         Step::Fail(lease, reason, retry) => text(ledger.fail(lease, reason, *retry).await),
         Step::Prioritize(artifact, priority) => text(ledger.prioritize(artifact, *priority).await),
         Step::Reopen(artifact, to, seen) => text(ledger.reopen(artifact, &region(to), *seen, "gone").await),
-        Step::Pin(artifact, pin) => text(ledger.pin(artifact, &holder(pin)).await),
+        Step::Pin(artifact, pin) => text(ledger.pin(artifact, &holder(pin), &[].into()).await),
         Step::Unpin(artifact, pin) => text(ledger.unpin(artifact, &holder(pin)).await),
         Step::List(filter) => text(
             ledger

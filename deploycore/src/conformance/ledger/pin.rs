@@ -12,7 +12,7 @@ use crate::port::ledger::{CopyRetry, Error};
 async fn assert_not_deployable(ledger: &Subject, text: &str, wanted: &[(&str, CopyState)]) {
     let wanted: BTreeMap<RegionName, CopyState> = wanted.iter().map(|(to, state)| (region(to), *state)).collect();
     let pins = ledger.require(&name(text)).await.expect("it is registered").pins;
-    let pinned = ledger.pin(&name(text), &holder("goal:web")).await;
+    let pinned = ledger.pin(&name(text), &holder("goal:web"), &[].into()).await;
     for answer in [pinned.map(|()| None), ledger.deployable(&name(text)).await.map(Some)] {
         match answer {
             Err(Error::NotDeployable { artifact, missing }) => {
@@ -39,10 +39,42 @@ pub async fn a_pin_wants_every_region(ledger: Subject) {
     assert_not_deployable(&ledger, "web-1", &[("us", pending)]).await;
     finish(&ledger, "us").await;
     for _ in 0..2 {
-        ledger.pin(&name("web-1"), &holder("goal:web")).await.expect("it is complete everywhere");
+        ledger.pin(&name("web-1"), &holder("goal:web"), &[].into()).await.expect("it is complete everywhere");
     }
     let status = ledger.deployable(&name("web-1")).await.expect("it is complete everywhere");
     assert_eq!(status.pins, [holder("goal:web")].into());
+}
+
+/// A waived region may lack the artifact; the error names the others. Waiving all of them waives none, and the next pin is checked as ever.
+pub async fn a_pin_may_do_without_waived_regions_but_not_without_all(ledger: Subject) {
+    register(&ledger, "web-1", &["eu", "us", "ap"]).await;
+    let pin = async |waived: &[&str]| {
+        let waived = waived.iter().map(|name| region(name)).collect();
+        let before = ledger.require(&name("web-1")).await.expect("it is registered");
+        match ledger.pin(&name("web-1"), &holder("goal:web"), &waived).await {
+            Ok(()) => BTreeMap::new(),
+            Err(Error::NotDeployable { missing, .. }) => {
+                let after = ledger.require(&name("web-1")).await.expect("it is registered");
+                assert_eq!(after, before, "a refusal changes nothing");
+                missing
+            }
+            Err(other) => panic!("{other:?}"),
+        }
+    };
+    let pending = |names: &[&str]| names.iter().map(|to| (region(to), CopyState::Pending)).collect::<BTreeMap<_, _>>();
+    assert_eq!(pin(&["eu", "us"]).await, pending(&["ap"]));
+    assert_eq!(pin(&["eu", "us", "ap", "mars"]).await, pending(&["ap", "eu", "us"]));
+    finish(&ledger, "ap").await;
+    assert_eq!(pin(&["eu"]).await, pending(&["us"]));
+    assert_eq!(pin(&["mars"]).await, pending(&["eu", "us"]));
+    assert_eq!(pin(&["ap", "eu", "us"]).await, pending(&["eu", "us"]));
+    assert_eq!(pin(&["eu", "us"]).await, pending(&[]));
+    assert_eq!(ledger.require(&name("web-1")).await.expect("it is registered").pins, [holder("goal:web")].into());
+    assert_not_deployable(&ledger, "web-1", &[("eu", CopyState::Pending), ("us", CopyState::Pending)]).await;
+    for to in ["eu", "us"] {
+        finish(&ledger, to).await;
+    }
+    assert_eq!(pin(&["ap", "eu", "us"]).await, pending(&[]), "nothing is missing");
 }
 
 /// Each holder has a pin of its own on each artifact.
@@ -51,7 +83,7 @@ pub async fn pins_are_kept_by_holder(ledger: Subject) {
         register(&ledger, text, &["eu"]).await;
         finish(&ledger, "eu").await;
         for pin in ["goal:web", "goal:api"] {
-            ledger.pin(&name(text), &holder(pin)).await.expect("it is complete everywhere");
+            ledger.pin(&name(text), &holder(pin), &[].into()).await.expect("it is complete everywhere");
         }
     }
     for _ in 0..2 {
@@ -65,7 +97,7 @@ pub async fn pins_are_kept_by_holder(ledger: Subject) {
 
 /// An unknown artifact cannot be pinned, and has no pins to take away.
 pub async fn an_unknown_artifact_has_no_pins(ledger: Subject) {
-    assert_not_found(ledger.pin(&name("web-9"), &holder("goal:web")).await, &name("web-9"));
+    assert_not_found(ledger.pin(&name("web-9"), &holder("goal:web"), &[].into()).await, &name("web-9"));
     ledger.unpin(&name("web-9"), &holder("goal:web")).await.expect("an unpin");
     assert_eq!(ledger.status(&name("web-9")).await.expect("a read"), None);
 }
@@ -75,7 +107,7 @@ pub async fn a_lost_copy_is_reopened(ledger: Subject) {
     register(&ledger, "web-1", &["eu", "us"]).await;
     let old = finish(&ledger, "eu").await;
     finish(&ledger, "us").await;
-    ledger.pin(&name("web-1"), &holder("goal:web")).await.expect("it is complete everywhere");
+    ledger.pin(&name("web-1"), &holder("goal:web"), &[].into()).await.expect("it is complete everywhere");
     let us = copy(&ledger, "web-1", "us").await;
     let reason = format!("blob gone{}", " ".repeat(crate::model::Failure::MAX_MESSAGE));
     assert!(ledger.reopen(&name("web-1"), &region("eu"), old.epoch, &reason).await.expect("it exists"));
@@ -164,7 +196,7 @@ pub async fn a_pin_is_decided_in_one_step(ledger: Subject) {
             let (ledger, artifact) = (ledger.clone(), lease.artifact.clone());
             calls.spawn(async move {
                 let pin = holder(&format!("holder:{caller}"));
-                let told = ledger.pin(&artifact, &pin).await.is_ok();
+                let told = ledger.pin(&artifact, &pin, &[].into()).await.is_ok();
                 (pin, told)
             });
         }

@@ -153,7 +153,7 @@ pub async fn filters_narrow_the_list(ledger: Subject) {
     ledger.fail(&task.lease, "no", CopyRetry::GiveUp).await.expect("the lease is current");
     register(&ledger, "web-3", &["ap"]).await;
     finish(&ledger, "ap").await;
-    ledger.pin(&name("web-3"), &holder("goal:web")).await.expect("it is complete everywhere");
+    ledger.pin(&name("web-3"), &holder("goal:web"), &[].into()).await.expect("it is complete everywhere");
     let service = Some(api.service.clone());
     let cases = [
         (None, None, None, vec!["api-1", "web-1", "web-2", "web-3"]),

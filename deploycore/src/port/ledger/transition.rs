@@ -3,10 +3,13 @@
 //! A backend finds the copy, calls one of these under its lock or in its transaction, and writes what came out. `now` is the backend's
 //! clock.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::{ClaimRequest, CopyRetry, Error, bounds};
-use crate::model::{ClaimId, CopyLease, CopyPriority, CopyState, CopyStatus, Epoch, Timestamp, later};
+use crate::model::{
+    ArtifactStatus, ClaimId, CopyLease, CopyPriority, CopyState, CopyStatus, Epoch, RegionName, Timestamp, later,
+};
 
 /// A copy as a backend keeps it: what everyone sees, and the newest claim.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,6 +141,22 @@ pub fn reopen(copy: &mut CopyRow, seen: Epoch, reason: &str, now: Timestamp) -> 
         ..register(copy.status.priority, now).status
     };
     true
+}
+
+/// The gate of deployments: an artifact passes when it is complete in each required region that is not `waived`. Whoever waives all of them
+/// waives none.
+///
+/// Errors: `NotDeployable` with the regions that are missing.
+pub fn gate(status: &ArtifactStatus, waived: &BTreeSet<RegionName>) -> Result<(), Error> {
+    let waives_all = status.copies.keys().all(|region| waived.contains(region));
+    let mut missing = status.missing();
+    if !waives_all {
+        missing.retain(|region, _| !waived.contains(region));
+    }
+    if missing.is_empty() && !status.copies.is_empty() {
+        return Ok(());
+    }
+    Err(Error::NotDeployable { artifact: status.registered.artifact.name.clone(), missing })
 }
 
 /// Whether the holder of a lease may use the copy's journal.

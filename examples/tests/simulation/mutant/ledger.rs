@@ -78,8 +78,13 @@ impl ReplicationLedger for Ledger {
         self.inner.figures(request).await
     }
 
-    async fn pin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), Error> {
-        match self.inner.pin(artifact, holder).await {
+    async fn pin(
+        &self,
+        artifact: &ArtifactName,
+        holder: &PinHolder,
+        waived: &BTreeSet<RegionName>,
+    ) -> Result<(), Error> {
+        match self.inner.pin(artifact, holder, waived).await {
             Err(Error::NotDeployable { .. }) if self.flaw == Mutant::PinsAnything => Ok(()),
             Ok(()) if self.flaw == Mutant::PinsNothing => self.inner.unpin(artifact, holder).await,
             answer => answer,

@@ -109,9 +109,14 @@ impl ReplicationLedger for Far<dyn ReplicationLedger> {
         self.link.call("ledger.figures", async move { inner.figures(&request).await }).await
     }
 
-    async fn pin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), Error> {
-        let (inner, artifact, holder) = (self.inner.clone(), artifact.clone(), holder.clone());
-        self.link.call("ledger.pin", async move { inner.pin(&artifact, &holder).await }).await
+    async fn pin(
+        &self,
+        artifact: &ArtifactName,
+        holder: &PinHolder,
+        waived: &BTreeSet<RegionName>,
+    ) -> Result<(), Error> {
+        let (inner, artifact, holder, waived) = (self.inner.clone(), artifact.clone(), holder.clone(), waived.clone());
+        self.link.call("ledger.pin", async move { inner.pin(&artifact, &holder, &waived).await }).await
     }
 
     async fn unpin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), Error> {

@@ -87,6 +87,7 @@ pub(super) fn goal(generation: u64, name: &str, readiness: Readiness) -> Goal {
         selector: Selector::all(),
         origin: Origin::Deploy,
         created_at: "2026-01-01T00:00:00Z".parse().unwrap(),
+        waivers: Vec::new(),
     }
 }
 

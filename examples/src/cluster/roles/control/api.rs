@@ -14,7 +14,7 @@ use axum::{Json, Router};
 use deploycore::deploy;
 use deploycore::model::{
     ArtifactName, ArtifactStatus, Attempt, AttemptOutcome, Completion, Digest, Goal, Job, JobId, KnownMachine, LogName,
-    NewJob, RegionName, ServiceName, Tally,
+    NewJob, RegionName, ServiceName, Tally, Timestamp, Waiver,
 };
 use deploycore::port::goals::Stored;
 use deploycore::port::queue::{JobCursor, JobFilter, JobPage};
@@ -28,7 +28,7 @@ use serde::de::DeserializeOwned;
 use super::{Region, State};
 use crate::cluster::api::{
     BuildAnswer, BuildRequest, DeployRequest, ErrorBody, ErrorDetail, RegionStatus, RollbackRequest, SWARM_PATH,
-    ServiceStatus, StandingsByRegion, Status, StoreUsage, UsageByRegion, usage_path,
+    ServiceStatus, StandingsByRegion, Status, StoreUsage, UsageByRegion, WaiverRequest, usage_path,
 };
 
 /// The largest request body.
@@ -131,7 +131,7 @@ async fn build(Shared(state): Context, Body(request): Body<BuildRequest>) -> Ans
 struct JobsQuery {
     limit: Option<u32>,
     service: Option<ServiceName>,
-    after_created_at: Option<deploycore::model::Timestamp>,
+    after_created_at: Option<Timestamp>,
     after_job: Option<JobId>,
 }
 
@@ -208,7 +208,8 @@ async fn deploy_artifact(Shared(state): Context, Body(request): Body<DeployReque
     };
     let _one_at_a_time = state.writing.lock().await;
     let wanted = deploy::DeployRequest::new(request.service, request.artifact).with_run(run);
-    Ok(Json(state.deployer.deploy(&wanted.with_selector(request.selector).with_redeploy(request.redeploy)).await?))
+    let wanted = wanted.with_selector(request.selector).with_redeploy(request.redeploy);
+    Ok(Json(state.deployer.deploy(&wanted.with_waivers(begin(request.waivers))).await?))
 }
 
 async fn rollback(Shared(state): Context, Body(request): Body<RollbackRequest>) -> Answer<Goal> {
@@ -218,7 +219,13 @@ async fn rollback(Shared(state): Context, Body(request): Body<RollbackRequest>) 
         let message = format!("{} is at generation {current:?}, not at {:?}", request.service, request.current);
         return Err(Error::new(StatusCode::CONFLICT, "moved_on", message));
     }
-    Ok(Json(state.deployer.rollback(&request.service, request.to).await?))
+    let waivers = begin(request.waivers);
+    Ok(Json(state.deployer.rollback_without(&request.service, request.to, &waivers).await?))
+}
+
+fn begin(waivers: Vec<WaiverRequest>) -> Vec<Waiver> {
+    let now = Timestamp::now();
+    waivers.into_iter().map(|waiver| waiver.begin(now)).collect()
 }
 
 async fn machines(Shared(state): Context) -> Answer<Vec<KnownMachine>> {
@@ -371,6 +378,7 @@ impl From<deploy::Error> for Error {
             deploy::Error::Goals(error) => return error.into(),
             deploy::Error::NeverDeployed { .. } => (StatusCode::NOT_FOUND, "not_found"),
             deploy::Error::OtherService { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "invalid"),
+            deploy::Error::Waiver(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid_waiver"),
             deploy::Error::UnknownGeneration { .. } => (StatusCode::NOT_FOUND, "unknown_generation"),
             deploy::Error::NothingToRollBackTo { .. } => (StatusCode::CONFLICT, "nothing_to_roll_back_to"),
             deploy::Error::Superseded { .. } | deploy::Error::Contended { .. } => (StatusCode::CONFLICT, "moved_on"),
