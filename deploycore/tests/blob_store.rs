@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use bytesize::ByteSize;
 use deploycore::model::Digest;
-use deploycore::port::store::{ArtifactStore, ArtifactStoreExt, Error};
+use deploycore::port::store::{ArtifactStore, ArtifactStoreExt, Deletion, Error};
 use deploycore::store::{BlobStore, BlobStoreSettings};
 use futures::TryStreamExt;
 use futures::stream::StreamExt;
@@ -145,4 +145,47 @@ async fn two_stores_below_two_prefixes_of_one_object_store_are_apart() {
     assert_eq!(b.list().count().await, 0);
     assert_eq!(b.sweep(Duration::ZERO).await.unwrap().objects, 0);
     a.verify(&digest).await.unwrap();
+}
+
+/// Makes a file look as old as if it was written then.
+fn age(path: &std::path::Path, age: Duration) {
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    file.set_modified(std::time::SystemTime::now() - age).unwrap();
+}
+
+#[tokio::test]
+async fn the_last_put_decides_what_is_idle() {
+    const HOUR: Duration = Duration::from_hours(1);
+    let (folder, store) = local();
+    let digest = store.put_bytes(bytes(1000)).await.unwrap().digest();
+    let manifest = folder.path().join("manifests").join(digest.to_string());
+    assert_eq!(store.delete_idle(&digest, HOUR).await.unwrap(), Deletion::InUse);
+    age(&manifest, 2 * HOUR);
+    store.put_bytes(bytes(1000)).await.unwrap();
+    assert_eq!(store.delete_idle(&digest, HOUR).await.unwrap(), Deletion::InUse, "it was put again");
+    store.verify(&digest).await.unwrap();
+    age(&folder.path().join("touches").join(digest.to_string()), 2 * HOUR);
+    assert_eq!(store.delete_idle(&digest, HOUR).await.unwrap(), Deletion::Gone);
+    for left in ["manifests", "blobs", "touches", "deletions"] {
+        assert_eq!(files(&folder.path().join(left)), [] as [std::path::PathBuf; 0], "{left}");
+    }
+}
+
+#[tokio::test]
+async fn nobody_minds_the_mark_of_a_deletion_that_was_killed() {
+    let (folder, store) = local();
+    let digest = store.put_bytes(bytes(1000)).await.unwrap().digest();
+    let marks = folder.path().join("deletions");
+    std::fs::create_dir(&marks).unwrap();
+    let mark = marks.join(format!("{digest}-0"));
+    std::fs::write(&mark, b"").unwrap();
+    age(&mark, Duration::from_mins(10));
+    let put = tokio::time::timeout(Duration::from_secs(10), store.put_bytes(bytes(1000)));
+    put.await.expect("it does not wait").unwrap();
+    assert_eq!(store.sweep(Duration::from_hours(1)).await.unwrap().objects, 1);
+    assert!(!mark.exists());
+    // One that is younger stays: it may be of a deletion under way.
+    std::fs::write(&mark, b"").unwrap();
+    assert_eq!(store.sweep(Duration::ZERO).await.unwrap().objects, 0);
+    assert!(mark.exists());
 }

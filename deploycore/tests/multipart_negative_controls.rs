@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -10,7 +11,7 @@ use bytesize::ByteSize;
 use deploycore::conformance::store::{Plain, cases};
 use deploycore::model::{Digest, LogName, Manifest};
 use deploycore::port::ArtifactStore;
-use deploycore::port::store::{ArtifactStoreExt, Chunks, Error, Multipart, PartTag, Source, UploadId};
+use deploycore::port::store::{ArtifactStoreExt, Chunks, Deletion, Error, Multipart, PartTag, Source, UploadId};
 use deploycore::store::{BlobStore, BlobStoreSettings};
 use futures::stream::BoxStream;
 
@@ -153,6 +154,10 @@ impl ArtifactStore for Broken {
     }
     async fn delete(&self, digest: &Digest) -> Result<(), Error> {
         self.inner.delete(digest).await
+    }
+
+    async fn delete_idle(&self, digest: &Digest, idle: Duration) -> Result<Deletion, Error> {
+        self.inner.delete_idle(digest, idle).await
     }
     fn list(&self) -> BoxStream<'_, Result<Digest, Error>> {
         self.inner.list()

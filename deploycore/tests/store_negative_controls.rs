@@ -4,13 +4,14 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use deploycore::conformance::store::{Plain, cases};
 use deploycore::memory::Store;
 use deploycore::model::{Digest, Epoch, LogName, Manifest};
-use deploycore::port::store::{ArtifactStoreExt, Chunks, Error, Source};
+use deploycore::port::store::{ArtifactStoreExt, Chunks, Deletion, Error, Source};
 use deploycore::port::{ArtifactStore, BackendError};
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 
@@ -58,6 +59,10 @@ enum Flaw {
     RefusesAbsentDelete,
     /// A digest that was deleted once is gone for ever.
     DeletesForEver,
+    /// A deletion of what is idle does not look when it was put.
+    DeletesWhatIsInUse,
+    /// A put of stored bytes leaves them as old as they are.
+    RepeatsLeaveNoTrace,
     FirstLogWins,
     UnboundedLogs,
     /// Attempts of a job share a log.
@@ -144,6 +149,11 @@ impl ArtifactStore for Broken {
                 return Err(BackendError::permanent("broken", "it exists by now").into());
             }
         }
+        if self.flaw == Flaw::RepeatsLeaveNoTrace
+            && let Some(manifest) = self.inner.manifest(&digest).await?
+        {
+            return Ok(manifest);
+        }
         self.inner.put_bytes(bytes.into()).await
     }
 
@@ -189,6 +199,11 @@ impl ArtifactStore for Broken {
             _ => {}
         }
         self.inner.delete(digest).await
+    }
+
+    async fn delete_idle(&self, digest: &Digest, idle: Duration) -> Result<Deletion, Error> {
+        let idle = if self.flaw == Flaw::DeletesWhatIsInUse { Duration::ZERO } else { idle };
+        self.inner.delete_idle(digest, idle).await
     }
 
     fn list(&self) -> BoxStream<'_, Result<Digest, Error>> {
@@ -271,6 +286,9 @@ controls! {
     a_delete_that_does_not: NeverDeletes is caught by "delete::a_deleted_artifact_is_gone";
     a_delete_that_is_refused: RefusesAbsentDelete is caught by "delete::deleting_again_changes_nothing";
     a_delete_for_ever: DeletesForEver is caught by "delete::a_deleted_artifact_can_be_stored_again";
+    a_deletion_that_does_not_look: DeletesWhatIsInUse is caught by "delete::only_what_is_idle_is_deleted";
+    a_repeat_that_does_not_count: RepeatsLeaveNoTrace is caught by "delete::a_repeated_put_makes_young";
+    a_put_that_is_lost_to_a_deletion: RepeatsLeaveNoTrace is caught by "delete::what_is_put_beside_deletions_stays";
     a_log_that_stays: FirstLogWins is caught by "logs::the_last_write_wins";
     a_log_without_bound: UnboundedLogs is caught by "logs::the_largest_log_fits_and_a_larger_one_is_refused";
     a_log_for_all_attempts: SharesLogs is caught by "logs::attempts_have_logs_of_their_own";

@@ -5,12 +5,13 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use deploycore::model::{Digest, LogName, Manifest};
 use deploycore::port::ArtifactStore;
-use deploycore::port::store::{Chunks, Error, Multipart, PartTag, Source, UploadId};
+use deploycore::port::store::{Chunks, Deletion, Error, Multipart, PartTag, Source, UploadId};
 use deploycore::store::BlobStore;
 use futures::stream::{BoxStream, StreamExt as _};
 
@@ -79,6 +80,9 @@ impl ArtifactStore for Counted {
     }
     async fn delete(&self, digest: &Digest) -> Result<(), Error> {
         self.inner.delete(digest).await
+    }
+    async fn delete_idle(&self, digest: &Digest, idle: Duration) -> Result<Deletion, Error> {
+        self.inner.delete_idle(digest, idle).await
     }
     fn list(&self) -> BoxStream<'_, Result<Digest, Error>> {
         self.inner.list()

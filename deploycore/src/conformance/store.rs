@@ -120,6 +120,9 @@ macro_rules! __store_cases {
                 deleting_again_changes_nothing
                 deleting_leaves_the_others
                 a_deleted_artifact_can_be_stored_again
+                only_what_is_idle_is_deleted
+                a_repeated_put_makes_young
+                what_is_put_beside_deletions_stays
             }
             logs {
                 a_log_comes_back

@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
+use tokio::time::Instant;
 
 use crate::model::{Digest, LogName, MAX_ARTIFACT_SIZE, Manifest, ManifestHasher};
-use crate::port::store::{ArtifactStore, Chunks, Error, MAX_CHUNK, MAX_LOG, Source};
+use crate::port::store::{ArtifactStore, Chunks, Deletion, Error, MAX_CHUNK, MAX_LOG, Source};
 
 /// An [`ArtifactStore`] in memory. Clones share one store; it ends with the last of them.
 #[derive(Debug, Clone, Default)]
@@ -27,6 +29,8 @@ struct State {
 struct Stored {
     manifest: Manifest,
     bytes: Bytes,
+    /// The last put.
+    put_at: Instant,
 }
 
 impl Store {
@@ -73,8 +77,9 @@ impl ArtifactStore for Store {
             bytes.extend_from_slice(&chunk);
         }
         let manifest = hasher.finish();
-        let stored = Stored { manifest: manifest.clone(), bytes: bytes.into() };
-        self.lock().artifacts.entry(manifest.digest()).or_insert(stored);
+        let put_at = Instant::now();
+        let stored = Stored { manifest: manifest.clone(), bytes: bytes.into(), put_at };
+        self.lock().artifacts.entry(manifest.digest()).or_insert(stored).put_at = put_at;
         Ok(manifest)
     }
 
@@ -101,6 +106,15 @@ impl ArtifactStore for Store {
     async fn delete(&self, digest: &Digest) -> Result<(), Error> {
         self.lock().artifacts.remove(digest);
         Ok(())
+    }
+
+    async fn delete_idle(&self, digest: &Digest, idle: Duration) -> Result<Deletion, Error> {
+        let artifacts = &mut self.lock().artifacts;
+        if artifacts.get(digest).is_some_and(|stored| stored.put_at.elapsed() < idle) {
+            return Ok(Deletion::InUse);
+        }
+        artifacts.remove(digest);
+        Ok(Deletion::Gone)
     }
 
     fn list(&self) -> BoxStream<'_, Result<Digest, Error>> {

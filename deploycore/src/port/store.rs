@@ -5,6 +5,7 @@ pub mod multipart;
 use std::fmt::Debug;
 use std::io;
 use std::ops::Range;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -57,6 +58,15 @@ impl Error {
     }
 }
 
+/// What an [idle deletion](ArtifactStore::delete_idle) left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deletion {
+    /// Nothing: it was deleted, or not there.
+    Gone,
+    /// The artifact, which was put within the time.
+    InUse,
+}
+
 /// Bytes on their way into a store, in chunks of any size.
 pub type Source = BoxStream<'static, io::Result<Bytes>>;
 /// Bytes on their way out of a store, in chunks of at most [`MAX_CHUNK`].
@@ -96,6 +106,17 @@ pub trait ArtifactStore: Send + Sync + Debug + 'static {
     /// Deletes an artifact: first the manifest, then the bytes. Idempotent. Whoever deletes makes sure that nobody puts the same
     /// bytes at the same time.
     async fn delete(&self, digest: &Digest) -> Result<(), Error>;
+
+    /// Deletes an artifact that nobody has put for `idle`, by the store's clock, and says what is there then. Unlike
+    /// [`delete`](Self::delete) it may run beside puts of the same bytes, and many times at once: a put that has succeeded leaves an artifact
+    /// that no deletion of an `idle` longer than its calls take removes. A put may wait for the end of a deletion. Idempotent; cut off, it
+    /// leaves the artifact as it was, or gone, or for the next put or deletion to take for gone.
+    ///
+    /// By default a store refuses: nothing is ever collected from it then.
+    async fn delete_idle(&self, digest: &Digest, idle: Duration) -> Result<Deletion, Error> {
+        let _ = (digest, idle);
+        Err(BackendError::permanent("artifact store", "this store cannot delete beside puts").into())
+    }
 
     /// The digests of all stored artifacts, in no order.
     fn list(&self) -> BoxStream<'_, Result<Digest, Error>>;

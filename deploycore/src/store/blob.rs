@@ -6,6 +6,8 @@
 //! blobs/<uuid>            the bytes of one put, under a fresh key
 //! manifests/<digest>      line 1: {"format":1,"blob":"<uuid>","size":N}; line 2: the manifest; both JSON
 //! logs/<job>/<epoch>      the log of an attempt
+//! touches/<digest>        empty: written when bytes are put that are there already
+//! deletions/<digest>-<uuid>   empty: a deletion of what is idle is under way
 //! ```
 //!
 //! An artifact exists when `manifests/<digest>` does. It is written last and create-only, so that readers see all or nothing and the first
@@ -18,6 +20,7 @@
 //! `file://` syncs each file and each folder that names it before a call returns. Clouds are durable by their own word.
 
 mod cloud;
+mod deletion;
 mod fault;
 mod folder;
 mod layout;
@@ -32,6 +35,7 @@ mod tests;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -48,7 +52,7 @@ use self::layout::{BlobKey, Header, Layout, Record};
 pub use self::open::open_url;
 pub use self::sweep::Swept;
 use crate::model::{Digest, LogName, Manifest};
-use crate::port::store::{ArtifactStore, Chunks, Error, MAX_LOG, Multipart, Source};
+use crate::port::store::{ArtifactStore, Chunks, Deletion, Error, MAX_LOG, Multipart, Source};
 
 /// How many artifacts' places are remembered, so that a ranged read costs one request; about 100 bytes each.
 const MAX_PLACES: usize = 4096;
@@ -232,20 +236,14 @@ impl ArtifactStore for BlobStore {
     }
 
     async fn delete(&self, digest: &Digest) -> Result<(), Error> {
-        let header = match self.header(digest).await {
-            Ok(header) => header,
-            // The blob of a damaged manifest is left to the sweep.
-            Err(Error::Corrupt { .. }) => None,
-            Err(error) => return Err(error),
-        };
-        self.remove(&self.layout.manifest(digest)).await?;
-        self.forget(digest);
-        // A power loss must not bring the manifest back without its blob.
-        self.sync_manifests().await?;
-        match header {
-            Some(header) => self.remove(&self.layout.blob(header.blob)).await,
-            None => Ok(()),
-        }
+        let blob = deletion::blob_of(self, digest).await?;
+        deletion::erase(self, digest, blob).await
+    }
+
+    /// A store that programs of several versions put into is no place for this: earlier ones know of no deletions, and their puts rely on
+    /// what is there.
+    async fn delete_idle(&self, digest: &Digest, idle: Duration) -> Result<Deletion, Error> {
+        deletion::delete_idle(self, digest, idle).await
     }
 
     fn list(&self) -> BoxStream<'_, Result<Digest, Error>> {

@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use bytesize::ByteSize;
 use deploycore::model::{Digest, LogName, Manifest};
-use deploycore::port::store::{Chunks, Error, Multipart, PartTag, Source, UploadId};
+use deploycore::port::store::{Chunks, Deletion, Error, Multipart, PartTag, Source, UploadId};
 use deploycore::port::{ArtifactStore, BackendError};
 use deploycore::store::{BlobStore, BlobStoreSettings};
 use futures::stream::BoxStream;
@@ -205,6 +206,9 @@ impl ArtifactStore for Parted {
     }
     async fn delete(&self, digest: &Digest) -> Result<(), Error> {
         self.inner.delete(digest).await
+    }
+    async fn delete_idle(&self, digest: &Digest, idle: Duration) -> Result<Deletion, Error> {
+        self.inner.delete_idle(digest, idle).await
     }
     fn list(&self) -> BoxStream<'_, Result<Digest, Error>> {
         self.inner.list()

@@ -17,7 +17,7 @@ use deploycore::port::ledger::{
     ClaimRequest, CopyJournal, CopyRetry, Error as LedgerError, JournaledUpload, LedgerCursor, LedgerFilter,
     LedgerPage, Registered,
 };
-use deploycore::port::store::{ArtifactStoreExt, Chunks, Error, PartTag, Source, UploadId};
+use deploycore::port::store::{ArtifactStoreExt, Chunks, Deletion, Error, PartTag, Source, UploadId};
 use deploycore::port::{ArtifactStore, BackendError, ReplicationLedger};
 use futures::TryStreamExt;
 use futures::stream::BoxStream;
@@ -148,6 +148,10 @@ impl ArtifactStore for Probe {
 
     async fn delete(&self, digest: &Digest) -> Result<(), Error> {
         self.inner.delete(digest).await
+    }
+
+    async fn delete_idle(&self, digest: &Digest, idle: Duration) -> Result<Deletion, Error> {
+        self.inner.delete_idle(digest, idle).await
     }
 
     fn list(&self) -> BoxStream<'_, Result<Digest, Error>> {

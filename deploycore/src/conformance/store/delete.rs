@@ -1,6 +1,20 @@
 //! Listing and deleting.
 
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
 use super::steps::*;
+use crate::port::store::Deletion;
+
+const HOUR: Duration = Duration::from_hours(1);
+/// Longer than a store needs for some calls, and than the grain of its clock.
+const WHILE: Duration = Duration::from_secs(3);
+
+async fn delete_idle(store: &dyn ArtifactStore, bytes: &[u8], idle: Duration) -> Deletion {
+    store.delete_idle(&Digest::of(bytes), idle).await.expect("a deletion")
+}
 
 /// In no order, all of them.
 pub async fn a_list_names_each_artifact_once(subject: Subject) {
@@ -71,4 +85,60 @@ pub async fn a_deleted_artifact_can_be_stored_again(subject: Subject) {
     put(&*store, &bytes).await;
     assert_there(&*store, &bytes).await;
     assert_there(&*other, &bytes).await;
+}
+
+/// What was put lately is not idle; what was not is gone by each way to look at it, and may be stored again.
+pub async fn only_what_is_idle_is_deleted(subject: Subject) {
+    let (store, other) = (subject.store(), subject.reopen().await);
+    assert_eq!(delete_idle(&*store, b"something else", HOUR).await, Deletion::Gone);
+    for (len, seed) in [(0, 1), (SEVERAL, 2)] {
+        let bytes = bytes(len, seed);
+        put(&*store, &bytes).await;
+        for _ in 0..2 {
+            assert_eq!(delete_idle(&*other, &bytes, HOUR).await, Deletion::InUse);
+            assert_there(&*store, &bytes).await;
+        }
+        for _ in 0..2 {
+            assert_eq!(delete_idle(&*other, &bytes, Duration::ZERO).await, Deletion::Gone);
+            assert_absent(&*store, &Digest::of(&bytes)).await;
+            assert_absent(&*other, &Digest::of(&bytes)).await;
+        }
+        put(&*store, &bytes).await;
+        assert_there(&*other, &bytes).await;
+    }
+}
+
+/// A put of bytes that are there already is a put.
+pub async fn a_repeated_put_makes_young(subject: Subject) {
+    let (store, bytes) = (subject.store(), bytes(SEVERAL, 1));
+    put(&*store, &bytes).await;
+    sleep(WHILE).await;
+    put(&*store, &bytes).await;
+    assert_eq!(delete_idle(&*store, &bytes, WHILE.mul_f64(0.9)).await, Deletion::InUse);
+    assert_there(&*store, &bytes).await;
+}
+
+/// Puts of the same bytes and idle deletions at once: what was put stays.
+pub async fn what_is_put_beside_deletions_stays(subject: Subject) {
+    let (store, bytes) = (subject.store(), bytes(SEVERAL, 1));
+    put(&*store, &bytes).await;
+    for puts_first in [true, false] {
+        sleep(WHILE).await;
+        let (mut puts, mut deletions) = (JoinSet::new(), JoinSet::new());
+        for turn in [puts_first, !puts_first] {
+            for _ in 0..3 {
+                let (subject, bytes) = (subject.clone(), bytes.clone());
+                if turn {
+                    puts.spawn(async move { put(&*subject.store(), &bytes).await });
+                } else {
+                    deletions.spawn(async move { delete_idle(&*subject.store(), &bytes, WHILE / 2).await });
+                }
+            }
+        }
+        puts.join_all().await;
+        assert_there(&*store, &bytes).await;
+        deletions.join_all().await;
+        assert_there(&*store, &bytes).await;
+        assert_eq!(list(&*store).await, [Digest::of(&bytes)]);
+    }
 }

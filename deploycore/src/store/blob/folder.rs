@@ -26,6 +26,12 @@ impl Folder {
         Ok(Self { root: root.to_owned() })
     }
 
+    /// Makes a further folder in it, durably, unless it is there.
+    pub(super) async fn make(&self, name: &'static str) -> io::Result<()> {
+        let folder = self.root.join(name);
+        blocking(move || if folder.is_dir() { Ok(()) } else { create_synced(&folder, &mut sync) }).await
+    }
+
     /// Makes the entries of the manifests' folder durable.
     pub(super) async fn sync_manifests(&self) -> io::Result<()> {
         let folder = self.root.join(Layout::MANIFESTS);
@@ -37,8 +43,11 @@ impl Folder {
         let root = self.root.clone();
         blocking(move || {
             let mut swept = (0, 0);
-            for name in [Layout::BLOBS, Layout::MANIFESTS] {
-                sweep(&root.join(name), min_age, &mut swept)?;
+            for name in [Layout::BLOBS, Layout::MANIFESTS, Layout::TOUCHES, Layout::DELETIONS] {
+                let folder = root.join(name);
+                if folder.is_dir() {
+                    sweep(&folder, min_age, &mut swept)?;
+                }
             }
             let logs = root.join(Layout::LOGS);
             for job in fs::read_dir(logs)? {

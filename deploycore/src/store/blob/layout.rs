@@ -57,6 +57,8 @@ impl Layout {
     pub(super) const BLOBS: &'static str = "blobs";
     pub(super) const MANIFESTS: &'static str = "manifests";
     pub(super) const LOGS: &'static str = "logs";
+    pub(super) const TOUCHES: &'static str = "touches";
+    pub(super) const DELETIONS: &'static str = "deletions";
 
     pub(super) fn new(prefix: Path) -> Self {
         Self { prefix }
@@ -76,6 +78,26 @@ impl Layout {
 
     pub(super) fn manifest(&self, digest: &Digest) -> Path {
         self.manifests().join(digest.to_string())
+    }
+
+    /// Written whenever bytes are put that are there already.
+    pub(super) fn touch(&self, digest: &Digest) -> Path {
+        self.prefix.clone().join(Self::TOUCHES).join(digest.to_string())
+    }
+
+    pub(super) fn deletions(&self) -> Path {
+        self.prefix.clone().join(Self::DELETIONS)
+    }
+
+    /// Says that a deletion is under way; each has a mark of its own.
+    pub(super) fn fresh_mark(&self, digest: &Digest) -> Path {
+        self.deletions().join(format!("{digest}-{}", Uuid::now_v7()))
+    }
+
+    /// Whether a path is a mark of a deletion of this artifact.
+    pub(super) fn marks(path: &Path, digest: &Digest) -> bool {
+        let rest = path.filename().and_then(|name| name.strip_prefix(&digest.to_string()));
+        rest.is_some_and(|rest| rest.starts_with('-'))
     }
 
     pub(super) fn log(&self, log: &LogName) -> Path {

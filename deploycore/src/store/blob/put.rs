@@ -4,11 +4,12 @@ use bytes::BytesMut;
 use futures::stream::StreamExt;
 use object_store::path::Path;
 use object_store::{Error as ObjectError, ObjectStoreExt, PutMode, PutPayload, WriteMultipart};
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::BlobStore;
 use super::fault::{fault, permanent, retryable};
 use super::layout::{BlobKey, Record};
+use super::{BlobStore, deletion};
 use crate::model::{MAX_ARTIFACT_SIZE, Manifest, ManifestHasher};
 use crate::port::store::{Error, MAX_CHUNK, Source};
 
@@ -133,8 +134,36 @@ impl<'a> Upload<'a> {
     }
 }
 
-/// Writes the manifest, create-only, and gives it back once the artifact is there, whoever stored it.
+/// Writes the manifest, create-only, and gives it back once the artifact is there, whoever stored it, and no deletion under way may take it
+/// away. Until then our blob is kept.
 pub(super) async fn publish(store: &BlobStore, record: Record) -> Result<Manifest, Error> {
+    let (digest, began) = (record.manifest.digest(), Instant::now());
+    loop {
+        let placed = place(store, record.clone()).await?;
+        if placed == Placed::Another {
+            deletion::touch(store, &digest).await?;
+        }
+        if deletion::is_safe(store, &digest).await? {
+            if placed == Placed::Another {
+                discard(store, &store.layout.blob(record.header.blob)).await;
+            }
+            return Ok(record.manifest);
+        }
+        deletion::wait(began).await?;
+    }
+}
+
+/// Whose blob the manifest names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Placed {
+    Ours,
+    Another,
+    /// It was deleted just now.
+    Nothing,
+}
+
+/// Writes the manifest, create-only, unless there is one whose blob is whole.
+async fn place(store: &BlobStore, record: Record) -> Result<Placed, Error> {
     let path = store.layout.manifest(&record.manifest.digest());
     let bytes = record.encode().map_err(permanent)?;
     match store.objects.put_opts(&path, bytes.into(), PutMode::Create.into()).await {
@@ -153,24 +182,21 @@ pub(super) async fn publish(store: &BlobStore, record: Record) -> Result<Manifes
 }
 
 /// Our manifest is there. A put that stalled for longer than the age of a sweep may have lost its blob before it got here.
-async fn confirm(store: &BlobStore, record: Record) -> Result<Manifest, Error> {
+async fn confirm(store: &BlobStore, record: Record) -> Result<Placed, Error> {
     if store.blob_size(record.header.blob).await? == Some(record.header.size) {
         store.remember(&record.manifest.digest(), record.header);
-        return Ok(record.manifest);
+        return Ok(Placed::Ours);
     }
     store.remove(&store.layout.manifest(&record.manifest.digest())).await?;
     Err(retryable("the blob was swept before its manifest was written: the put stalled for too long"))
 }
 
 /// A manifest is there already: ours after a lost reply, another put's, or a broken one.
-async fn settle(store: &BlobStore, record: Record) -> Result<Manifest, Error> {
+async fn settle(store: &BlobStore, record: Record) -> Result<Placed, Error> {
     let digest = record.manifest.digest();
     let found = match store.record(&digest).await {
         Ok(Some(found)) => Some(found),
-        Ok(None) => {
-            discard(store, &store.layout.blob(record.header.blob)).await;
-            return Err(retryable("the artifact was deleted while it was stored"));
-        }
+        Ok(None) => return Ok(Placed::Nothing),
         Err(Error::Corrupt { detail, .. }) => {
             warn!(%digest, detail, "a damaged manifest is replaced");
             None
@@ -186,8 +212,7 @@ async fn settle(store: &BlobStore, record: Record) -> Result<Manifest, Error> {
         if store.blob_size(found.header.blob).await? == Some(found.header.size) {
             // Whoever wrote it may not have come to sync it yet.
             store.sync_manifests().await?;
-            discard(store, &store.layout.blob(record.header.blob)).await;
-            return Ok(found.manifest);
+            return Ok(Placed::Another);
         }
         warn!(%digest, "a manifest whose blob is gone or cut is replaced");
     }

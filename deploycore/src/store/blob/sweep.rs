@@ -7,9 +7,9 @@ use futures::stream::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use tracing::info;
 
-use super::BlobStore;
 use super::fault::{fault, io_fault};
 use super::layout::{BlobKey, Layout};
+use super::{BlobStore, deletion};
 use crate::port::store::{ArtifactStore, Error};
 
 /// Manifests read at once.
@@ -41,6 +41,7 @@ impl BlobStore {
         if let Some(folder) = &self.folder {
             (swept.objects, swept.bytes) = folder.sweep_unfinished(min_age).await.map_err(io_fault)?;
         }
+        swept.objects += deletion::sweep_marks(self).await?;
         // Blobs first, manifests after: a blob whose manifest was written meanwhile is then seen as named.
         let suspects = self.old_blobs(min_age).await?;
         for (blob, size) in self.unnamed(suspects).await? {

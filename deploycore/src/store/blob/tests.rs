@@ -20,6 +20,19 @@ struct Line {
     loses_reply: AtomicBool,
     /// Bytes that went out.
     read: AtomicU64,
+    /// What was written, looked at and listed, in this order.
+    calls: Mutex<Vec<String>>,
+}
+
+impl Line {
+    fn note(&self, call: &str, at: &Path) {
+        let folder = at.parts().next().map_or(String::new(), |part| part.as_ref().to_owned());
+        self.calls.lock().unwrap().push(format!("{call} {folder}"));
+    }
+
+    fn calls(&self) -> Vec<String> {
+        std::mem::take(&mut self.calls.lock().unwrap())
+    }
 }
 
 impl std::fmt::Display for Line {
@@ -32,6 +45,7 @@ impl std::fmt::Display for Line {
 impl ObjectStore for Line {
     async fn put_opts(&self, at: &Path, bytes: PutPayload, how: PutOptions) -> object_store::Result<PutResult> {
         let is_create = how.mode == object_store::PutMode::Create;
+        self.note("put", at);
         let answer = self.objects.put_opts(at, bytes, how).await?;
         if is_create && self.loses_reply.swap(false, Ordering::SeqCst) {
             return Err(object_store::Error::Generic { store: "line", source: "no reply".into() });
@@ -47,6 +61,7 @@ impl ObjectStore for Line {
     }
     async fn get_opts(&self, at: &Path, how: GetOptions) -> object_store::Result<GetResult> {
         let is_head = how.head;
+        self.note(if is_head { "head" } else { "get" }, at);
         let answer = self.objects.get_opts(at, how).await?;
         let Range { start, end } = answer.range;
         self.read.fetch_add(if is_head { 0 } else { end - start }, Ordering::SeqCst);
@@ -59,6 +74,7 @@ impl ObjectStore for Line {
         self.objects.delete_stream(paths)
     }
     fn list(&self, below: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
+        self.note("list", below.unwrap_or(&Path::default()));
         self.objects.list(below)
     }
     async fn list_with_delimiter(&self, below: Option<&Path>) -> object_store::Result<ListResult> {
@@ -117,4 +133,71 @@ async fn a_manifest_of_a_newer_program_is_neither_overwritten_nor_deleted_nor_ta
         assert!(crate::port::chain(&error).contains("format 2"), "{}", crate::port::chain(&error));
     }
     assert_eq!(line.get(&place).await.unwrap().bytes().await.unwrap(), newer);
+}
+
+const HOUR: Duration = Duration::from_hours(1);
+
+#[tokio::test]
+async fn a_put_looks_for_deletions_after_it_made_its_artifact_young() {
+    let line = Arc::new(Line::default());
+    let store = BlobStore::new(line.clone(), Path::default());
+    let bytes = Bytes::from_static(b"some bytes");
+    store.put_bytes(bytes.clone()).await.unwrap();
+    let first = ["put blobs", "put manifests", "head blobs", "list deletions", "get manifests", "head blobs"];
+    assert_eq!(line.calls(), first);
+    store.put_bytes(bytes).await.unwrap();
+    let again = line.calls();
+    assert_eq!(again.last().unwrap(), "head blobs");
+    let at = |call: &str| again.iter().position(|one| one == call).unwrap();
+    assert!(at("put touches") < at("list deletions"), "{again:?}");
+    let looks = again[at("list deletions")..].iter().filter(|call| *call == "get manifests");
+    assert_eq!(looks.count(), 1, "it is looked at again: {again:?}");
+}
+
+#[tokio::test]
+async fn a_deletion_says_so_before_it_looks_how_old_the_artifact_is() {
+    let line = Arc::new(Line::default());
+    let store = BlobStore::new(line.clone(), Path::default());
+    let digest = store.put_bytes(Bytes::from_static(b"some bytes")).await.unwrap().digest();
+    line.calls();
+    assert_eq!(store.delete_idle(&digest, HOUR).await.unwrap(), Deletion::InUse);
+    assert_eq!(line.calls(), ["head manifests", "head touches"], "no put waits for that");
+    assert_eq!(store.delete_idle(&digest, Duration::ZERO).await.unwrap(), Deletion::Gone);
+    let calls = line.calls();
+    let marked = calls.iter().position(|call| call == "put deletions").unwrap();
+    // The blob to delete is found before the look, so that what is stored after it is not touched.
+    assert_eq!(calls[marked + 1..], ["get manifests", "head manifests", "head touches"]);
+    assert_eq!(line.objects.list(None).count().await, 0, "nothing is left, and no mark");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_put_outlasts_a_deletion_that_did_not_see_it() {
+    let line = Arc::new(Line::default());
+    let store = Arc::new(BlobStore::new(line.clone(), Path::default()));
+    let bytes = Bytes::from_static(b"some bytes");
+    let digest = store.put_bytes(bytes.clone()).await.unwrap().digest();
+    // The deletion has seen that the artifact is old, and is about to delete it.
+    let mark = store.layout.fresh_mark(&digest);
+    line.put(&mark, PutPayload::default()).await.unwrap();
+    let blob = deletion::blob_of(&store, &digest).await.unwrap();
+    let put = tokio::spawn({
+        let (store, bytes) = (store.clone(), bytes.clone());
+        async move { store.put_bytes(bytes).await }
+    });
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert!(!put.is_finished(), "the artifact may be gone in a moment");
+    deletion::erase(&store, &digest, blob).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert!(!put.is_finished(), "the deletion is not over");
+    line.delete(&mark).await.unwrap();
+    put.await.unwrap().unwrap();
+    store.verify(&digest).await.unwrap();
+    assert_ne!(deletion::blob_of(&store, &digest).await.unwrap(), blob);
+    assert_eq!(line.objects.list(Some(&store.layout.blobs())).count().await, 1);
+
+    // One that is never over: the put says so in the end.
+    line.put(&mark, PutPayload::default()).await.unwrap();
+    let Error::Backend(error) = store.put_bytes(bytes).await.unwrap_err() else { panic!("a backend's error") };
+    assert!(error.is_retryable());
+    store.verify(&digest).await.unwrap();
 }

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use deploycore::memory;
 use deploycore::model::{Digest, LogName, Manifest};
-use deploycore::port::store::{Chunks, Error, Source};
+use deploycore::port::store::{Chunks, Deletion, Error, Source};
 use deploycore::port::{ArtifactStore, ArtifactStoreExt};
 use futures::stream::{BoxStream, TryStreamExt};
 use tokio::task::JoinSet;
@@ -48,6 +48,10 @@ impl ArtifactStore for StoresLater {
 
     async fn delete(&self, digest: &Digest) -> Result<(), Error> {
         self.inner.delete(digest).await
+    }
+
+    async fn delete_idle(&self, digest: &Digest, idle: Duration) -> Result<Deletion, Error> {
+        self.inner.delete_idle(digest, idle).await
     }
 
     fn list(&self) -> BoxStream<'_, Result<Digest, Error>> {

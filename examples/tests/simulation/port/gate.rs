@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use deploycore::model::{Digest, LogName, Manifest};
 use deploycore::port::ArtifactStore;
-use deploycore::port::store::{Chunks, Error, Source};
+use deploycore::port::store::{Chunks, Deletion, Error, Source};
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
 
@@ -50,6 +51,10 @@ impl ArtifactStore for GateStore {
 
     async fn delete(&self, digest: &Digest) -> Result<(), Error> {
         self.inner.delete(digest).await
+    }
+
+    async fn delete_idle(&self, digest: &Digest, idle: Duration) -> Result<Deletion, Error> {
+        self.inner.delete_idle(digest, idle).await
     }
 
     fn list(&self) -> BoxStream<'_, Result<Digest, Error>> {

@@ -1,12 +1,13 @@
 //! An artifact store, far away.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use deploycore::model::{Digest, LogName, Manifest};
 use deploycore::port::ArtifactStore;
-use deploycore::port::store::{Chunks, Error, Source};
+use deploycore::port::store::{Chunks, Deletion, Error, Source};
 use futures::stream::{self, BoxStream, StreamExt};
 
 use super::Far;
@@ -45,6 +46,11 @@ impl ArtifactStore for Far<dyn ArtifactStore> {
     async fn delete(&self, digest: &Digest) -> Result<(), Error> {
         let (inner, digest) = (self.inner.clone(), *digest);
         self.link.call("store.delete", async move { inner.delete(&digest).await }).await
+    }
+
+    async fn delete_idle(&self, digest: &Digest, idle: Duration) -> Result<Deletion, Error> {
+        let (inner, digest) = (self.inner.clone(), *digest);
+        self.link.call("store.delete_idle", async move { inner.delete_idle(&digest, idle).await }).await
     }
 
     fn list(&self) -> BoxStream<'_, Result<Digest, Error>> {

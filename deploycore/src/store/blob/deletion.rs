@@ -1,0 +1,160 @@
+//! Deleting what nobody has put for long, beside puts of the same bytes.
+//!
+//! A deletion leaves a mark, then looks when the artifact was put last, and only then deletes. A put makes the artifact young (by its
+//! manifest, or by a touch where there is one already), then looks for marks, and then whether the artifact is there. So of a put and a
+//! deletion at once one sees the other:
+//!
+//! - the put looked before there was a mark: the deletion looks later than that, sees a young artifact and leaves it;
+//! - the put sees the mark: it waits for its end and looks again;
+//! - the deletion was over: the put sees what it left, and stores its own bytes, which it has kept until then.
+//!
+//! A deletion that was killed leaves its mark. After [`MARK_LIFE`] nobody minds it, which is why a deletion that took longer than
+//! [`MAX_DELAY`] to get from its mark to the deletion gives up.
+
+use std::time::Duration;
+
+use futures::stream::TryStreamExt;
+use jiff::Timestamp;
+use object_store::path::Path;
+use object_store::{ObjectMeta, ObjectStoreExt, PutPayload};
+use tokio::time::{Instant, sleep};
+use tracing::{debug, info};
+
+use super::BlobStore;
+use super::fault::{fault, io_fault, is_missing, retryable};
+use super::layout::{BlobKey, Layout};
+use crate::model::Digest;
+use crate::port::chain;
+use crate::port::store::{ArtifactStore, Deletion, Error};
+
+/// A mark that is older is of a deletion that was killed.
+pub(super) const MARK_LIFE: Duration = Duration::from_mins(10);
+/// From a mark to the deletion.
+const MAX_DELAY: Duration = Duration::from_mins(1);
+/// How long a put waits for deletions, and how often it looks.
+const MAX_WAIT: Duration = Duration::from_mins(2);
+const LOOK: Duration = Duration::from_millis(200);
+
+pub(super) async fn delete_idle(store: &BlobStore, digest: &Digest, idle: Duration) -> Result<Deletion, Error> {
+    // A mark makes puts wait: none for what is plainly in use, or gone.
+    match age(store, digest).await? {
+        Some(age) if age < idle => return Ok(Deletion::InUse),
+        Some(_) => {}
+        None => return Ok(Deletion::Gone),
+    }
+    let (mark, marked) = (store.layout.fresh_mark(digest), Instant::now());
+    prepare(store, Layout::DELETIONS).await?;
+    store.objects.put(&mark, PutPayload::default()).await.map_err(fault)?;
+    let deleted = delete_marked(store, digest, idle, marked).await;
+    if let Err(error) = store.remove(&mark).await {
+        debug!(%mark, error = %chain(&error), "the mark of a deletion is left to the sweep");
+    }
+    deleted
+}
+
+async fn delete_marked(store: &BlobStore, digest: &Digest, idle: Duration, marked: Instant) -> Result<Deletion, Error> {
+    // Before the look at its age: the blob of a put that comes after it is not touched.
+    let blob = blob_of(store, digest).await?;
+    match age(store, digest).await? {
+        Some(age) if age < idle => return Ok(Deletion::InUse),
+        _ if marked.elapsed() > MAX_DELAY => {
+            return Err(retryable("the deletion was held up: nothing was deleted"));
+        }
+        _ => {}
+    }
+    erase(store, digest, blob).await?;
+    info!(%digest, "an idle artifact was deleted");
+    Ok(Deletion::Gone)
+}
+
+/// The blob that the manifest names. That of a damaged manifest is left to the sweep.
+pub(super) async fn blob_of(store: &BlobStore, digest: &Digest) -> Result<Option<BlobKey>, Error> {
+    match store.header(digest).await {
+        Ok(header) => Ok(header.map(|header| header.blob)),
+        Err(Error::Corrupt { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes the manifest, then the blob.
+pub(super) async fn erase(store: &BlobStore, digest: &Digest, blob: Option<BlobKey>) -> Result<(), Error> {
+    store.remove(&store.layout.manifest(digest)).await?;
+    store.forget(digest);
+    // A power loss must not bring the manifest back without its blob.
+    store.sync_manifests().await?;
+    if let Some(blob) = blob {
+        store.remove(&store.layout.blob(blob)).await?;
+    }
+    store.remove(&store.layout.touch(digest)).await
+}
+
+/// How long ago the artifact was put last, by the store's clock; `None` when it is not there.
+async fn age(store: &BlobStore, digest: &Digest) -> Result<Option<Duration>, Error> {
+    let modified = async |path: Path| match store.objects.head(&path).await {
+        Ok(meta) => Ok(Some(age_of(&meta))),
+        Err(error) if is_missing(&error) => Ok(None),
+        Err(error) => Err(fault(error)),
+    };
+    let Some(stored) = modified(store.layout.manifest(digest)).await? else {
+        return Ok(None);
+    };
+    let touched = modified(store.layout.touch(digest)).await?;
+    Ok(Some(touched.map_or(stored, |touched| touched.min(stored))))
+}
+
+fn age_of(meta: &ObjectMeta) -> Duration {
+    let millis = Timestamp::now().as_millisecond().saturating_sub(meta.last_modified.timestamp_millis());
+    Duration::from_millis(u64::try_from(millis).unwrap_or_default())
+}
+
+/// Makes an artifact young that another put has stored.
+pub(super) async fn touch(store: &BlobStore, digest: &Digest) -> Result<(), Error> {
+    prepare(store, Layout::TOUCHES).await?;
+    store.objects.put(&store.layout.touch(digest), PutPayload::default()).await.map_err(fault)?;
+    Ok(())
+}
+
+/// Whether the artifact is there for good, once it is young: no deletion is under way that may not have seen it so.
+pub(super) async fn is_safe(store: &BlobStore, digest: &Digest) -> Result<bool, Error> {
+    Ok(!is_under_way(store, digest).await? && store.exists(digest).await?)
+}
+
+async fn is_under_way(store: &BlobStore, digest: &Digest) -> Result<bool, Error> {
+    let mut marks = store.objects.list(Some(&store.layout.deletions()));
+    while let Some(meta) = marks.try_next().await.map_err(fault)? {
+        if Layout::marks(&meta.location, digest) && age_of(&meta) < MARK_LIFE {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// A put that found a deletion under way looks again after a while.
+///
+/// Errors: retryable once it has waited for too long.
+pub(super) async fn wait(since: Instant) -> Result<(), Error> {
+    if since.elapsed() >= MAX_WAIT {
+        return Err(retryable(format!("the same artifact is deleted for longer than {MAX_WAIT:?}")));
+    }
+    sleep(LOOK).await;
+    Ok(())
+}
+
+/// Removes marks of deletions that were killed; how many.
+pub(super) async fn sweep_marks(store: &BlobStore) -> Result<u64, Error> {
+    let marks = store.objects.list(Some(&store.layout.deletions()));
+    let old = marks.try_filter(|meta| std::future::ready(age_of(meta) >= MARK_LIFE));
+    let old: Vec<_> = old.try_collect().await.map_err(fault)?;
+    for meta in &old {
+        store.remove(&meta.location).await?;
+    }
+    Ok(old.len() as u64)
+}
+
+/// A store that is read only by whoever has the folder is not made to hold what only puts need.
+async fn prepare(store: &BlobStore, name: &'static str) -> Result<(), Error> {
+    match &store.folder {
+        Some(folder) => folder.make(name).await.map_err(io_fault),
+        None => Ok(()),
+    }
+}
