@@ -5,8 +5,8 @@ use std::error::Error;
 use std::str::FromStr;
 
 use deploycore::model::{
-    ArtifactRef, Attempt, ClaimId, CopyPriority, CopyState, CopyStatus, Epoch, Job, JobId, JobStatus, Lease,
-    NewArtifact, NewJob, OlderJobs, RegionName, RunningLease, Timestamp,
+    ArtifactRef, Attempt, ClaimId, CopyPriority, CopyState, CopyStatus, DigestTombstone, Epoch, Job, JobId, JobStatus,
+    Lease, NewArtifact, NewJob, OlderJobs, RegionName, RunningLease, Timestamp, Tombstone, TombstoneStage,
 };
 use deploycore::port::BackendError;
 use deploycore::port::ledger::transition::CopyRow;
@@ -196,6 +196,21 @@ impl<R: StoredRow> Columns<'_, R> {
 
     fn artifact_ref(&self, name: &'static str) -> Result<ArtifactRef, BackendError> {
         Ok(ArtifactRef { name: self.parse(name)?, digest: self.parse("digest")?, size: self.number("size")? })
+    }
+
+    /// The tombstone that a row of `artifacts` says: of one that is deleted.
+    pub(crate) fn deleted(&self) -> Result<Option<Tombstone>, BackendError> {
+        let Some(since) = self.optional_time("deleted_at")? else { return Ok(None) };
+        let reason = self.optional_text("deleted_because")?.unwrap_or_default();
+        Ok(Some(Tombstone { stage: TombstoneStage::Deleted, reason, since }))
+    }
+
+    /// Reads a row of `tombstones`.
+    pub(crate) fn tombstone(&self) -> Result<DigestTombstone, BackendError> {
+        let stages = [TombstoneStage::Marked, TombstoneStage::Deleting];
+        let stage = self.word("stage", |word| stages.into_iter().find(|stage| stage.as_str() == word))?;
+        let tombstone = Tombstone { stage, reason: self.0.text("reason")?, since: self.time("since")? };
+        Ok(DigestTombstone { digest: self.parse("digest")?, tombstone })
     }
 
     /// Reads a row of `copies`.

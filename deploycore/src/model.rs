@@ -10,6 +10,7 @@ mod manifest;
 mod replication;
 mod tally;
 mod time;
+mod tombstone;
 mod waiver;
 
 pub use artifact::{ArtifactRef, LogName};
@@ -36,4 +37,5 @@ pub use replication::{
 };
 pub use tally::{Standing, Straggler, Tally};
 pub use time::{Timestamp, elapsed, friendly, friendly_option, later};
+pub use tombstone::{DigestTombstone, Tombstone, TombstoneStage};
 pub use waiver::Waiver;

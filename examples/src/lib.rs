@@ -19,4 +19,6 @@ mod documents {
     mod custom_worker {}
     #[doc = include_str!("../../docs/custom-backend.md")]
     mod custom_backend {}
+    #[doc = include_str!("../../docs/stores.md")]
+    mod stores {}
 }

@@ -5,6 +5,7 @@ mod figures;
 mod journal;
 mod read;
 mod row;
+mod tombstones;
 
 #[cfg(test)]
 pub(super) use self::{
@@ -24,7 +25,7 @@ use deploycore::model::{
 use deploycore::port::ReplicationLedger;
 use deploycore::port::ledger::transition::{self, CopyRow};
 use deploycore::port::ledger::{
-    ClaimRequest, CopyJournal, CopyRetry, Error, LedgerCursor, LedgerFilter, LedgerPage, Registered, bounds,
+    ClaimRequest, CopyJournal, CopyRetry, Error, LedgerCursor, LedgerFilter, LedgerPage, Registered, Tombstones, bounds,
 };
 use sqlx::mysql::MySqlConnection;
 
@@ -107,6 +108,20 @@ async fn change_one<T>(
     Ok(changed)
 }
 
+/// Leaves a copy of an artifact with a tombstone as it is. Whoever sets one waits for the lock of the copy.
+async fn reopen_one(
+    connection: &mut MySqlConnection,
+    artifact: &ArtifactName,
+    region: &RegionName,
+    change: impl Fn(&mut Found, Timestamp) -> Result<bool, Error> + Send,
+) -> Result<bool, Error> {
+    row::lock(connection, artifact, region).await?.ok_or_else(|| Error::NotFound { artifact: artifact.clone() })?;
+    if tombstones::is_collected(connection, artifact).await? {
+        return Ok(false);
+    }
+    change_one(connection, artifact, region, change).await
+}
+
 #[async_trait]
 impl ReplicationLedger for Ledger {
     async fn register(&self, artifact: &NewArtifact) -> Result<Registered, Error> {
@@ -174,7 +189,7 @@ impl ReplicationLedger for Ledger {
         let change = |found: &mut Found, now| Ok(transition::reopen(&mut found.copy, seen, reason, now));
         let reopen = || async {
             let mut moment = self.database.begin().await?;
-            let reopened = change_one(moment.connection(), artifact, region, &change).await;
+            let reopened = reopen_one(moment.connection(), artifact, region, &change).await;
             moment.end(reopened).await
         };
         self.database.call(reopen).await
@@ -235,6 +250,10 @@ impl ReplicationLedger for Ledger {
     }
 
     fn journal(&self) -> Option<&dyn CopyJournal> {
+        Some(self)
+    }
+
+    fn tombstones(&self) -> Option<&dyn Tombstones> {
         Some(self)
     }
 }

@@ -8,12 +8,13 @@ use sqlx::mysql::MySqlConnection;
 /// Number, name, statements.
 type Version = (i64, &'static str, &'static str);
 
-const VERSIONS: [Version; 5] = [
+const VERSIONS: [Version; 6] = [
     (1, "queue", include_str!("../../migrations/mariadb/0001_queue.sql")),
     (2, "ledger", include_str!("../../migrations/mariadb/0002_ledger.sql")),
     (3, "older_jobs", include_str!("../../migrations/mariadb/0003_older_jobs.sql")),
     (4, "replication", include_str!("../../migrations/mariadb/0004_replication.sql")),
     (5, "queue_turns", include_str!("../../migrations/mariadb/0005_queue_turns.sql")),
+    (6, "tombstones", include_str!("../../migrations/mariadb/0006_tombstones.sql")),
 ];
 
 /// The newest version that this crate knows.

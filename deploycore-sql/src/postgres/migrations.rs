@@ -3,13 +3,14 @@
 use sqlx::SqlSafeStr as _;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 
-const VERSIONS: [(i64, &str, &str); 6] = [
+const VERSIONS: [(i64, &str, &str); 7] = [
     (1, "queue", include_str!("../../migrations/postgres/0001_queue.sql")),
     (2, "ledger", include_str!("../../migrations/postgres/0002_ledger.sql")),
     (3, "journal", include_str!("../../migrations/postgres/0003_journal.sql")),
     (4, "claims", include_str!("../../migrations/postgres/0004_claims.sql")),
     (5, "replication", include_str!("../../migrations/postgres/0005_replication.sql")),
     (6, "queue_turns", include_str!("../../migrations/postgres/0006_queue_turns.sql")),
+    (7, "tombstones", include_str!("../../migrations/postgres/0007_tombstones.sql")),
 ];
 
 /// The newest version that this crate knows.

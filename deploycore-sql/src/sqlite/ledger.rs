@@ -5,6 +5,7 @@ mod figures;
 mod journal;
 mod read;
 mod row;
+mod tombstones;
 
 #[cfg(test)]
 pub(super) use self::{
@@ -24,7 +25,7 @@ use deploycore::model::{
 use deploycore::port::ReplicationLedger;
 use deploycore::port::ledger::transition::{self, CopyRow};
 use deploycore::port::ledger::{
-    ClaimRequest, CopyJournal, CopyRetry, Error, LedgerCursor, LedgerFilter, LedgerPage, Registered, bounds,
+    ClaimRequest, CopyJournal, CopyRetry, Error, LedgerCursor, LedgerFilter, LedgerPage, Registered, Tombstones, bounds,
 };
 
 use super::database::{Database, Moment, NAME, failed};
@@ -141,7 +142,8 @@ impl ReplicationLedger for Ledger {
         let mut moment = self.database.write().await?;
         let before = require(&mut moment, artifact, region).await?.copy;
         let mut after = before.clone();
-        let is_reopened = transition::reopen(&mut after, seen, reason, moment.now);
+        let is_collected = tombstones::is_collected(&mut moment, artifact).await?;
+        let is_reopened = !is_collected && transition::reopen(&mut after, seen, reason, moment.now);
         if is_reopened {
             row::update(moment.connection(), artifact, region, &before, &after).await?;
             moment.commit().await?;
@@ -178,12 +180,15 @@ impl ReplicationLedger for Ledger {
         waived: &BTreeSet<RegionName>,
     ) -> Result<(), Error> {
         const PIN: &str = "INSERT INTO pins (artifact, holder) VALUES (?1, ?2) ON CONFLICT DO NOTHING";
+        const NEEDED: &str = "UPDATE artifacts SET last_pinned_at = ?2 WHERE name = ?1";
         let mut moment = self.database.write().await?;
         let status = read::status(moment.connection(), artifact).await?;
         let status = status.ok_or_else(|| Error::NotFound { artifact: artifact.clone() })?;
         transition::gate(&status, waived)?;
         let pin = sqlx::query(PIN).bind(artifact.as_str()).bind(holder.as_str());
         pin.execute(moment.connection()).await.map_err(failed)?;
+        let needed = sqlx::query(NEEDED).bind(artifact.as_str()).bind(stored::micros(moment.now));
+        needed.execute(moment.connection()).await.map_err(failed)?;
         Ok(moment.commit().await?)
     }
 
@@ -196,6 +201,10 @@ impl ReplicationLedger for Ledger {
     }
 
     fn journal(&self) -> Option<&dyn CopyJournal> {
+        Some(self)
+    }
+
+    fn tombstones(&self) -> Option<&dyn Tombstones> {
         Some(self)
     }
 }

@@ -21,6 +21,7 @@ pub mod model;
 pub mod pin;
 pub mod priority;
 pub mod register;
+pub mod tombstones;
 
 mod steps;
 
@@ -108,6 +109,17 @@ macro_rules! __ledger_cases {
                 failed_copies_are_reopened_together
                 concurrent_reopenings_count_once
                 a_pin_is_decided_in_one_step
+            }
+            tombstones {
+                a_collected_artifact_is_not_deployed_any_more
+                a_mark_may_be_lifted
+                what_is_in_use_is_not_collected
+                a_pin_makes_young
+                nothing_is_copied_under_a_tombstone
+                all_artifacts_of_a_digest_are_collected_together
+                bytes_that_are_built_anew_are_kept
+                unfinished_collections_are_listed
+                a_pin_and_a_mark_exclude_each_other
             }
             model {
                 a_random_run_is_as_in_the_reference

@@ -425,6 +425,10 @@ impl Deployer {
             match self.retry(|| async { Ok(self.ledger.pin(artifact, &holder, waived).await?) }).await {
                 Ok(()) => tracing::warn!(%service, %artifact, "a pin that a goal needs was missing and is back"),
                 // A copy was lost: it is reopened, and pinned when it is back.
+                Err(Error::Ledger(error @ ledger::Error::Collected { .. })) => {
+                    tracing::error!(%service, %artifact, error = chain(&error), "ALARM: a goal names what is collected: deploy something else");
+                    metrics::counter!("deploycore_deployer_collected_goals_total").increment(1);
+                }
                 Err(Error::Ledger(error @ (ledger::Error::NotDeployable { .. } | ledger::Error::NotFound { .. }))) => {
                     tracing::warn!(%service, %artifact, error = chain(&error), "a pin that a goal needs is missing");
                 }

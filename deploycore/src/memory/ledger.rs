@@ -1,6 +1,7 @@
 //! The ledger in memory.
 
 mod journal;
+mod tombstones;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,13 +12,13 @@ use async_trait::async_trait;
 
 use super::Clock;
 use crate::model::{
-    ArtifactName, ArtifactStatus, ClaimId, CopyLease, CopyPriority, CopyTask, Epoch, FiguresCounter, FiguresRequest,
-    NewArtifact, PinHolder, RegionName, ReplicationFigures, Timestamp,
+    ArtifactName, ArtifactStatus, ClaimId, CopyLease, CopyPriority, CopyTask, Digest, Epoch, FiguresCounter,
+    FiguresRequest, NewArtifact, PinHolder, RegionName, ReplicationFigures, Timestamp, Tombstone,
 };
 use crate::port::ledger::transition::{self, CopyRow};
 use crate::port::ledger::{
     ClaimRequest, CopyJournal, CopyRetry, Error, JournaledUpload, LedgerCursor, LedgerFilter, LedgerPage, Registered,
-    bounds,
+    Tombstones, bounds,
 };
 use crate::port::{BackendError, ReplicationLedger};
 
@@ -29,7 +30,14 @@ use crate::port::{BackendError, ReplicationLedger};
 pub struct Ledger {
     clock: Clock,
     capacity: usize,
-    artifacts: Mutex<BTreeMap<ArtifactName, Entry>>,
+    artifacts: Mutex<Artifacts>,
+}
+
+#[derive(Debug, Default)]
+struct Artifacts {
+    entries: BTreeMap<ArtifactName, Entry>,
+    /// Of digests that are marked, or whose bytes are being deleted.
+    tombstones: BTreeMap<Digest, Tombstone>,
 }
 
 #[derive(Debug, Clone)]
@@ -39,6 +47,9 @@ struct Entry {
     copies: BTreeMap<RegionName, CopyRow>,
     uploads: BTreeMap<RegionName, JournaledUpload>,
     pins: BTreeSet<PinHolder>,
+    last_pinned_at: Option<Timestamp>,
+    /// Once its bytes are deleted.
+    tombstone: Option<Tombstone>,
 }
 
 impl Default for Ledger {
@@ -66,11 +77,11 @@ impl Ledger {
     /// Everything, for a simulation that checks invariants.
     pub fn snapshot(&self) -> BTreeMap<ArtifactName, ArtifactStatus> {
         let (artifacts, _) = self.locked();
-        artifacts.iter().map(|(name, entry)| (name.clone(), entry.status())).collect()
+        artifacts.entries.iter().map(|(name, entry)| (name.clone(), artifacts.status(entry))).collect()
     }
 
     /// The artifacts and the instant of the call. No call panics while it holds the lock, so a poisoned one is sound.
-    fn locked(&self) -> (MutexGuard<'_, BTreeMap<ArtifactName, Entry>>, Timestamp) {
+    fn locked(&self) -> (MutexGuard<'_, Artifacts>, Timestamp) {
         (self.artifacts.lock().unwrap_or_else(PoisonError::into_inner), self.clock.now())
     }
 
@@ -83,7 +94,7 @@ impl Ledger {
     ) -> Result<T, Error> {
         let (mut artifacts, now) = self.locked();
         let not_found = || Error::NotFound { artifact: artifact.clone() };
-        let entry = artifacts.get_mut(artifact).ok_or_else(not_found)?;
+        let entry = artifacts.entries.get_mut(artifact).ok_or_else(not_found)?;
         let copy = entry.copies.get_mut(region).ok_or_else(not_found)?;
         Ok(change(copy, entry.registered.artifact.size, now))
     }
@@ -95,13 +106,14 @@ impl ReplicationLedger for Ledger {
         bounds::check_register(artifact)?;
         let name = &artifact.artifact.name;
         let (mut artifacts, now) = self.locked();
-        if let Some(entry) = artifacts.get(name) {
+        if let Some(entry) = artifacts.entries.get(name) {
             let same = entry.registered == *artifact;
             return if same { Ok(Registered::Repeated) } else { Err(Error::Conflict { artifact: name.clone() }) };
         }
-        if artifacts.len() >= self.capacity {
+        if artifacts.entries.len() >= self.capacity {
             return Err(BackendError::permanent("memory", format!("no more than {} artifacts", self.capacity)).into());
         }
+        artifacts.make_way(artifact)?;
         let copies =
             artifact.required.iter().map(|region| (region.clone(), transition::register(artifact.priority, now)));
         let entry = Entry {
@@ -110,22 +122,24 @@ impl ReplicationLedger for Ledger {
             copies: copies.collect(),
             uploads: BTreeMap::new(),
             pins: BTreeSet::new(),
+            last_pinned_at: None,
+            tombstone: None,
         };
-        artifacts.insert(name.clone(), entry);
+        artifacts.entries.insert(name.clone(), entry);
         Ok(Registered::Created)
     }
 
     async fn unregistered(&self, names: &[ArtifactName]) -> Result<BTreeSet<ArtifactName>, Error> {
         bounds::check_names(names.len())?;
         let (artifacts, _) = self.locked();
-        Ok(names.iter().filter(|name| !artifacts.contains_key(*name)).cloned().collect())
+        Ok(names.iter().filter(|name| !artifacts.entries.contains_key(*name)).cloned().collect())
     }
 
     async fn claim(&self, request: &ClaimRequest) -> Result<Vec<CopyTask>, Error> {
         bounds::check_claim(request)?;
         let (mut artifacts, now) = self.locked();
         let mut entries: Vec<_> =
-            artifacts.values_mut().filter(|entry| entry.copies.contains_key(&request.region)).collect();
+            artifacts.entries.values_mut().filter(|entry| entry.copies.contains_key(&request.region)).collect();
         entries.sort_by_key(|entry| {
             let priority = entry.copies[&request.region].status.priority;
             (Reverse(priority), entry.registered_at, entry.registered.artifact.name.clone())
@@ -155,7 +169,7 @@ impl ReplicationLedger for Ledger {
     async fn complete(&self, lease: &CopyLease) -> Result<(), Error> {
         let (mut artifacts, now) = self.locked();
         let not_found = || Error::NotFound { artifact: lease.artifact.clone() };
-        let entry = artifacts.get_mut(&lease.artifact).ok_or_else(not_found)?;
+        let entry = artifacts.entries.get_mut(&lease.artifact).ok_or_else(not_found)?;
         let copy = entry.copies.get_mut(&lease.region).ok_or_else(not_found)?;
         transition::complete(copy, lease, entry.registered.artifact.size, now)?;
         entry.uploads.remove(&lease.region);
@@ -170,7 +184,8 @@ impl ReplicationLedger for Ledger {
 
     async fn prioritize(&self, artifact: &ArtifactName, priority: CopyPriority) -> Result<usize, Error> {
         let (mut artifacts, _) = self.locked();
-        let entry = artifacts.get_mut(artifact).ok_or_else(|| Error::NotFound { artifact: artifact.clone() })?;
+        let entry =
+            artifacts.entries.get_mut(artifact).ok_or_else(|| Error::NotFound { artifact: artifact.clone() })?;
         Ok(entry.copies.values_mut().map(|copy| usize::from(transition::prioritize(copy, priority))).sum())
     }
 
@@ -181,12 +196,17 @@ impl ReplicationLedger for Ledger {
         seen: Epoch,
         reason: &str,
     ) -> Result<bool, Error> {
-        self.with_copy(artifact, region, |copy, _, now| transition::reopen(copy, seen, reason, now))
+        let (mut artifacts, now) = self.locked();
+        let not_found = || Error::NotFound { artifact: artifact.clone() };
+        let is_collected = artifacts.tombstone(artifacts.entries.get(artifact).ok_or_else(not_found)?).is_some();
+        let entry = artifacts.entries.get_mut(artifact).ok_or_else(not_found)?;
+        let copy = entry.copies.get_mut(region).ok_or_else(not_found)?;
+        Ok(!is_collected && transition::reopen(copy, seen, reason, now))
     }
 
     async fn status(&self, artifact: &ArtifactName) -> Result<Option<ArtifactStatus>, Error> {
         let (artifacts, _) = self.locked();
-        Ok(artifacts.get(artifact).map(Entry::status))
+        Ok(artifacts.entries.get(artifact).map(|entry| artifacts.status(entry)))
     }
 
     async fn list(
@@ -199,7 +219,8 @@ impl ReplicationLedger for Ledger {
         let (artifacts, _) = self.locked();
         let is_past =
             |entry: &Entry| after.is_none_or(|cursor| entry.place() < (cursor.registered_at, &cursor.artifact));
-        let mut page: Vec<_> = artifacts.values().filter(|entry| is_past(entry) && entry.passes(filter)).collect();
+        let mut page: Vec<_> =
+            artifacts.entries.values().filter(|entry| is_past(entry) && entry.passes(filter)).collect();
         page.sort_by_key(|entry| Reverse(entry.place()));
         let more = page.len() > limit;
         page.truncate(limit);
@@ -208,13 +229,13 @@ impl ReplicationLedger for Ledger {
             registered_at: entry.registered_at,
             artifact: entry.registered.artifact.name.clone(),
         });
-        Ok(LedgerPage { artifacts: page.into_iter().map(Entry::status).collect(), next })
+        Ok(LedgerPage { artifacts: page.into_iter().map(|entry| artifacts.status(entry)).collect(), next })
     }
 
     async fn figures(&self, request: &FiguresRequest) -> Result<BTreeMap<RegionName, ReplicationFigures>, Error> {
         let (artifacts, now) = self.locked();
         let mut regions: BTreeMap<RegionName, FiguresCounter> = BTreeMap::new();
-        for entry in artifacts.values() {
+        for entry in artifacts.entries.values() {
             for (region, copy) in &entry.copies {
                 let counter = regions.entry(region.clone()).or_insert_with(|| FiguresCounter::new(*request, now));
                 counter.add(&copy.status, entry.registered.artifact.size);
@@ -229,16 +250,18 @@ impl ReplicationLedger for Ledger {
         holder: &PinHolder,
         waived: &BTreeSet<RegionName>,
     ) -> Result<(), Error> {
-        let (mut artifacts, _) = self.locked();
-        let entry = artifacts.get_mut(artifact).ok_or_else(|| Error::NotFound { artifact: artifact.clone() })?;
-        transition::gate(&entry.status(), waived)?;
+        let (mut artifacts, now) = self.locked();
+        let not_found = || Error::NotFound { artifact: artifact.clone() };
+        transition::gate(&artifacts.status(artifacts.entries.get(artifact).ok_or_else(not_found)?), waived)?;
+        let entry = artifacts.entries.get_mut(artifact).ok_or_else(not_found)?;
+        entry.last_pinned_at = Some(now);
         entry.pins.insert(holder.clone());
         Ok(())
     }
 
     async fn unpin(&self, artifact: &ArtifactName, holder: &PinHolder) -> Result<(), Error> {
         let (mut artifacts, _) = self.locked();
-        if let Some(entry) = artifacts.get_mut(artifact) {
+        if let Some(entry) = artifacts.entries.get_mut(artifact) {
             entry.pins.remove(holder);
         }
         Ok(())
@@ -247,18 +270,30 @@ impl ReplicationLedger for Ledger {
     fn journal(&self) -> Option<&dyn CopyJournal> {
         Some(self)
     }
+
+    fn tombstones(&self) -> Option<&dyn Tombstones> {
+        Some(self)
+    }
 }
 
-impl Entry {
-    fn status(&self) -> ArtifactStatus {
+impl Artifacts {
+    fn status(&self, entry: &Entry) -> ArtifactStatus {
         ArtifactStatus {
-            registered: self.registered.clone(),
-            registered_at: self.registered_at,
-            copies: self.copies.iter().map(|(region, copy)| (region.clone(), copy.status.clone())).collect(),
-            pins: self.pins.clone(),
+            registered: entry.registered.clone(),
+            registered_at: entry.registered_at,
+            copies: entry.copies.iter().map(|(region, copy)| (region.clone(), copy.status.clone())).collect(),
+            pins: entry.pins.clone(),
+            last_pinned_at: entry.last_pinned_at,
+            tombstone: self.tombstone(entry).cloned(),
         }
     }
 
+    fn tombstone<'a>(&'a self, entry: &'a Entry) -> Option<&'a Tombstone> {
+        entry.tombstone.as_ref().or_else(|| self.tombstones.get(&entry.registered.artifact.digest))
+    }
+}
+
+impl Entry {
     /// Its place among all.
     fn place(&self) -> (Timestamp, &ArtifactName) {
         (self.registered_at, &self.registered.artifact.name)

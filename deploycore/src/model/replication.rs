@@ -8,7 +8,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ArtifactName, ArtifactRef, ClaimId, Epoch, JobId, PinHolder, RegionName, ServiceName, Timestamp};
+use super::{
+    ArtifactName, ArtifactRef, ClaimId, Epoch, JobId, PinHolder, RegionName, ServiceName, Timestamp, Tombstone,
+};
 
 /// Where a copy stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -186,6 +188,12 @@ pub struct ArtifactStatus {
     pub copies: BTreeMap<RegionName, CopyStatus>,
     /// Who keeps it from being collected.
     pub pins: BTreeSet<PinHolder>,
+    /// When it was pinned last, also if that pin is gone.
+    #[serde(default)]
+    pub last_pinned_at: Option<Timestamp>,
+    /// Set while it is collected, and from then on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tombstone: Option<Tombstone>,
 }
 
 impl ArtifactStatus {
@@ -195,8 +203,13 @@ impl ArtifactStatus {
         incomplete.map(|(region, copy)| (region.clone(), copy.state)).collect()
     }
 
-    /// Complete in each required region.
+    /// Complete in each required region, and not collected.
     pub fn is_deployable(&self) -> bool {
-        !self.copies.is_empty() && self.missing().is_empty()
+        self.tombstone.is_none() && !self.copies.is_empty() && self.missing().is_empty()
+    }
+
+    /// The last time that it was needed for all that the ledger knows: its registration, or its last pin.
+    pub fn last_needed_at(&self) -> Timestamp {
+        self.last_pinned_at.map_or(self.registered_at, |pinned| pinned.max(self.registered_at))
     }
 }

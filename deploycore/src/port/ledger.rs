@@ -4,6 +4,7 @@
 
 pub mod bounds;
 pub mod journal;
+pub mod tombstones;
 pub mod transition;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,11 +15,12 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 pub use journal::{CopyJournal, JournaledUpload};
+pub use tombstones::{Idle, Tombstones};
 
 use super::BackendError;
 use crate::model::{
-    ArtifactName, ArtifactStatus, ClaimId, CopyLease, CopyPriority, CopyState, CopyTask, FiguresRequest, NewArtifact,
-    PinHolder, RegionName, ReplicationFigures, ServiceName, Timestamp,
+    ArtifactName, ArtifactStatus, ClaimId, CopyLease, CopyPriority, CopyState, CopyTask, Digest, FiguresRequest,
+    NewArtifact, PinHolder, RegionName, ReplicationFigures, ServiceName, Timestamp, Tombstone,
 };
 
 /// What can go wrong with a ledger.
@@ -53,6 +55,30 @@ pub enum Error {
         /// Each region that does not have it, with where it stands.
         missing: BTreeMap<RegionName, CopyState>,
     },
+    /// The artifact is collected, or is about to be: it cannot be deployed any more.
+    #[error("artifact {artifact} is {} since {}: {}; build it anew", .tombstone.stage.as_str(), .tombstone.since, .tombstone.reason)]
+    Collected {
+        /// The artifact.
+        artifact: ArtifactName,
+        /// When and why.
+        tombstone: Tombstone,
+    },
+    /// The bytes are in use: they are not collected.
+    #[error("the artifacts with digest {digest} are not collected: {why}")]
+    InUse {
+        /// Of the bytes.
+        digest: Digest,
+        /// By what.
+        why: String,
+    },
+    /// The same bytes, of another artifact, are being deleted: the registration may be repeated when that is over.
+    #[error("artifact {artifact} cannot be registered yet: bytes with its digest {digest} are being deleted")]
+    BeingDeleted {
+        /// The artifact.
+        artifact: ArtifactName,
+        /// Of the bytes.
+        digest: Digest,
+    },
     /// The request breaks a bound of the contract.
     #[error("invalid request: {0}")]
     Invalid(String),
@@ -69,7 +95,11 @@ fn regions(missing: &BTreeMap<RegionName, CopyState>) -> String {
 impl Error {
     /// Whether the same call may succeed later.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Backend(error) if error.is_retryable())
+        match self {
+            Self::Backend(error) => error.is_retryable(),
+            Self::BeingDeleted { .. } => true,
+            _ => false,
+        }
     }
 }
 
@@ -144,7 +174,10 @@ pub struct LedgerPage {
 pub trait ReplicationLedger: Send + Sync + Debug + 'static {
     /// Adds an artifact with a pending copy for each required region, durably. Idempotent.
     ///
-    /// Errors: `Conflict` when the name is taken by another body; `Invalid` when no region is required, or past the [`bounds`].
+    /// A [tombstone](Tombstones) of its digest under which nothing was deleted yet is lifted in the same transaction.
+    ///
+    /// Errors: `Conflict` when the name is taken by another body, or by an artifact that was collected; `BeingDeleted` while bytes with its
+    /// digest are; `Invalid` when no region is required, or past the [`bounds`].
     async fn register(&self, artifact: &NewArtifact) -> Result<Registered, Error>;
 
     /// Those of `names` (at most [`MAX_BATCH`]) that are not in the ledger.
@@ -186,7 +219,8 @@ pub trait ReplicationLedger: Send + Sync + Debug + 'static {
 
     /// A complete copy has disappeared, or a failed one shall be tried again: it is pending again, claimable at once, its epoch one
     /// more. `seen` is the epoch at which the caller saw it; if the copy has moved on, nothing changes and the answer is `false`, also
-    /// when this very call moved it and is repeated. A pending copy stays as it is, with `false`. Pins stay.
+    /// when this very call moved it and is repeated. A pending copy stays as it is, with `false`, and so does each of an artifact with a
+    /// [tombstone](Tombstones). Pins stay.
     ///
     /// Errors: `NotFound`.
     async fn reopen(
@@ -221,7 +255,7 @@ pub trait ReplicationLedger: Send + Sync + Debug + 'static {
     /// missing. A waived region that the artifact does not require changes nothing, and waiving all of them waives none: see
     /// [`transition::gate`].
     ///
-    /// Errors: `NotDeployable` with the missing regions; `NotFound`.
+    /// Errors: `NotDeployable` with the missing regions; `Collected`; `NotFound`.
     async fn pin(
         &self,
         artifact: &ArtifactName,
@@ -236,6 +270,11 @@ pub trait ReplicationLedger: Send + Sync + Debug + 'static {
     fn journal(&self) -> Option<&dyn CopyJournal> {
         None
     }
+
+    /// The tombstones, where the ledger keeps some. `None` by default: nothing is ever collected then.
+    fn tombstones(&self) -> Option<&dyn Tombstones> {
+        None
+    }
 }
 
 /// Convenience on any [`ReplicationLedger`].
@@ -246,13 +285,11 @@ pub trait ReplicationLedgerExt: ReplicationLedger {
         self.status(artifact).await?.ok_or_else(|| Error::NotFound { artifact: artifact.clone() })
     }
 
-    /// Succeeds when the artifact is complete in each required region; otherwise the error names the missing ones.
+    /// Succeeds when the artifact is complete in each required region; otherwise the error names the missing ones, or its tombstone.
     async fn deployable(&self, artifact: &ArtifactName) -> Result<ArtifactStatus, Error> {
         let status = self.require(artifact).await?;
-        if status.is_deployable() {
-            return Ok(status);
-        }
-        Err(Error::NotDeployable { artifact: artifact.clone(), missing: status.missing() })
+        transition::gate(&status, &BTreeSet::new())?;
+        Ok(status)
     }
 
     /// Reopens each copy of an artifact that was given up, so that its region tries again; which regions. No service does this by itself:

@@ -122,6 +122,8 @@ pub struct RegistrarTick {
     pub registered: u64,
     /// Artifacts that the ledger refuses; each is logged.
     pub refused: u64,
+    /// Artifacts that the ledger does not take yet, because the same bytes, of older artifacts, are being deleted; the next look tries again.
+    pub held_back: u64,
 }
 
 /// Finds succeeded jobs that the ledger does not know and registers what they made.
@@ -209,7 +211,9 @@ impl Registrar {
 
         // Only a whole look moves the watermark: what an error held back is looked at again.
         let mut state = self.lock();
-        state.watermark = state.watermark.max(newest);
+        if tick.held_back == 0 {
+            state.watermark = state.watermark.max(newest);
+        }
         if full {
             state.full_sweep_at = Some(now);
         }
@@ -271,6 +275,10 @@ impl Registrar {
                 }
                 Ok(Registered::Repeated) => {}
                 Err(error @ ledger::Error::Backend(_)) => return Err(error),
+                Err(error @ ledger::Error::BeingDeleted { .. }) => {
+                    info!(artifact = %artifact.name, reason = %chain(&error), "an artifact is registered later");
+                    tick.held_back += 1;
+                }
                 // One artifact that the ledger refuses must not keep the others waiting.
                 Err(error) => {
                     warn!(artifact = %artifact.name, job = %job.spec.id, error = %chain(&error), "the ledger refuses an artifact");

@@ -8,12 +8,13 @@ use async_trait::async_trait;
 use deploycore::conformance::ledger::cases;
 use deploycore::memory::Ledger;
 use deploycore::model::{
-    ArtifactName, ArtifactStatus, ClaimId, CopyLease, CopyPriority, CopyTask, Epoch, FiguresRequest, NewArtifact,
-    PinHolder, RegionName, ReplicationFigures,
+    ArtifactName, ArtifactStatus, ClaimId, CopyLease, CopyPriority, CopyTask, Digest, DigestTombstone, Epoch,
+    FiguresRequest, NewArtifact, PinHolder, RegionName, ReplicationFigures,
 };
 use deploycore::port::ReplicationLedger;
 use deploycore::port::ledger::{
     ClaimRequest, CopyJournal, CopyRetry, Error, JournaledUpload, LedgerCursor, LedgerFilter, LedgerPage, Registered,
+    Tombstones,
 };
 use deploycore::port::store::{PartTag, UploadId};
 
@@ -46,6 +47,13 @@ enum Fault {
     ClaimTakesWhatIsLessUrgent,
     RaisesAreForgotten,
     FiguresIgnoreTheWindow,
+    MarksAnything,
+    MarksInTwoSteps,
+    PinsUnderATombstone,
+    DeletesAtOnce,
+    LiftsWhatIsBeingDeleted,
+    ReopensUnderATombstone,
+    RegistersWhileDeleting,
 }
 
 /// Each fault with the cases that must catch it.
@@ -87,6 +95,19 @@ const CONTROLS: &[(Fault, &[&str])] = &[
         &["priority::a_copy_is_made_more_urgent_and_never_less", "priority::a_raise_keeps_all_else"],
     ),
     (Fault::FiguresIgnoreTheWindow, &["figures::an_idle_region_has_no_figures"]),
+    (
+        Fault::MarksAnything,
+        &[
+            "tombstones::what_is_in_use_is_not_collected",
+            "tombstones::all_artifacts_of_a_digest_are_collected_together",
+        ],
+    ),
+    (Fault::MarksInTwoSteps, &["tombstones::a_pin_and_a_mark_exclude_each_other"]),
+    (Fault::PinsUnderATombstone, &["tombstones::a_collected_artifact_is_not_deployed_any_more"]),
+    (Fault::DeletesAtOnce, &["tombstones::what_is_in_use_is_not_collected"]),
+    (Fault::LiftsWhatIsBeingDeleted, &["tombstones::a_collected_artifact_is_not_deployed_any_more"]),
+    (Fault::ReopensUnderATombstone, &["tombstones::nothing_is_copied_under_a_tombstone"]),
+    (Fault::RegistersWhileDeleting, &["tombstones::bytes_that_are_built_anew_are_kept"]),
 ];
 
 #[tokio::test(start_paused = true)]
@@ -176,6 +197,7 @@ impl ReplicationLedger for Broken {
     async fn register(&self, artifact: &NewArtifact) -> Result<Registered, Error> {
         match self.inner.register(artifact).await {
             Err(Error::Conflict { .. }) if self.is(Fault::RegisterIgnoresTheBody) => Ok(Registered::Repeated),
+            Err(Error::BeingDeleted { .. }) if self.is(Fault::RegistersWhileDeleting) => Ok(Registered::Created),
             Ok(Registered::Repeated) if self.is(Fault::RegisterRefusesRepeats) => {
                 Err(Error::Conflict { artifact: artifact.artifact.name.clone() })
             }
@@ -251,6 +273,9 @@ impl ReplicationLedger for Broken {
         reason: &str,
     ) -> Result<bool, Error> {
         let status = self.inner.status(artifact).await?;
+        if self.is(Fault::ReopensUnderATombstone) && status.as_ref().is_some_and(|status| status.tombstone.is_some()) {
+            return Ok(true);
+        }
         let now = status.and_then(|status| status.copies.get(region).map(|copy| copy.epoch));
         let seen = now.filter(|_| self.is(Fault::ReopenIgnoresWhatWasSeen)).unwrap_or(seen);
         self.inner.reopen(artifact, region, seen, reason).await
@@ -286,6 +311,7 @@ impl ReplicationLedger for Broken {
         let status = status.ok_or_else(|| Error::NotFound { artifact: artifact.clone() })?;
         match self.fault {
             Fault::PinWithoutCheck => {}
+            Fault::PinsUnderATombstone if status.tombstone.is_some() => {}
             Fault::PinChecksBeforeItPins if status.is_deployable() => tokio::task::yield_now().await,
             Fault::PinKnowsNoWaivers => return self.inner.pin(artifact, holder, &BTreeSet::new()).await,
             Fault::PinLetsAllBeWaived if status.copies.keys().all(|region| waived.contains(region)) => {}
@@ -304,6 +330,47 @@ impl ReplicationLedger for Broken {
 
     fn journal(&self) -> Option<&dyn CopyJournal> {
         Some(self)
+    }
+
+    fn tombstones(&self) -> Option<&dyn Tombstones> {
+        Some(self)
+    }
+}
+
+#[async_trait]
+impl Tombstones for Broken {
+    async fn set(&self, digest: &Digest, idle: Duration, reason: &str) -> Result<(), Error> {
+        match self.inner.set(digest, idle, reason).await {
+            Err(Error::InUse { .. }) if self.is(Fault::MarksAnything) => Ok(()),
+            Ok(()) if self.is(Fault::MarksInTwoSteps) => {
+                self.inner.lift(digest).await?;
+                tokio::task::yield_now().await;
+                // What was pinned meanwhile is not looked at.
+                self.inner.set(digest, idle, reason).await.ok();
+                Ok(())
+            }
+            answer => answer,
+        }
+    }
+
+    async fn lift(&self, digest: &Digest) -> Result<bool, Error> {
+        let is_known = self.inner.unfinished(1).await?.iter().any(|one| one.digest == *digest);
+        let is_lifted = self.inner.lift(digest).await?;
+        Ok(is_lifted || (is_known && self.is(Fault::LiftsWhatIsBeingDeleted)))
+    }
+
+    async fn begin_deletion(&self, digest: &Digest, idle: Duration, grace: Duration) -> Result<bool, Error> {
+        let (idle, grace) =
+            if self.is(Fault::DeletesAtOnce) { (Duration::ZERO, Duration::ZERO) } else { (idle, grace) };
+        self.inner.begin_deletion(digest, idle, grace).await
+    }
+
+    async fn end_deletion(&self, digest: &Digest) -> Result<(), Error> {
+        self.inner.end_deletion(digest).await
+    }
+
+    async fn unfinished(&self, limit: usize) -> Result<Vec<DigestTombstone>, Error> {
+        self.inner.unfinished(limit).await
     }
 }
 

@@ -408,8 +408,36 @@ async fn a_registrar_that_requires_no_region_says_so_and_registers_nothing() {
     assert_eq!(ledger.status(&name).await.unwrap(), None);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_build_whose_bytes_are_being_deleted_is_registered_after_that() {
+    let world = World::new(&["a"]);
+    let old = world.build(1).await;
+    let jobs = Arc::new(Queue::new(Clock::default()));
+    let registrar = Registrar::new(registrar_settings(), jobs.clone(), world.ledger.clone());
+    world.replicator().tick().await;
+    let tombstones = world.ledger.tombstones().unwrap();
+    tombstones.set(&old.digest, Duration::ZERO, "old").await.unwrap();
+    assert!(tombstones.begin_deletion(&old.digest, Duration::ZERO, Duration::ZERO).await.unwrap());
+    let held = finish_job(&jobs, &old).await.artifact.unwrap();
+    let other = finish_job(&jobs, &some_artifact()).await.artifact.unwrap();
+    let first = registrar.tick().await.unwrap();
+    assert_eq!((first.registered, first.held_back, first.refused), (1, 1, 0), "it holds no other back");
+    world.ledger.require(&other.name).await.unwrap();
+    // Long before all jobs are looked at again, and further than an ordinary look reaches back.
+    let later = async || {
+        sleep(Duration::from_mins(10)).await;
+        finish_job(&jobs, &some_artifact()).await;
+        registrar.tick().await.unwrap()
+    };
+    let second = later().await;
+    assert_eq!((second.registered, second.held_back), (1, 1));
+    tombstones.end_deletion(&old.digest).await.unwrap();
+    assert_eq!(later().await.registered, 2);
+    world.ledger.require(&held.name).await.unwrap();
+}
+
 fn tick(looked_at: u64, registered: u64) -> deploycore::store::RegistrarTick {
-    deploycore::store::RegistrarTick { looked_at, registered, refused: 0 }
+    deploycore::store::RegistrarTick { looked_at, registered, refused: 0, held_back: 0 }
 }
 
 #[tokio::test(start_paused = true)]

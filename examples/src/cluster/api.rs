@@ -9,6 +9,7 @@ use deploycore::model::{
     RunSpec, Selector, ServiceName, Timestamp, Waiver, friendly, later,
 };
 use deploycore::port::queue::{Enqueued, QueueStats};
+use deploycore::store::{CollectionPlan, CollectorTick};
 use deploycore_p2p::core::tracker::SwarmStanding;
 use serde::{Deserialize, Serialize};
 use url::Url;
@@ -128,6 +129,29 @@ pub struct RollbackRequest {
     /// Required regions to do without; none by default.
     #[serde(default)]
     pub waivers: Vec<WaiverRequest>,
+}
+
+/// `POST /v1/collections`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CollectRequest {
+    /// What was registered and pinned longer ago may go; at least a day.
+    #[serde(with = "friendly")]
+    pub older_than: Duration,
+    /// So many of each service's newest stay.
+    pub keep: usize,
+    /// Whether to make a round, rather than to say what it would do; false by default.
+    #[serde(default)]
+    pub delete: bool,
+}
+
+/// Answer to `POST /v1/collections`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CollectAnswer {
+    /// What goes, and why the rest stays: as it was before the round.
+    pub plan: CollectionPlan,
+    /// What the round did, if one was asked for.
+    pub round: Option<CollectorTick>,
 }
 
 /// `GET /v1/status`

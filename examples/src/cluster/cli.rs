@@ -197,6 +197,20 @@ pub enum Command {
         #[command(flatten)]
         target: Target,
     },
+    /// Delete what nothing needs any more; without --delete say what that is, and why the rest stays
+    Collect {
+        /// What was registered and deployed longer ago; at least a day
+        #[arg(long, value_name = "AGE", default_value = "30d", value_parser = parse_age)]
+        older_than: Duration,
+        /// Keep so many of each service's newest, whatever their age
+        #[arg(long, value_name = "N", default_value_t = 10)]
+        keep: usize,
+        /// Make a round: mark what nothing needs, and delete what was marked an hour ago
+        #[arg(long)]
+        delete: bool,
+        #[command(flatten)]
+        target: Target,
+    },
     /// Run one role on this host, until SIGINT or SIGTERM
     Role {
         /// Which
@@ -298,6 +312,14 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
     jiff::fmt::friendly::SpanParser::new().parse_unsigned_duration(text).map_err(|error| error.to_string())
 }
 
+/// A duration that may be in days.
+fn parse_age(text: &str) -> Result<Duration, String> {
+    match text.strip_suffix('d').map(str::parse::<u32>) {
+        Some(Ok(days)) => Ok(Duration::from_hours(24 * u64::from(days))),
+        _ => parse_duration(text),
+    }
+}
+
 fn parse_generation(text: &str) -> Result<Generation, String> {
     text.parse().map(Generation).map_err(|_| "a generation is a number, as `cluster status` shows it".to_owned())
 }
@@ -310,6 +332,13 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_age_may_be_in_days() {
+        assert_eq!(parse_age("30d").unwrap(), Duration::from_hours(720));
+        assert_eq!(parse_age("36h").unwrap(), Duration::from_hours(36));
+        assert!(parse_age("d").is_err() && parse_age("soon").is_err());
     }
 
     #[test]

@@ -15,9 +15,12 @@ use serde::de::DeserializeOwned;
 use url::Url;
 
 use super::api::{
-    BuildAnswer, BuildRequest, DeployRequest, ErrorBody, PrioritizeRequest, Raised, RollbackRequest, SWARM_PATH,
-    ServiceStatus, StandingsByRegion, Status, UsageByRegion, usage_path,
+    BuildAnswer, BuildRequest, CollectAnswer, CollectRequest, DeployRequest, ErrorBody, PrioritizeRequest, Raised,
+    RollbackRequest, SWARM_PATH, ServiceStatus, StandingsByRegion, Status, UsageByRegion, usage_path,
 };
+
+/// A round of collection deletes in one store after the other.
+const COLLECT_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// An answer of the API that is not a success.
 #[derive(Debug, thiserror::Error)]
@@ -127,6 +130,13 @@ impl Client {
         self.call(Method::POST, &path, Some(&PrioritizeRequest { priority })).await
     }
 
+    /// What nothing needs any more, and deletes some of it where that is asked for.
+    pub async fn collect(&self, request: &CollectRequest) -> Result<CollectAnswer> {
+        let path = "v1/collections";
+        let answer = self.http.post(self.base.join(path)?).json(request).timeout(COLLECT_TIMEOUT);
+        self.answer(path, answer).await?.json().await.context("the answer is not what this version expects")
+    }
+
     /// Every machine that reported.
     pub async fn machines(&self) -> Result<Vec<KnownMachine>> {
         self.get("v1/machines").await
@@ -166,6 +176,10 @@ impl Client {
         if let Some(body) = body {
             request = request.json(body);
         }
+        self.answer(path, request).await
+    }
+
+    async fn answer(&self, path: &str, request: reqwest::RequestBuilder) -> Result<reqwest::Response> {
         let answer = request.send().await.map_err(|source| Unreachable { url: self.base.clone(), source })?;
         let status = answer.status();
         if status.is_success() {

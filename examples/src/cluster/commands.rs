@@ -1,5 +1,6 @@
 //! Commands to a running cluster.
 
+mod collection;
 mod replication;
 
 use std::collections::BTreeMap;
@@ -13,7 +14,7 @@ use deploycore_p2p::core::tracker::SwarmStanding;
 use serde::Serialize;
 use url::Url;
 
-use super::api::{BuildRequest, DeployRequest, RollbackRequest, ServiceStatus, Status};
+use super::api::{BuildRequest, CollectRequest, DeployRequest, RollbackRequest, ServiceStatus, Status};
 use super::cli::{Command, Target};
 use super::client::Client;
 use super::config;
@@ -116,6 +117,10 @@ pub(super) async fn run(command: Command) -> Result<()> {
         Command::Prioritize { artifact, priority, target } => {
             let raised = client(&target)?.prioritize(&artifact, priority).await?;
             show(&target, &raised, |raised| println!("{} copies are {priority} now and were less", raised.copies))
+        }
+        Command::Collect { older_than, keep, delete, target } => {
+            let answer = client(&target)?.collect(&CollectRequest { older_than, keep, delete }).await?;
+            show(&target, &answer, collection::show)
         }
         Command::Role { .. } | Command::Check { .. } => unreachable!("these are dispatched before"),
     }

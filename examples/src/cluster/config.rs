@@ -16,6 +16,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use deploycore::model::{CommitId, Labels, RegionName, RunSpec, ServiceName, friendly};
 use deploycore::port::queue::Order;
+use deploycore::store::CollectorSettings;
 use deploycore_p2p::core::bound::Links;
 use deploycore_p2p::{MutualTls, Security};
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,8 @@ pub struct Config {
     pub regions: BTreeMap<RegionName, Region>,
     /// What is built and deployed, and how it is run where a deploy does not say.
     pub services: BTreeMap<ServiceName, RunSpec>,
+    /// Deletes what nothing needs any more, from time to time; only where this section is.
+    pub collect: Option<CollectorSettings>,
     /// Workers.
     pub worker: Worker,
     /// Agents.
@@ -72,6 +75,7 @@ impl Default for Config {
             swarm: Swarm::default(),
             regions: BTreeMap::new(),
             services: BTreeMap::new(),
+            collect: None,
             worker: Worker::default(),
             agent: Agent::default(),
             local: Local::default(),

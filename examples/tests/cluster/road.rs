@@ -109,12 +109,16 @@ fn a_cluster_that_stays_up_takes_commands() {
     let commit = report.builds[0].commit.to_string();
     assert!(ask(&["build", "--commit", &commit, "--wait"]).contains("deployable"));
 
+    let plan = ask(&["collect", "--older-than", "1d", "--keep", "0"]);
+    assert!(plan.contains("0 stay, 0 go") && plan.contains("nothing was changed"), "all are young: {plan}");
+    assert!(ask(&["collect", "--delete"]).contains("0 marked"));
     let refused = |args: &[&str]| {
         let refused = cluster().args(args).arg("--data-dir").arg(&data).output().unwrap();
         assert!(!refused.status.success());
         String::from_utf8_lossy(&refused.stderr).into_owned()
     };
     assert!(refused(&["deploy", "web", "web-unknown"]).contains("web-unknown is not in the ledger"));
+    assert!(refused(&["collect", "--older-than", "1h"]).contains("older_than is 3600s: 86400s is the least"));
     assert!(refused(&deploy("mars", "2h")).contains("does not require region mars: it requires region-1, region-2"));
     assert!(refused(&deploy("region-2", "25h")).contains("is the latest"));
 

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use deploycore::model::{ArtifactName, ArtifactStatus, CopyStatus, PinHolder, RegionName};
+use deploycore::model::{
+    ArtifactName, ArtifactStatus, CopyStatus, Digest, DigestTombstone, PinHolder, RegionName, Tombstone,
+};
 use deploycore::port::BackendError;
 use deploycore::port::ledger::{LedgerCursor, LedgerFilter, LedgerPage};
 use sqlx::mysql::{MySqlConnection, MySqlRow};
@@ -97,8 +99,8 @@ pub(super) async fn list(
     Ok(LedgerPage { artifacts, next })
 }
 
-/// Adds copies and pins to rows of `artifacts`, in their order.
-async fn with_copies(
+/// Adds copies, pins and tombstones to rows of `artifacts`, in their order.
+pub(super) async fn with_copies(
     connection: &mut MySqlConnection,
     artifacts: &[MySqlRow],
 ) -> Result<Vec<ArtifactStatus>, BackendError> {
@@ -108,6 +110,10 @@ async fn with_copies(
     const PINS: &str = "
         SELECT p.artifact, p.holder FROM JSON_TABLE(?, '$[*]' COLUMNS (name VARCHAR(128) PATH '$')) n
         STRAIGHT_JOIN deploycore_pins p ON p.artifact = n.name";
+    const TOMBSTONES: &str = "
+        SELECT DISTINCT t.* FROM JSON_TABLE(?, '$[*]' COLUMNS (name VARCHAR(128) PATH '$')) n
+        STRAIGHT_JOIN deploycore_artifacts a ON a.name = n.name
+        STRAIGHT_JOIN deploycore_tombstones t ON t.digest = a.digest";
     let names: Result<Vec<ArtifactName>, _> = artifacts.iter().map(|row| Columns(row).parse("name")).collect();
     let names = stored::json(&names?);
 
@@ -117,19 +123,27 @@ async fn with_copies(
         copies.entry(artifact).or_default().insert(region, Columns(&row).copy()?.status);
     }
     let mut pins: BTreeMap<ArtifactName, BTreeSet<PinHolder>> = BTreeMap::new();
-    for row in sqlx::query(PINS).bind(&names).fetch_all(connection).await.map_err(failed)? {
+    for row in sqlx::query(PINS).bind(&names).fetch_all(&mut *connection).await.map_err(failed)? {
         pins.entry(Columns(&row).parse("artifact")?).or_default().insert(Columns(&row).parse("holder")?);
+    }
+    let mut tombstones: BTreeMap<Digest, Tombstone> = BTreeMap::new();
+    for row in sqlx::query(TOMBSTONES).bind(&names).fetch_all(connection).await.map_err(failed)? {
+        let DigestTombstone { digest, tombstone } = Columns(&row).tombstone()?;
+        tombstones.insert(digest, tombstone);
     }
 
     let mut statuses = Vec::with_capacity(artifacts.len());
     for row in artifacts {
         let name: ArtifactName = Columns(row).parse("name")?;
+        let digest: Digest = Columns(row).parse("digest")?;
         let copies = copies.remove(&name).unwrap_or_default();
         statuses.push(ArtifactStatus {
             registered: Columns(row).artifact(copies.keys().cloned().collect())?,
             registered_at: Columns(row).time("registered_at")?,
             copies,
             pins: pins.remove(&name).unwrap_or_default(),
+            last_pinned_at: Columns(row).optional_time("last_pinned_at")?,
+            tombstone: Columns(row).deleted()?.or_else(|| tombstones.get(&digest).cloned()),
         });
     }
     Ok(statuses)

@@ -9,7 +9,7 @@ use deploycore::port::ledger::{Error, Registered};
 use serde::Serialize;
 use sqlx::mysql::MySqlConnection;
 
-use super::{Found, read};
+use super::{Found, read, tombstones};
 use crate::columns::Columns;
 use crate::mariadb::database::{self, failed, is_duplicate};
 use crate::mariadb::queue::row::all_were_as_locked;
@@ -28,6 +28,7 @@ pub(super) async fn register(connection: &mut MySqlConnection, artifact: &NewArt
         FROM deploycore_artifacts a
         STRAIGHT_JOIN JSON_TABLE(?, '$[*]' COLUMNS (region VARCHAR(63) PATH '$')) n
         WHERE a.name = ?";
+    let tombstone = tombstones::lock(connection, &artifact.artifact.digest).await?;
     let now = database::now(connection).await?;
     let name = artifact.artifact.name.as_str();
     let added = sqlx::query(ARTIFACT)
@@ -43,7 +44,8 @@ pub(super) async fn register(connection: &mut MySqlConnection, artifact: &NewArt
     match added {
         Ok(_) => {
             let copies = sqlx::query(COPIES).bind(stored::json(&artifact.required)).bind(name);
-            copies.execute(connection).await.map_err(failed)?;
+            copies.execute(&mut *connection).await.map_err(failed)?;
+            tombstones::make_way(connection, artifact, tombstone.as_ref()).await?;
             Ok(Registered::Created)
         }
         Err(error) if is_duplicate(&error) => match read::status(connection, &artifact.artifact.name).await? {
@@ -64,6 +66,10 @@ pub(super) async fn pin(
     const HOLD: &str = "SELECT 1 FROM deploycore_copies WHERE artifact = ? ORDER BY region LOCK IN SHARE MODE";
     const PIN: &str = "
         INSERT INTO deploycore_pins (artifact, holder) VALUES (?, ?) ON DUPLICATE KEY UPDATE artifact = artifact";
+    const NEEDED: &str =
+        concat!("UPDATE deploycore_artifacts SET last_pinned_at = ", database::instant!(), " WHERE name = ?");
+    // Whoever sets a tombstone waits for this row, or is waited for.
+    sqlx::query(NEEDED).bind(artifact.as_str()).execute(&mut *connection).await.map_err(failed)?;
     sqlx::query(HOLD).bind(artifact.as_str()).execute(&mut *connection).await.map_err(failed)?;
     let status = read::status(connection, artifact).await?;
     let status = status.ok_or_else(|| Error::NotFound { artifact: artifact.clone() })?;

@@ -10,7 +10,7 @@ use deploycore::port::ledger::transition::{self, CopyRow};
 use deploycore::port::ledger::{Error, Registered};
 use sqlx::postgres::PgConnection;
 
-use super::{Found, read};
+use super::{Found, read, tombstones};
 use crate::columns::Columns;
 use crate::postgres::database::{NAME, failed};
 use crate::stored;
@@ -28,6 +28,7 @@ pub(super) async fn register(connection: &mut PgConnection, artifact: &NewArtifa
         SELECT added.name, r.region, 'pending', added.registered_at, added.registered_at, added.registered_at,
             added.registered_at, $7
         FROM added CROSS JOIN unnest($6::text[]) AS r (region)";
+    let tombstone = tombstones::lock(connection, &artifact.artifact.digest).await?;
     let regions: Vec<String> = artifact.required.iter().map(ToString::to_string).collect();
     let added = sqlx::query(REGISTER)
         .bind(artifact.artifact.name.as_str())
@@ -41,6 +42,7 @@ pub(super) async fn register(connection: &mut PgConnection, artifact: &NewArtifa
         .await
         .map_err(failed)?;
     if added.rows_affected() > 0 {
+        tombstones::make_way(connection, artifact, tombstone.as_ref()).await?;
         return Ok(Registered::Created);
     }
     match read::status(connection, &artifact.artifact.name).await? {
@@ -58,6 +60,10 @@ pub(super) async fn pin(
 ) -> Result<(), Error> {
     const HOLD: &str = "SELECT 1 FROM deploycore.copies WHERE artifact = $1 ORDER BY region FOR SHARE";
     const PIN: &str = "INSERT INTO deploycore.pins (artifact, holder) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+    const NEEDED: &str = "
+        UPDATE deploycore.artifacts SET last_pinned_at = deploycore.instant() WHERE name = $1";
+    // Whoever sets a tombstone waits for this row, or is waited for.
+    sqlx::query(NEEDED).bind(artifact.as_str()).execute(&mut *connection).await.map_err(failed)?;
     sqlx::query(HOLD).bind(artifact.as_str()).execute(&mut *connection).await.map_err(failed)?;
     let status = read::status(connection, artifact).await?;
     let status = status.ok_or_else(|| Error::NotFound { artifact: artifact.clone() })?;

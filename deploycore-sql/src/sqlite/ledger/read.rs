@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use deploycore::model::{ArtifactName, ArtifactStatus, CopyStatus, PinHolder, RegionName};
+use deploycore::model::{
+    ArtifactName, ArtifactStatus, CopyStatus, Digest, DigestTombstone, PinHolder, RegionName, Tombstone,
+};
 use deploycore::port::BackendError;
 use deploycore::port::ledger::{LedgerCursor, LedgerFilter, LedgerPage};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
@@ -84,13 +86,15 @@ pub(super) async fn list(
     Ok(LedgerPage { artifacts, next })
 }
 
-/// Adds copies and pins to rows of `artifacts`, in their order.
-async fn with_copies(
+/// Adds copies, pins and tombstones to rows of `artifacts`, in their order.
+pub(super) async fn with_copies(
     connection: &mut SqliteConnection,
     artifacts: &[SqliteRow],
 ) -> Result<Vec<ArtifactStatus>, BackendError> {
     const COPIES: &str = "SELECT * FROM copies WHERE artifact IN (SELECT value FROM json_each(?1))";
     const PINS: &str = "SELECT artifact, holder FROM pins WHERE artifact IN (SELECT value FROM json_each(?1))";
+    const TOMBSTONES: &str = "
+        SELECT * FROM tombstones WHERE digest IN (SELECT digest FROM artifacts WHERE name IN (SELECT value FROM json_each(?1)))";
     let names: Result<Vec<ArtifactName>, _> = artifacts.iter().map(|row| Columns(row).parse("name")).collect();
     let names = names_json(names?.iter());
 
@@ -100,19 +104,27 @@ async fn with_copies(
         copies.entry(artifact).or_default().insert(region, Columns(&row).copy()?.status);
     }
     let mut pins: BTreeMap<ArtifactName, BTreeSet<PinHolder>> = BTreeMap::new();
-    for row in sqlx::query(PINS).bind(&names).fetch_all(connection).await.map_err(failed)? {
+    for row in sqlx::query(PINS).bind(&names).fetch_all(&mut *connection).await.map_err(failed)? {
         pins.entry(Columns(&row).parse("artifact")?).or_default().insert(Columns(&row).parse("holder")?);
+    }
+    let mut tombstones: BTreeMap<Digest, Tombstone> = BTreeMap::new();
+    for row in sqlx::query(TOMBSTONES).bind(&names).fetch_all(connection).await.map_err(failed)? {
+        let DigestTombstone { digest, tombstone } = Columns(&row).tombstone()?;
+        tombstones.insert(digest, tombstone);
     }
 
     let mut statuses = Vec::with_capacity(artifacts.len());
     for row in artifacts {
         let name: ArtifactName = Columns(row).parse("name")?;
+        let digest: Digest = Columns(row).parse("digest")?;
         let copies = copies.remove(&name).unwrap_or_default();
         statuses.push(ArtifactStatus {
             registered: Columns(row).artifact(copies.keys().cloned().collect())?,
             registered_at: Columns(row).time("registered_at")?,
             copies,
             pins: pins.remove(&name).unwrap_or_default(),
+            last_pinned_at: Columns(row).optional_time("last_pinned_at")?,
+            tombstone: Columns(row).deleted()?.or_else(|| tombstones.get(&digest).cloned()),
         });
     }
     Ok(statuses)

@@ -6,7 +6,7 @@ use deploycore::port::ledger::transition::CopyRow;
 use deploycore::port::ledger::{Error, Registered};
 use sqlx::sqlite::SqliteConnection;
 
-use super::{Found, read};
+use super::{Found, read, tombstones};
 use crate::columns::Columns;
 use crate::sqlite::database::{Moment, NAME, failed};
 use crate::stored;
@@ -39,6 +39,7 @@ pub(super) async fn register(moment: &mut Moment, artifact: &NewArtifact) -> Res
             _ => Err(Error::Conflict { artifact: artifact.artifact.name.clone() }),
         };
     }
+    tombstones::make_way(moment, artifact).await?;
     for region in &artifact.required {
         sqlx::query(COPY)
             .bind(artifact.artifact.name.as_str())

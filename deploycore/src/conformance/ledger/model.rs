@@ -13,7 +13,8 @@ use uuid::Uuid;
 use super::steps::*;
 use crate::memory;
 use crate::model::{
-    ArtifactName, ArtifactStatus, ClaimId, CopyLease, CopyPriority, CopyState, Epoch, NewArtifact, Timestamp,
+    ArtifactName, ArtifactStatus, ClaimId, CopyLease, CopyPriority, CopyState, Digest, Epoch, NewArtifact, Timestamp,
+    TombstoneStage,
 };
 use crate::port::ReplicationLedger;
 use crate::port::ledger::{ClaimRequest, CopyRetry, Error, LedgerFilter, MAX_BATCH};
@@ -21,6 +22,7 @@ use crate::port::ledger::{ClaimRequest, CopyRetry, Error, LedgerFilter, MAX_BATC
 const SEEDS: [u64; 3] = [21, 22, 23];
 const STEPS: usize = 200;
 const REGIONS: [&str; 3] = ["eu", "us", "ap"];
+const STAGES: [TombstoneStage; 3] = [TombstoneStage::Marked, TombstoneStage::Deleting, TombstoneStage::Deleted];
 
 #[derive(Debug)]
 enum Step {
@@ -35,6 +37,8 @@ enum Step {
     Pin(ArtifactName, &'static str),
     Unpin(ArtifactName, &'static str),
     List(LedgerFilter),
+    Collect(Digest, TombstoneStage),
+    Lift(Digest),
 }
 
 /// What a run has at hand for its next step.
@@ -53,6 +57,9 @@ pub async fn a_random_run_is_as_in_the_reference(ledger: Subject) {
         let mut run = Run { random: Rng::with_seed(seed), seed, registered: vec![], leases: vec![], claims: vec![] };
         for index in 0..STEPS {
             let step = run.next_step();
+            if ledger.tombstones().is_none() && matches!(step, Step::Collect(..) | Step::Lift(_)) {
+                continue;
+            }
             let context = || format!("seed {seed}, step {index}: {step:?}");
             let (wanted, leases) = take(&reference, &step).await;
             assert_eq!(take(ledger.as_ref(), &step).await.0, wanted, "{}", context());
@@ -84,7 +91,9 @@ impl Run {
             77..80 => Step::Prioritize(self.name(), self.pick(&CopyPriority::ALL)),
             80..87 => Step::Reopen(self.name(), self.pick(&REGIONS), Epoch::new(self.random.u64(1..4))),
             87..93 => Step::Pin(self.name(), self.pick(&["goal:web", "goal:api"])),
-            93..96 => Step::Unpin(self.name(), self.pick(&["goal:web", "goal:api"])),
+            93..95 => Step::Unpin(self.name(), self.pick(&["goal:web", "goal:api"])),
+            95..97 => Step::Collect(Digest::of(self.name().as_str().as_bytes()), self.pick(&STAGES)),
+            97..98 => Step::Lift(Digest::of(self.name().as_str().as_bytes())),
             _ => Step::List(self.filter()),
         }
     }
@@ -174,6 +183,11 @@ async fn take(ledger: &dyn ReplicationLedger, step: &Step) -> (String, Vec<CopyL
         Step::Reopen(artifact, to, seen) => text(ledger.reopen(artifact, &region(to), *seen, "gone").await),
         Step::Pin(artifact, pin) => text(ledger.pin(artifact, &holder(pin), &[].into()).await),
         Step::Unpin(artifact, pin) => text(ledger.unpin(artifact, &holder(pin)).await),
+        Step::Collect(digest, stage) => collect(ledger, digest, *stage).await,
+        Step::Lift(digest) => match ledger.tombstones() {
+            Some(tombstones) => text(tombstones.lift(digest).await),
+            None => String::new(),
+        },
         Step::List(filter) => text(
             ledger
                 .list(filter, None, MAX_BATCH)
@@ -184,6 +198,16 @@ async fn take(ledger: &dyn ReplicationLedger, step: &Step) -> (String, Vec<CopyL
     (answer, leases)
 }
 
+/// The next step of a collection.
+async fn collect(ledger: &dyn ReplicationLedger, digest: &Digest, stage: TombstoneStage) -> String {
+    let Some(tombstones) = ledger.tombstones() else { return String::new() };
+    match stage {
+        TombstoneStage::Marked => text(tombstones.set(digest, Duration::ZERO, "old").await),
+        TombstoneStage::Deleting => text(tombstones.begin_deletion(digest, Duration::ZERO, Duration::ZERO).await),
+        TombstoneStage::Deleted => text(tombstones.end_deletion(digest).await),
+    }
+}
+
 async fn look(ledger: &dyn ReplicationLedger, artifact: &ArtifactName) -> String {
     format!("{:#?}", ledger.status(artifact).await.expect("a read").map(blank))
 }
@@ -192,6 +216,7 @@ fn text<T: Debug>(answer: Result<T, Error>) -> String {
     match answer {
         Ok(value) => format!("{value:#?}"),
         Err(Error::Invalid(_)) => "Invalid".to_owned(),
+        Err(Error::Collected { artifact, tombstone }) => format!("Collected {artifact} {:?}", tombstone.stage),
         Err(Error::Backend(error)) => panic!("the backend failed: {}", crate::port::chain(&error)),
         Err(error) => format!("{error:?}"),
     }
@@ -199,6 +224,10 @@ fn text<T: Debug>(answer: Result<T, Error>) -> String {
 
 fn blank(mut status: ArtifactStatus) -> ArtifactStatus {
     status.registered_at = Timestamp::UNIX_EPOCH;
+    status.last_pinned_at = status.last_pinned_at.map(|_| Timestamp::UNIX_EPOCH);
+    if let Some(tombstone) = &mut status.tombstone {
+        tombstone.since = Timestamp::UNIX_EPOCH;
+    }
     let copies = status.copies.into_iter().map(|(to, mut copy)| {
         copy.eligible_at = Timestamp::UNIX_EPOCH;
         copy.updated_at = Timestamp::UNIX_EPOCH;

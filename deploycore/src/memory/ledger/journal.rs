@@ -14,7 +14,7 @@ impl Ledger {
     fn with_uploads<T>(&self, lease: &CopyLease, work: impl FnOnce(&mut Entry) -> T) -> Result<T, Error> {
         let (mut artifacts, _) = self.locked();
         let not_found = || Error::NotFound { artifact: lease.artifact.clone() };
-        let entry = artifacts.get_mut(&lease.artifact).ok_or_else(not_found)?;
+        let entry = artifacts.entries.get_mut(&lease.artifact).ok_or_else(not_found)?;
         transition::journal(entry.copies.get(&lease.region).ok_or_else(not_found)?, lease)?;
         Ok(work(entry))
     }

@@ -146,8 +146,12 @@ pub fn reopen(copy: &mut CopyRow, seen: Epoch, reason: &str, now: Timestamp) -> 
 /// The gate of deployments: an artifact passes when it is complete in each required region that is not `waived`. Whoever waives all of them
 /// waives none.
 ///
-/// Errors: `NotDeployable` with the regions that are missing.
+/// Errors: `Collected` when it has a tombstone; `NotDeployable` with the regions that are missing.
 pub fn gate(status: &ArtifactStatus, waived: &BTreeSet<RegionName>) -> Result<(), Error> {
+    if let Some(tombstone) = &status.tombstone {
+        let artifact = status.registered.artifact.name.clone();
+        return Err(Error::Collected { artifact, tombstone: tombstone.clone() });
+    }
     let waives_all = status.copies.keys().all(|region| waived.contains(region));
     let mut missing = status.missing();
     if !waives_all {

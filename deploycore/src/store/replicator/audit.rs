@@ -8,7 +8,7 @@ use super::lane::Lane;
 use crate::model::{ArtifactStatus, CopyState};
 use crate::pace::within;
 use crate::port::chain;
-use crate::port::ledger::LedgerFilter;
+use crate::port::ledger::{self, LedgerFilter};
 
 /// Artifacts in one page of the ledger.
 const PAGE: usize = 200;
@@ -59,8 +59,11 @@ impl Lane {
             return Ok(false);
         };
         let reopened = self.ledger.reopen(name, &self.region, copy.epoch, REASON);
-        let reopened =
-            within(self.settings.call_timeout, "ledger", reopened).await.map_err(|error| self.error(error))?;
+        let reopened = match within(self.settings.call_timeout, "ledger", reopened).await {
+            // It was collected since it was listed.
+            Err(ledger::Error::NotFound { .. }) => false,
+            answer => answer.map_err(|error| self.error(error))?,
+        };
         if reopened {
             warn!(region = %self.region, artifact = %name, "a copy has disappeared and will be made again");
             metrics::counter!("deploycore_replicator_reopened_total", "region" => self.region.to_string()).increment(1);

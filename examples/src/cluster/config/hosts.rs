@@ -68,7 +68,20 @@ impl Config {
             let key = format!("[regions.{name}] store");
             self.check_store(&key, region.store.as_ref(), hosts.len() == 1 || self.is_one_host(), &mut problems);
         }
+        if let Some(problem) = self.collect.as_ref().and_then(|_| self.out_of_reach()) {
+            problems.push(format!("[collect] cannot be: {problem}"));
+        }
         problems
+    }
+
+    /// Why the control plane cannot delete in each region's store.
+    pub fn out_of_reach(&self) -> Option<String> {
+        let is_far = |region: &super::Region| reach(region.store.as_ref().map(Url::as_str)) != Reach::Network;
+        if self.is_one_host() || self.stores.shared_folders {
+            return None;
+        }
+        let (name, _) = self.regions.iter().find(|(_, region)| is_far(region))?;
+        Some(format!("the store of region {name} is a folder of its host, in which control cannot delete: {STORES}"))
     }
 
     fn check_regions(&self, problems: &mut Vec<String>) {

@@ -1,6 +1,7 @@
 //! The control plane: HTTP API, global goals, deployer, reaper, registrar.
 
 mod api;
+mod collection;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use deploycore_kv::gateway::{Gateway, GatewayClient, GatewaySettings};
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
+use self::collection::Collection;
 use super::Services;
 use crate::cluster::backends;
 use crate::cluster::config::Config;
@@ -32,6 +34,7 @@ struct State {
     /// Deploys and rollbacks of this process go one after the other, so that their preconditions hold.
     writing: tokio::sync::Mutex<()>,
     http: reqwest::Client,
+    collection: Collection,
 }
 
 #[derive(Debug)]
@@ -79,6 +82,16 @@ pub(super) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
     services.serve_gateway(config.control.goals_listening(), &gateway, axum::Router::new()).await?;
     services.sweep(store.clone());
     let http = reqwest::Client::builder().timeout(std::time::Duration::from_secs(5)).no_proxy().build();
+    let collection =
+        Collection { config: config.clone(), ledger: ledger.clone(), goals: goals.clone(), main: store.clone() };
+    if let Some(settings) = config.collect.clone() {
+        let collector = collection.collector(settings, &regions).await.context("[collect]")?;
+        let stop = shutdown.clone();
+        services.add("collector", async move {
+            collector.run(stop).await;
+            Ok(())
+        });
+    }
     let state = State {
         queue,
         ledger,
@@ -89,6 +102,7 @@ pub(super) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
         services: config.services,
         writing: tokio::sync::Mutex::default(),
         http: http.context("the HTTP client could not be made")?,
+        collection,
     };
     services.serve("control API", config.control.api_listening(), api::router(Arc::new(state))).await?;
     let stop = shutdown.clone();

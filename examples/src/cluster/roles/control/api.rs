@@ -21,6 +21,7 @@ use deploycore::port::queue::{JobCursor, JobFilter, JobPage};
 use deploycore::port::{
     GoalStateStore, JobQueueExt, MachineDirectory, ReplicationLedgerExt, chain, goals, ledger, queue, store,
 };
+use deploycore::store::CollectorError;
 use futures::future::join_all;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -52,6 +53,7 @@ pub(super) fn router(state: Arc<State>) -> Router {
         .route("/v1/artifacts/{artifact}/reopen", post(reopen))
         .route("/v1/artifacts/{artifact}/prioritize", post(copies::prioritize))
         .route("/v1/replication", get(copies::replication))
+        .route("/v1/collections", post(copies::collect))
         .route("/v1/services/{service}", get(service))
         .route("/v1/services/{service}/tally", get(tally))
         .route("/v1/services/{service}/history", get(history))
@@ -352,10 +354,21 @@ impl From<ledger::Error> for Error {
         let (status, code) = match &error {
             ledger::Error::NotFound { .. } => (StatusCode::NOT_FOUND, "not_found"),
             ledger::Error::NotDeployable { .. } => (StatusCode::CONFLICT, "not_deployable"),
+            ledger::Error::Collected { .. } => (StatusCode::CONFLICT, "collected"),
             error if error.is_retryable() => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
             _ => (StatusCode::INTERNAL_SERVER_ERROR, "backend"),
         };
         Self::of(status, code, &error)
+    }
+}
+
+impl From<CollectorError> for Error {
+    fn from(error: CollectorError) -> Self {
+        match error {
+            CollectorError::Ledger(error) => error.into(),
+            CollectorError::Goals(error) => error.into(),
+            error => Self::of(StatusCode::INTERNAL_SERVER_ERROR, "backend", &error),
+        }
     }
 }
 
