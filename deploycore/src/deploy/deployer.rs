@@ -1,163 +1,34 @@
 //! The deployer: from a request to the next generation of a goal.
 
+mod request;
+mod settings;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::future::join_all;
-use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
+pub use self::request::{DeployRequest, Redeploy};
+pub use self::settings::DeployerSettings;
 use super::Error;
 use super::convergence::{Convergence, convergence};
 use super::planner::{self, Content, Write};
 use super::waiver;
 use crate::model::{
-    ArtifactName, CopyPriority, CopyState, Generation, Goal, GoalEpoch, GoalPosition, Origin, PinHolder, RegionName,
-    RunSpec, Selector, ServiceName, Tally, Timestamp, Waiver, friendly,
+    ArtifactName, CopyPriority, CopyState, Generation, Goal, GoalPosition, Origin, PinHolder, RegionName, ServiceName,
+    Tally, Timestamp, Waiver,
 };
-use crate::pace::{Backoff, Pace, Wake};
+use crate::pace::{Pace, Wake};
 use crate::port::goals::{HISTORY, Stored};
 use crate::port::ledger::LedgerFilter;
 use crate::port::{
     BackendError, GoalStateStore, MachineDirectory, ReplicationLedger, ReplicationLedgerExt, chain, goals, ledger,
 };
-
-/// How a [`Deployer`] works.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct DeployerSettings {
-    /// The least epoch of new goals; 0 by default. Raise it after the global store was restored from a backup, so that new goals
-    /// outrank those that the regions still have.
-    pub epoch: GoalEpoch,
-    /// How often a write is tried when others write too or a backend fails in passing; 8 by default.
-    pub tries: u32,
-    /// Between tries.
-    pub backoff: Backoff,
-    /// How long one call to a store, the ledger or a directory may take; 10 s by default.
-    #[serde(with = "friendly")]
-    pub call_limit: Duration,
-    /// A pin that no goal needs is taken away when it has been seen so for this long: a deploy between its pin and its goal is not
-    /// robbed. 10 min by default.
-    #[serde(with = "friendly")]
-    pub pin_grace: Duration,
-    /// Between looks for pins that no goal needs; 5 min by default.
-    #[serde(with = "friendly")]
-    pub period: Duration,
-    /// Between looks at the machines while waiting for them; 1 s by default.
-    #[serde(with = "friendly")]
-    pub look: Duration,
-}
-
-impl Default for DeployerSettings {
-    fn default() -> Self {
-        Self {
-            epoch: GoalEpoch(0),
-            tries: 8,
-            backoff: Backoff { initial: Duration::from_millis(50), max: Duration::from_secs(2) },
-            call_limit: Duration::from_secs(10),
-            pin_grace: Duration::from_mins(10),
-            period: Duration::from_mins(5),
-            look: Duration::from_secs(1),
-        }
-    }
-}
-
-impl DeployerSettings {
-    /// Sets the least epoch of new goals.
-    #[must_use]
-    pub fn with_epoch(mut self, epoch: GoalEpoch) -> Self {
-        self.epoch = epoch;
-        self
-    }
-
-    /// Sets how long a pin that no goal needs is left alone.
-    #[must_use]
-    pub fn with_pin_grace(mut self, grace: Duration) -> Self {
-        self.pin_grace = grace;
-        self
-    }
-
-    /// Sets the time between looks at the machines.
-    #[must_use]
-    pub fn with_look(mut self, look: Duration) -> Self {
-        self.look = look;
-        self
-    }
-}
-
-/// What to deploy.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct DeployRequest {
-    /// The service.
-    pub service: ServiceName,
-    /// Which of its artifacts.
-    pub artifact: ArtifactName,
-    /// How to run it.
-    #[serde(default)]
-    pub run: RunSpec,
-    /// Which machines run it; every one by default.
-    #[serde(default)]
-    pub selector: Selector,
-    /// What to do when the goal says this already.
-    #[serde(default)]
-    pub redeploy: Redeploy,
-    /// Required regions that this one goal does without; none by default. They say nothing of what is deployed: where the goal says the
-    /// same already, it stays as it is.
-    #[serde(default)]
-    pub waivers: Vec<Waiver>,
-}
-
-/// What a deploy does when the current goal has the same content.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Redeploy {
-    /// Nothing: the answer is the current goal. So a request whose reply was lost may be repeated.
-    #[default]
-    IfChanged,
-    /// A new generation, which machines that reverted the current one try again. Repeating it writes another.
-    Always,
-}
-
-impl DeployRequest {
-    /// Deploys `artifact` on every machine with nothing started: see [`RunSpec::default`].
-    pub fn new(service: ServiceName, artifact: ArtifactName) -> Self {
-        let (run, selector) = (RunSpec::default(), Selector::all());
-        Self { service, artifact, run, selector, redeploy: Redeploy::IfChanged, waivers: Vec::new() }
-    }
-
-    /// Sets how it is run.
-    #[must_use]
-    pub fn with_run(mut self, run: RunSpec) -> Self {
-        self.run = run;
-        self
-    }
-
-    /// Sets which machines run it.
-    #[must_use]
-    pub fn with_selector(mut self, selector: Selector) -> Self {
-        self.selector = selector;
-        self
-    }
-
-    /// Sets what to do when the goal says this already.
-    #[must_use]
-    pub fn with_redeploy(mut self, redeploy: Redeploy) -> Self {
-        self.redeploy = redeploy;
-        self
-    }
-
-    /// Sets which required regions this one goal does without.
-    #[must_use]
-    pub fn with_waivers(mut self, waivers: Vec<Waiver>) -> Self {
-        self.waivers = waivers;
-        self
-    }
-}
 
 type ClockFn = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
