@@ -266,7 +266,7 @@ fn what_one_brings_lets_another_be_asked_that_was_not_yet() {
     }
     let first = requests(world.take());
     let mut asked: BTreeSet<ConnId> = first.iter().map(|(conn, ..)| *conn).collect();
-    assert_eq!((first.len(), asked.len()), (6, 3), "the bound is two pieces of each of three");
+    assert_eq!((first.len(), asked.len()), (8, 4), "the bound is two pieces of each of four");
     for (conn, piece, block) in first.into_iter().step_by(2) {
         let data = Bytes::from(vec![0; PIECE as usize]);
         world.input(Input::Block(conn, Block { digest, piece, block, data }));

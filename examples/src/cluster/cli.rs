@@ -1,5 +1,6 @@
 //! What a user may ask for.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,6 +10,9 @@ use deploycore::model::{ArtifactName, CommitId, CopyPriority, Generation, Readin
 use url::Url;
 
 use super::api::WaiverRequest;
+
+/// The variable that says where a role serves what it counts.
+pub(super) const METRICS: &str = "DEPLOYCORE_METRICS";
 
 /// Builds commits, puts them on every machine, rolls forward and back: a whole deploycore cluster on this host.
 #[derive(Debug, Parser)]
@@ -76,7 +80,7 @@ pub struct RunArgs {
     pub link: Option<ByteSize>,
     /// Address of the control plane's API [default: a free port]
     #[arg(long, value_name = "ADDR")]
-    pub listen: Option<std::net::SocketAddr>,
+    pub listen: Option<SocketAddr>,
     /// Write what happened as JSON
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
@@ -220,6 +224,9 @@ pub enum Command {
         config: PathBuf,
         #[command(flatten)]
         place: Place,
+        /// Serve what is counted at this address, for Prometheus [default: nowhere]
+        #[arg(long, value_name = "ADDR", env = METRICS)]
+        metrics: Option<SocketAddr>,
         /// End when standard input ends: the parent is gone
         #[arg(long, hide = true)]
         lifeline: bool,

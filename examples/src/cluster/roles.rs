@@ -2,6 +2,7 @@
 
 mod agent;
 mod control;
+mod metrics;
 pub(super) mod place;
 mod region;
 mod warden;
@@ -44,7 +45,13 @@ const SWEEP_PERIOD: Duration = Duration::from_hours(6);
 const SWEEP_AGE: Duration = Duration::from_hours(24);
 
 /// Runs one role until it is told to end or fails.
-pub async fn run(role: RoleName, config: &Path, place: &Place, with_lifeline: bool) -> Result<()> {
+pub async fn run(
+    role: RoleName,
+    config: &Path,
+    place: &Place,
+    metrics: Option<SocketAddr>,
+    with_lifeline: bool,
+) -> Result<()> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
     let lifeline = if with_lifeline { Lifeline::standard_input() } else { Lifeline::none() };
@@ -56,10 +63,13 @@ pub async fn run(role: RoleName, config: &Path, place: &Place, with_lifeline: bo
     if !problems.is_empty() {
         bail!("{}: {}", path.display(), problems.join("; "));
     }
+    if let Some(address) = metrics {
+        metrics::serve(address)?;
+    }
     match role {
         RoleName::Control => {
             let _lock = lock(&config.control_dir()).await?;
-            control::run(config, shutdown).await
+            control::run(config, metrics.is_some(), shutdown).await
         }
         RoleName::Worker => {
             let name = place::worker(place)?;

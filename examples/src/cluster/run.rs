@@ -33,7 +33,9 @@ pub fn main() -> ExitCode {
 async fn dispatch(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         None => whole::bring_up(cli.run).await,
-        Some(Command::Role { role, config, place, lifeline }) => roles::run(role, &config, &place, lifeline).await,
+        Some(Command::Role { role, config, place, metrics, lifeline }) => {
+            roles::run(role, &config, &place, metrics, lifeline).await
+        }
         Some(Command::Check { config, role, place }) => return check::run(&config, role, &place).await,
         Some(command) => commands::run(command).await,
     }

@@ -13,6 +13,7 @@ use tokio::process::{Child, Command};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::cli::METRICS;
 use super::layout::DataDir;
 
 /// A child that lived this long is healthy: its next death counts as the first. Longer than a child waits for a lock or a port
@@ -128,6 +129,8 @@ impl Keeper {
             .args(["role", self.spec.role, "--lifeline", "--config"])
             .arg(self.data.join("cluster.toml"))
             .args(&self.spec.arguments)
+            // One address is for one process.
+            .env_remove(METRICS)
             .stdin(Stdio::piped())
             .stdout(log.try_clone()?)
             .stderr(log)

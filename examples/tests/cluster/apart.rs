@@ -4,11 +4,12 @@ use deploycore::model::{CommitId, Digest, Generation, KnownMachine, ServicePhase
 use deploycore_examples::cluster::api::{BuildAnswer, ServiceStatus, Status};
 use deploycore_examples::cluster::fixture;
 
-use crate::bed::{repository, turn, wait_for};
+use crate::bed::{fetch, repository, turn, wait_for};
 use crate::hosts::{Hosts, Urls, servers};
 
 const WORKERS: [&str; 2] = ["worker-1", "worker-2"];
 const REGIONS: [&str; 3] = ["eu-1", "eu-2", "us-1"];
+const DEPLOYED: &str = "deploycore_deployer_goals_total{kind=\"deploy\"}";
 const MACHINES: [&str; 3] = ["eu-m1", "eu-m2", "us-m1"];
 
 /// A repository of a program in two versions, and how it is built.
@@ -92,12 +93,19 @@ fn roles_apart_build_deploy_and_roll_back_while_each_is_killed() {
     hosts.kill("control");
     hosts.kill("worker-1");
     hosts.start("control");
+    // It looks at once.
+    let waits = |series| wait_for(series, || metric(&hosts, series));
+    assert_eq!(waits("deploycore_queue_jobs{status=\"SUCCEEDED\"}"), "1");
+    assert_eq!(waits("deploycore_queue_oldest_queued_seconds"), "0");
+    assert_eq!(waits("deploycore_replication_copies{region=\"us\",state=\"completed\"}"), "1");
+    assert_eq!(metric(&hosts, DEPLOYED), None);
     let two = build(&hosts, &second);
     hosts.kill("eu-1");
     deploy(&hosts, two.artifact.as_str());
     let after = all_good(&hosts, 2);
     let [new] = digests(&after)[..] else { panic!("{after:?}") };
     assert_ne!(old, new);
+    assert_eq!(metric(&hosts, DEPLOYED).as_deref(), Some("1"));
     let status: Status = hosts.json(&["status"]).unwrap();
     let silent: Vec<_> = status.regions.values().flat_map(|region| &region.silent).collect();
     assert_eq!(silent.len(), 1, "{status:?}");
@@ -137,6 +145,13 @@ fn roles_apart_build_deploy_and_roll_back_while_each_is_killed() {
     }
     // No machine has what opens a database or a store.
     assert!(!hosts.host("us-m1").join("secret").exists());
+}
+
+/// What control says of a series, given as Prometheus writes it.
+fn metric(hosts: &Hosts, series: &str) -> Option<String> {
+    let text = fetch(&format!("http://{}/metrics", hosts.metrics))?;
+    let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    value.map(str::to_owned)
 }
 
 /// What `check` says of a file: one line for the fault, and no password.

@@ -97,13 +97,7 @@ impl Bed {
     /// A GET on the control plane's API; `None` while it does not answer.
     pub(crate) fn get(&self, path: &str) -> Option<serde_json::Value> {
         let base = std::fs::read_to_string(self.data().join("run/api")).ok()?;
-        let url = format!("{}v1/{path}", base.trim());
-        runtime().block_on(async {
-            deploycore::tls::ensure_provider();
-            let http = reqwest::Client::builder().no_proxy().build().unwrap();
-            let answer = http.get(url).timeout(Duration::from_secs(2)).send().await.ok()?;
-            answer.error_for_status().ok()?.json().await.ok()
-        })
+        serde_json::from_str(&fetch(&format!("{}v1/{path}", base.trim()))?).ok()
     }
 
     /// All jobs, newest first.
@@ -266,4 +260,14 @@ pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T 
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// What is at a URL; `None` while it is not there.
+pub(crate) fn fetch(url: &str) -> Option<String> {
+    runtime().block_on(async {
+        deploycore::tls::ensure_provider();
+        let http = reqwest::Client::builder().no_proxy().build().unwrap();
+        let answer = http.get(url).timeout(Duration::from_secs(2)).send().await.ok()?;
+        answer.error_for_status().ok()?.text().await.ok()
+    })
 }

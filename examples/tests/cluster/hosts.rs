@@ -76,6 +76,8 @@ impl Urls {
 pub(crate) struct Hosts {
     folder: TempDir,
     file: String,
+    /// Where control serves what it counts.
+    pub(crate) metrics: String,
     /// What runs, by host.
     running: BTreeMap<String, Process>,
 }
@@ -102,7 +104,8 @@ impl Hosts {
             address(12),
             address(21)
         );
-        Self { folder: tempfile::tempdir().unwrap(), file, running: BTreeMap::new() }
+        let metrics = format!("{}:7490", address(10));
+        Self { folder: tempfile::tempdir().unwrap(), file, metrics, running: BTreeMap::new() }
     }
 
     /// The folder of a host, made at its first use. Only who needs the database's password has it.
@@ -151,7 +154,8 @@ impl Hosts {
             launch = launch.with_variable("AWS_ACCESS_KEY_ID", "test").with_variable("AWS_SECRET_ACCESS_KEY", "test");
         }
         if role == "control" {
-            launch = launch.with_variable("GOALS_PASSWORD", GOALS_PASSWORD);
+            launch =
+                launch.with_variable("GOALS_PASSWORD", GOALS_PASSWORD).with_arguments(["--metrics", &self.metrics]);
         }
         let mut word = [0; 64];
         let is_ready = || socket.recv(&mut word).is_ok_and(|length| &word[..length] == b"READY=1");

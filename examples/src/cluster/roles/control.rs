@@ -2,6 +2,7 @@
 
 mod api;
 mod collection;
+mod gauges;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use self::collection::Collection;
+use self::gauges::Gauges;
 use super::Services;
 use crate::cluster::backends;
 use crate::cluster::config::Config;
@@ -44,7 +46,8 @@ struct Region {
     gateway: Arc<GatewayClient>,
 }
 
-pub(super) async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
+/// `with_gauges`: somebody may ask what waits.
+pub(super) async fn run(config: Config, with_gauges: bool, shutdown: CancellationToken) -> Result<()> {
     let (queue, ledger) = backends::databases(&config).await?;
     if let Some(order) = config.control.queue_order {
         queue.set_order(order).await.context("[control] queue_order")?;
@@ -89,6 +92,15 @@ pub(super) async fn run(config: Config, shutdown: CancellationToken) -> Result<(
         let stop = shutdown.clone();
         services.add("collector", async move {
             collector.run(stop).await;
+            Ok(())
+        });
+    }
+    if with_gauges {
+        let gauges =
+            Gauges { queue: queue.clone(), ledger: ledger.clone(), regions: regions.keys().cloned().collect() };
+        let stop = shutdown.clone();
+        services.add("gauges", async move {
+            gauges.run(stop).await;
             Ok(())
         });
     }
