@@ -295,11 +295,11 @@ impl Deployer {
         for (artifact, waived) in needed.iter().filter(|(artifact, _)| !pinned.contains(*artifact)) {
             match self.retry(|| async { Ok(self.ledger.pin(artifact, &holder, waived).await?) }).await {
                 Ok(()) => tracing::warn!(%service, %artifact, "a pin that a goal needs was missing and is back"),
-                // A copy was lost: it is reopened, and pinned when it is back.
                 Err(Error::Ledger(error @ ledger::Error::Collected { .. })) => {
                     tracing::error!(%service, %artifact, error = chain(&error), "ALARM: a goal names what is collected: deploy something else");
                     metrics::counter!("deploycore_deployer_collected_goals_total").increment(1);
                 }
+                // A copy was lost: it is reopened, and pinned when it is back.
                 Err(Error::Ledger(error @ (ledger::Error::NotDeployable { .. } | ledger::Error::NotFound { .. }))) => {
                     tracing::warn!(%service, %artifact, error = chain(&error), "a pin that a goal needs is missing");
                 }
@@ -350,7 +350,7 @@ impl Deployer {
     }
 
     fn next_goal(&self, current: Option<&Stored>, content: Content, origin: Origin, waivers: &[Waiver]) -> Write {
-        planner::next_goal(current, content, origin, self.settings.epoch, ((self.clock)(), waivers))
+        planner::next_goal(current, content, origin, self.settings.epoch, waivers, (self.clock)())
     }
 
     /// The regions that `waivers` take out of what an artifact requires.

@@ -39,7 +39,8 @@ pub(super) fn next_goal(
     content: Content,
     origin: Origin,
     epoch: GoalEpoch,
-    (now, waivers): (Timestamp, &[Waiver]),
+    waivers: &[Waiver],
+    now: Timestamp,
 ) -> Write {
     let stored = current.map_or(GoalPosition::default(), |stored| stored.goal.position);
     let position =
@@ -158,7 +159,7 @@ mod tests {
 
     fn deploy(history: &mut Vec<Stored>, artifact: u8) {
         let write =
-            next_goal(history.first(), content(artifact), Origin::Deploy, GoalEpoch(0), (Timestamp::UNIX_EPOCH, &[]));
+            next_goal(history.first(), content(artifact), Origin::Deploy, GoalEpoch(0), &[], Timestamp::UNIX_EPOCH);
         push(history, write);
     }
 
@@ -166,7 +167,7 @@ mod tests {
         let service = ServiceName::new("web").unwrap();
         let (goal, restores) = rollback_target(&service, history, wanted.map(Generation))?;
         let (content, origin) = (Content::of(goal), Origin::Rollback { restores });
-        let write = next_goal(history.first(), content, origin, GoalEpoch(0), (Timestamp::UNIX_EPOCH, &[]));
+        let write = next_goal(history.first(), content, origin, GoalEpoch(0), &[], Timestamp::UNIX_EPOCH);
         push(history, write);
         Ok(artifact_of(&history[0].goal))
     }
@@ -233,7 +234,7 @@ mod tests {
     #[test]
     fn a_greater_epoch_outranks_whatever_was_there() {
         let write =
-            |current| next_goal(current, content(1), Origin::Deploy, GoalEpoch(2), (Timestamp::UNIX_EPOCH, &[])).goal;
+            |current| next_goal(current, content(1), Origin::Deploy, GoalEpoch(2), &[], Timestamp::UNIX_EPOCH).goal;
         let first = write(None);
         assert_eq!(first.position.to_string(), "2.1");
         let later = Goal { position: GoalPosition { epoch: GoalEpoch(5), ..first.position }, ..first };
