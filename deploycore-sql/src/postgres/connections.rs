@@ -12,8 +12,7 @@ use crate::connections::Connect;
 /// What each connection is told once.
 ///
 /// The plan of a statement must not follow statistics, which lag behind in a table that is empty now and holds a hundred thousand jobs a
-/// minute later: every statement has an index that gives its rows in their order. Where the history was long and nothing was queued when the
-/// table was looked at, a claim would else sort all that is ready: a few rows, the server thinks.
+/// minute later: every statement has an index that gives its rows in their order, or asks in words that lead to one index alone.
 const PREPARE: &str = "
     SELECT set_config('statement_timeout', $1, false), set_config('lock_timeout', $1, false),
            set_config('idle_in_transaction_session_timeout', $1, false),
@@ -22,7 +21,6 @@ const PREPARE: &str = "
            set_config('synchronous_commit', CASE current_setting('synchronous_commit')
                           WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, false),
            set_config('enable_seqscan', 'off', false), set_config('enable_bitmapscan', 'off', false),
-           set_config('enable_sort', 'off', false), set_config('enable_incremental_sort', 'off', false),
            set_config('jit', 'off', false)";
 
 pub(super) struct Session {

@@ -3,7 +3,7 @@
 use sqlx::SqlSafeStr as _;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 
-const VERSIONS: [(i64, &str, &str); 7] = [
+const VERSIONS: [(i64, &str, &str); 8] = [
     (1, "queue", include_str!("../../migrations/postgres/0001_queue.sql")),
     (2, "ledger", include_str!("../../migrations/postgres/0002_ledger.sql")),
     (3, "journal", include_str!("../../migrations/postgres/0003_journal.sql")),
@@ -11,6 +11,7 @@ const VERSIONS: [(i64, &str, &str); 7] = [
     (5, "replication", include_str!("../../migrations/postgres/0005_replication.sql")),
     (6, "queue_turns", include_str!("../../migrations/postgres/0006_queue_turns.sql")),
     (7, "tombstones", include_str!("../../migrations/postgres/0007_tombstones.sql")),
+    (8, "outcomes", include_str!("../../migrations/postgres/0008_outcomes.sql")),
 ];
 
 /// The newest version that this crate knows.
@@ -31,14 +32,18 @@ pub(super) fn migrator() -> Migrator {
 mod tests {
     use std::sync::OnceLock;
 
-    use deploycore::model::{ArtifactName, JobId, JobStatus};
-    use deploycore::port::{JobQueueExt as _, ReplicationLedger as _};
+    use deploycore::model::{
+        ArtifactName, ArtifactRef, AttemptOutcome, ClaimId, Completion, Digest, Epoch, JobId, JobStatus, Lease, NewJob,
+        Timings,
+    };
+    use deploycore::port::queue::ClaimRequest;
+    use deploycore::port::{JobQueue as _, JobQueueExt as _, ReplicationLedger as _};
     use servers::postgres::{Database, Options, Postgres as Server};
     use sqlx::{Connection as _, PgConnection};
 
     use super::{NEWEST, migrator};
-    use crate::Schema;
     use crate::postgres::{OpenError, Postgres};
+    use crate::{Schema, stored};
 
     /// A database of an earlier version.
     async fn at_version(version: i64) -> (Database<'static>, PgConnection) {
@@ -77,6 +82,43 @@ mod tests {
         let name = ArtifactName::new("web-1").unwrap();
         assert_eq!(other.ledger().status(&name).await.unwrap(), None);
         assert!(Postgres::schema(&url).await.unwrap().is_current());
+    }
+
+    #[tokio::test]
+    async fn what_succeeded_under_an_earlier_version_is_known() {
+        const JOB: &str = "
+            INSERT INTO deploycore.jobs (id, created_at, \"commit\", name, status, priority, max_attempts, max_releases, build_timeout,
+                                         eligible_at, delayed, epoch, attempts, claim_id, worker, claimed_at, last_heartbeat,
+                                         deadline, finished_at, artifact, digest, size)
+            VALUES ($1, 1, 'abcdef0', 'web', 'SUCCEEDED', 0, 3, 10, 60000000, 1, false, 1, 1, $2, 'w', 2, 2, 60000002, 3, $3, $4, $5)";
+        const ATTEMPT: &str = "
+            INSERT INTO deploycore.attempts (job, epoch, claim_id, worker, claimed_at, ended_at, outcome)
+            VALUES ($1, 1, $2, 'w', 2, 3, $3)";
+        let (database, mut connection) = at_version(7).await;
+        let lease = Lease { job: JobId::new(), claim: ClaimId::new(), epoch: Epoch::new(1) };
+        let name = ArtifactName::new("web-1").unwrap();
+        let artifact = ArtifactRef { name, digest: Digest::of(b"web"), size: 3 };
+        let completion = Completion::Succeeded {
+            artifact: artifact.clone(),
+            log: None,
+            timings: Timings { build_ms: 1, store_ms: 0 },
+        };
+        let outcome = AttemptOutcome::Completed { completion: completion.clone() };
+        let (job, claim) = (lease.job.as_uuid(), lease.claim.as_uuid());
+        let insert = sqlx::query(JOB).bind(job).bind(claim).bind(artifact.name.as_str());
+        let insert = insert.bind(artifact.digest.to_string()).bind(artifact.size as i64);
+        insert.execute(&mut connection).await.unwrap();
+        let insert = sqlx::query(ATTEMPT).bind(job).bind(claim).bind(stored::json(&outcome));
+        insert.execute(&mut connection).await.unwrap();
+
+        let queue = Postgres::open(&database.url()).await.unwrap().queue();
+        let attempts = queue.attempts(lease.job).await.unwrap();
+        assert_eq!(attempts.len(), 1, "{attempts:?}");
+        assert_eq!((attempts[0].lease, attempts[0].outcome.as_ref()), (lease, Some(&outcome)));
+        assert_eq!(queue.complete(&lease, &completion).await.unwrap().artifact, Some(artifact), "a repeated call");
+        queue.enqueue_one(&NewJob::new("web".parse().unwrap(), "abcdef0".parse().unwrap())).await.unwrap();
+        let again = ClaimRequest { claim: lease.claim, worker: "w".parse().unwrap(), limit: 1 };
+        assert_eq!(queue.claim(&again).await.unwrap(), [], "a claim that was answered");
     }
 
     #[tokio::test]

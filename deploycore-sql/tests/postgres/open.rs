@@ -128,7 +128,7 @@ async fn a_role_needs_the_schema_only_once_it_is_made() {
 async fn a_missing_table_is_a_permanent_error() {
     let (postgres, database) = bed::open().await;
     let mut owner = PgConnection::connect(&database.url()).await.unwrap();
-    sqlx::raw_sql("DROP TABLE deploycore.attempts").execute(&mut owner).await.unwrap();
+    sqlx::raw_sql("DROP TABLE deploycore.attempts CASCADE").execute(&mut owner).await.unwrap();
     let error = postgres.queue().claim(&request(1)).await.unwrap_err();
     assert!(!error.is_retryable(), "{}", chain(&error));
     assert!(chain(&error).contains("deploycore.attempts"), "{}", chain(&error));

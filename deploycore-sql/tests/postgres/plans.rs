@@ -41,7 +41,7 @@ async fn pages(connection: &mut PgConnection, sql: String) -> (u64, u64) {
 }
 
 fn claim(limit: usize) -> String {
-    format!("SELECT * FROM deploycore.claim_3('{}', 'w', {limit})", ClaimId::new())
+    format!("SELECT * FROM deploycore.claim_4('{}', 'w', {limit})", ClaimId::new())
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Handing out jobs: one statement for what nearly every claim is, a function of the schema (`migrations/postgres/0006_queue_turns.sql`) for all others.
+//! Handing out jobs: one statement for what nearly every claim is, a function of the schema (`migrations/postgres/0008_outcomes.sql`) for all others.
 
 use std::cmp::Reverse;
 
@@ -73,14 +73,14 @@ macro_rules! plain_claim {
 }
 
 pub(super) const PLAIN: &str = plain_claim!(concat!(
-    "SELECT id FROM deploycore.jobs WHERE (SELECT deploycore.is_plain_claim_1($1)) AND ",
+    "SELECT id FROM deploycore.jobs WHERE (SELECT deploycore.is_plain_claim_2($1)) AND ",
     ready!(),
     " ORDER BY priority DESC, turn, created_at, id LIMIT $3 FOR UPDATE SKIP LOCKED"
 ));
 pub(super) const PLAIN_FROM_FLOOR: &str = plain_claim!(concat!(
     "SELECT id FROM (",
     from_floor!("id", "LIMIT $3 FOR UPDATE SKIP LOCKED", "$4", "$5", "$6", "$7", "$8"),
-    ") p WHERE (SELECT deploycore.is_plain_claim_1($1)) LIMIT $3"
+    ") p WHERE (SELECT deploycore.is_plain_claim_2($1)) LIMIT $3"
 ));
 
 /// None where there is none, and where the claim is not plain.
@@ -102,7 +102,7 @@ async fn by_function(connection: &mut PgConnection, request: &ClaimRequest) -> R
     const CLAIM: &str = concat!(
         "SELECT c.is_new, ",
         job_columns!(),
-        " FROM deploycore.claim_3($1, $2, $3) c CROSS JOIN LATERAL (SELECT (c.job).*) j"
+        " FROM deploycore.claim_4($1, $2, $3) c CROSS JOIN LATERAL (SELECT (c.job).*) j"
     );
     let query = sqlx::query(CLAIM).bind(request.claim.as_uuid()).bind(request.worker.as_str());
     let rows = query.bind(request.limit as i64).fetch_all(connection).await.map_err(failed)?;

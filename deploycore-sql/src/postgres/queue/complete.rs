@@ -84,22 +84,15 @@ fn check_size(completion: &Completion) -> Result<(), Error> {
     }
 }
 
-/// What nearly every completion is, in one statement: a success under the current lease. It decides as [`transition::standing`] and
+/// What nearly every completion is, in one write: a success under the current lease. It decides as [`transition::standing`] and
 /// [`transition::complete`], which a test compares it with. `None` for all others.
 async fn succeed(database: &Database, lease: &Lease, completion: &Completion) -> Result<Option<Job>, Error> {
     const SUCCEED: &str = concat!(
-        "WITH ended AS (
-             UPDATE deploycore.jobs j SET
-                 status = 'SUCCEEDED', finished_at = deploycore.instant(), artifact = $4, digest = $5, size = $6
-             WHERE j.id = $1 AND j.status = 'RUNNING' AND j.epoch = $2 AND j.claim_id = $3
-             RETURNING ",
-        job_columns!(),
-        "),
-         history AS (
-             INSERT INTO deploycore.attempts (job, epoch, claim_id, worker, claimed_at, ended_at, outcome)
-             SELECT id, epoch, claim_id, worker, claimed_at, finished_at, $7 FROM ended
-         )
-         SELECT * FROM ended"
+        "UPDATE deploycore.jobs j SET
+             status = 'SUCCEEDED', finished_at = deploycore.instant(), artifact = $4, digest = $5, size = $6, outcome = $7
+         WHERE j.id = $1 AND j.status = 'RUNNING' AND j.epoch = $2 AND j.claim_id = $3
+         RETURNING ",
+        job_columns!()
     );
     let Completion::Succeeded { artifact, .. } = completion else {
         return Ok(None);
@@ -127,23 +120,14 @@ async fn succeed_all(
     places: &[usize],
 ) -> Result<HashMap<JobId, Job>, BackendError> {
     const SUCCEED: &str = concat!(
-        "WITH ended AS (
-             UPDATE deploycore.jobs j SET
-                 status = 'SUCCEEDED', finished_at = deploycore.instant(), artifact = n.artifact, digest = n.digest,
-                 size = n.size
-             FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::text[], $5::text[], $6::bigint[], $7::text[])
-                 AS n (job, epoch, claim, artifact, digest, size, outcome)
-             WHERE j.id = n.job AND j.status = 'RUNNING' AND j.epoch = n.epoch AND j.claim_id = n.claim
-             RETURNING n.outcome, ",
-        job_columns!(),
-        "),
-         history AS (
-             INSERT INTO deploycore.attempts (job, epoch, claim_id, worker, claimed_at, ended_at, outcome)
-             SELECT id, epoch, claim_id, worker, claimed_at, finished_at, outcome FROM ended
-         )
-         SELECT ",
-        job_columns!(),
-        " FROM ended j"
+        "UPDATE deploycore.jobs j SET
+             status = 'SUCCEEDED', finished_at = deploycore.instant(), artifact = n.artifact, digest = n.digest,
+             size = n.size, outcome = n.outcome
+         FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::text[], $5::text[], $6::bigint[], $7::text[])
+             AS n (job, epoch, claim, artifact, digest, size, outcome)
+         WHERE j.id = n.job AND j.status = 'RUNNING' AND j.epoch = n.epoch AND j.claim_id = n.claim
+         RETURNING ",
+        job_columns!()
     );
     let success = |place: &usize| match &ends[*place] {
         AttemptEnd { lease, completion: completion @ Completion::Succeeded { artifact, .. } } => {

@@ -153,8 +153,8 @@ macro_rules! ready {
 pub(super) use ready;
 
 /// Ready jobs in their order, from a floor on: what came before it lately, then its own priority, then the lower ones. `$more` ends each of the
-/// three looks, the other parameters are the places of the floor's fields. The first look is sorted by itself, so that no index of the order
-/// tempts the server to walk along it.
+/// three looks, the other parameters are the places of the floor's fields. The first look asks in the words of the index `jobs_ready_since` and
+/// has an order that no index gives: the server shall walk along no other.
 macro_rules! from_floor {
     ($columns:literal, $more:literal, $priority:literal, $turn:literal, $created_at:literal, $job:literal, $since:literal) => {
         concat!(
@@ -162,9 +162,9 @@ macro_rules! from_floor {
             $columns,
             " FROM (SELECT ",
             $columns,
-            " FROM deploycore.jobs WHERE ",
+            " FROM deploycore.jobs WHERE coalesce(",
             ready!(),
-            " AND ready_xid >= ",
+            ", false) AND ready_xid >= ",
             $since,
             " AND (priority > ",
             $priority,

@@ -149,11 +149,11 @@ async fn end_attempts(connection: &mut PgConnection, ended: &[Ended], now: Times
     Ok(())
 }
 
-/// The ended attempt at a job with the epoch of a lease, whatever its claim.
+/// The attempt at a job with the epoch of a lease, whatever its claim.
 pub(super) async fn attempt(connection: &mut PgConnection, lease: &Lease) -> Result<Option<Attempt>, BackendError> {
     const FIND: &str = "
         SELECT job, epoch, claim_id, worker, claimed_at, ended_at, outcome
-        FROM deploycore.attempts WHERE job = $1 AND epoch = $2";
+        FROM deploycore.all_attempts WHERE job = $1 AND epoch = $2";
     let Ok(epoch) = i64::try_from(lease.epoch.get()) else {
         return Ok(None);
     };
@@ -170,7 +170,7 @@ pub(super) async fn attempts_of(
     const FIND: &str = "
         SELECT a.job, a.epoch, a.claim_id, a.worker, a.claimed_at, a.ended_at, a.outcome
         FROM unnest($1::uuid[], $2::bigint[]) AS n (job, epoch)
-            JOIN deploycore.attempts a ON a.job = n.job AND a.epoch = n.epoch";
+            JOIN deploycore.all_attempts a ON a.job = n.job AND a.epoch = n.epoch";
     if leases.is_empty() {
         return Ok(HashMap::new());
     }
@@ -183,10 +183,7 @@ pub(super) async fn attempts_of(
 
 pub(super) async fn attempts(connection: &mut PgConnection, job: JobId) -> Result<Vec<Attempt>, BackendError> {
     const ALL: &str = "
-        SELECT job, epoch, claim_id, worker, claimed_at, ended_at, outcome FROM deploycore.attempts WHERE job = $1
-        UNION ALL
-        SELECT id, epoch, claim_id, worker, claimed_at, NULL, NULL FROM deploycore.jobs
-        WHERE id = $1 AND status = 'RUNNING'
+        SELECT job, epoch, claim_id, worker, claimed_at, ended_at, outcome FROM deploycore.all_attempts WHERE job = $1
         ORDER BY epoch";
     let rows = sqlx::query(ALL).bind(job.as_uuid()).fetch_all(connection).await.map_err(failed)?;
     rows.iter().map(|row| Columns(row).attempt()).collect()

@@ -48,18 +48,21 @@ fn floor(queue: &Queue) -> Option<Floor> {
     }
 }
 
-/// How many pages a claim of one job looks at. It takes effect.
+/// How many pages a statement looks at by the plan that a connection makes for any parameters, as it does for what it is asked again and again:
+/// of a claim, one of one job from a floor or from the beginning. It takes effect.
 async fn pages(connection: &mut PgConnection, statement: &str, floor: Option<&Floor>) -> u64 {
-    let mut sql = statement.replace("$1", &format!("'{}'::uuid", ClaimId::new())).replace("$2", "'w'");
-    sql = sql.replace("$3", "1");
+    let mut arguments = vec![format!("'{}'", ClaimId::new()), "'w'".to_owned(), "1".to_owned()];
     if let Some(floor) = floor {
-        let created_at = crate::stored::micros(floor.created_at).to_string();
-        sql = sql.replace("$4", &floor.priority.to_string()).replace("$5", &floor.turn.to_string());
-        sql = sql.replace("$6", &created_at).replace("$7", &format!("'{}'::uuid", floor.job));
-        sql = sql.replace("$8", &floor.since.to_string());
+        let (created_at, job) = (crate::stored::micros(floor.created_at), floor.job);
+        let place = [floor.priority.to_string(), floor.turn.to_string(), created_at.to_string(), format!("'{job}'")];
+        arguments.extend(place.into_iter().chain([floor.since.to_string()]));
     }
-    let explain = AssertSqlSafe(format!("EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) {sql}"));
-    let row = sqlx::raw_sql(explain).fetch_one(connection).await.unwrap();
+    let arguments = if statement.contains("$1") { format!("({})", arguments.join(", ")) } else { String::new() };
+    let prepare = format!("SET plan_cache_mode = force_generic_plan; PREPARE look AS {statement}");
+    sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut *connection).await.unwrap();
+    let explain = format!("EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) EXECUTE look {arguments}");
+    let row = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_one(&mut *connection).await.unwrap();
+    sqlx::raw_sql("DEALLOCATE look").execute(connection).await.unwrap();
     let text = row.try_get_unchecked::<String, _>(0).unwrap();
     let number = |name: &str| -> u64 {
         let found = text.split(&format!("\"{name}\": ")).nth(1).expect("the plan tells it");
@@ -68,27 +71,44 @@ async fn pages(connection: &mut PgConnection, statement: &str, floor: Option<&Fl
     number("Shared Hit Blocks") + number("Shared Read Blocks")
 }
 
+/// Whatever the server knows of the table: nothing, that it was full of what is ready, that it was empty, or that it was half done. Looked at while half
+/// was done, it took the order of claims for the way to what became ready lately.
 #[tokio::test]
 async fn a_claim_does_not_walk_over_what_was_claimed_while_a_transaction_is_open() {
-    let (queue, database, mut connection) = open().await;
-    let session = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off; SET jit = off";
-    sqlx::raw_sql(session).execute(&mut connection).await.unwrap();
-    fill(&queue, 6_000).await;
-    let mut pin = PgConnection::connect(&database.url()).await.unwrap();
-    let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM deploycore.queue_settings";
-    sqlx::raw_sql(begin).execute(&mut pin).await.unwrap();
-    for _ in 0..59 {
-        assert_eq!(claim(&queue, 100).await.len(), 100);
+    for analyzed_at in [None, Some(0), Some(1), Some(30), Some(58)] {
+        let (queue, database, mut connection) = open().await;
+        let off = "ALTER TABLE deploycore.jobs SET (autovacuum_enabled = false)";
+        sqlx::raw_sql(off).execute(&mut connection).await.unwrap();
+        if analyzed_at == Some(0) {
+            fill(&queue, 3_000).await;
+            while !claim(&queue, 1_000).await.is_empty() {}
+            sqlx::raw_sql("VACUUM ANALYZE deploycore.jobs").execute(&mut connection).await.unwrap();
+        }
+        fill(&queue, 6_000).await;
+        let mut pin = PgConnection::connect(&database.url()).await.unwrap();
+        let begin = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM deploycore.queue_settings";
+        sqlx::raw_sql(begin).execute(&mut pin).await.unwrap();
+        for done in 1..=59 {
+            if analyzed_at == Some(done) {
+                sqlx::raw_sql("ANALYZE deploycore.jobs").execute(&mut connection).await.unwrap();
+            }
+            assert_eq!(claim(&queue, 100).await.len(), 100);
+        }
+        let floor = floor(&queue).expect("so many claims teach it");
+        let mut own = queue.database.borrow().await.unwrap();
+        // The first call on a connection reads the server's catalogue to make its plans.
+        pages(own.connection(), PLAIN, None).await;
+        pages(own.connection(), PLAIN_FROM_FLOOR, Some(&floor)).await;
+        let from_floor = pages(own.connection(), PLAIN_FROM_FLOOR, Some(&floor)).await;
+        let plain = pages(own.connection(), PLAIN, None).await;
+        println!("{analyzed_at:?}: {from_floor} pages from the floor, {plain} from the beginning");
+        // Neighbours in the index lie on one page of the table as a rule.
+        assert!(plain > 150, "{plain} pages: the test shows little");
+        assert!(
+            from_floor * 2 < plain,
+            "{analyzed_at:?}: {from_floor} pages from the floor, {plain} from the beginning"
+        );
     }
-    let floor = floor(&queue).expect("so many claims teach it");
-    // The first call on a connection reads the server's catalogue to make its plans.
-    pages(&mut connection, PLAIN, None).await;
-    let from_floor = pages(&mut connection, PLAIN_FROM_FLOOR, Some(&floor)).await;
-    let plain = pages(&mut connection, PLAIN, None).await;
-    println!("{from_floor} pages from the floor, {plain} from the beginning");
-    // Neighbours in the index lie on one page of the table as a rule.
-    assert!(plain > 150, "{plain} pages: the test shows little");
-    assert!(from_floor * 2 < plain, "{from_floor} pages from the floor, {plain} from the beginning");
 }
 
 /// The statistics of a table with a history and an empty queue say that next to nothing is ready, and that a sort of it costs nothing. Claims
