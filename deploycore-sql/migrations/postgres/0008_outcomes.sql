@@ -4,18 +4,30 @@
 -- Programs of earlier versions go on beside this one. Each ends the attempts that it claimed, and knows of those; of one that succeeded under
 -- this version it shows no entry in the history of the job.
 
--- JSON of how the newest attempt ended, where it succeeded: a repeated call is known by it.
-ALTER TABLE deploycore.jobs ADD COLUMN outcome text COLLATE "C";
+-- Of the attempt that succeeded, beside the artifact: whether its log was kept, and where the time went in milliseconds. They are there for what
+-- succeeded since this version: a repeated call is known by them.
+ALTER TABLE deploycore.jobs
+    ADD COLUMN has_log  boolean,
+    ADD COLUMN build_ms bigint,
+    ADD COLUMN store_ms bigint;
 
 -- Whether a claim was answered before, of jobs that succeeded since.
-CREATE INDEX jobs_succeeded ON deploycore.jobs (claim_id) WHERE outcome IS NOT NULL;
+CREATE INDEX jobs_succeeded ON deploycore.jobs (claim_id) WHERE build_ms IS NOT NULL;
 
 -- Each claim of a job, and how it ended if it has.
 CREATE VIEW deploycore.all_attempts AS
     SELECT job, epoch, claim_id, worker, claimed_at, ended_at, outcome FROM deploycore.attempts
     UNION ALL
-    SELECT id, epoch, claim_id, worker, claimed_at, finished_at, outcome FROM deploycore.jobs
-    WHERE status = 'RUNNING' OR outcome IS NOT NULL;
+    SELECT id, epoch, claim_id, worker, claimed_at, finished_at,
+           CASE WHEN build_ms IS NOT NULL THEN json_build_object(
+               'kind', 'completed',
+               'completion', json_build_object(
+                   'kind', 'succeeded',
+                   'artifact', json_build_object('name', artifact, 'digest', digest, 'size', size),
+                   'log', CASE WHEN has_log THEN json_build_object('job', id, 'epoch', epoch) END,
+                   'timings', json_build_object('build_ms', build_ms, 'store_ms', store_ms)))::text END
+    FROM deploycore.jobs
+    WHERE status = 'RUNNING' OR build_ms IS NOT NULL;
 
 -- Only for who asks in these words: the server shall neither take this index for a way to all that is ready, nor the order of claims for a way to
 -- what became ready lately.
@@ -35,7 +47,7 @@ BEGIN
     END IF;
     RETURN NOT (
         EXISTS (SELECT FROM deploycore.jobs WHERE claim_id = the_claim AND status = 'RUNNING')
-        OR EXISTS (SELECT FROM deploycore.jobs WHERE claim_id = the_claim AND outcome IS NOT NULL)
+        OR EXISTS (SELECT FROM deploycore.jobs WHERE claim_id = the_claim AND build_ms IS NOT NULL)
         OR EXISTS (SELECT FROM deploycore.attempts WHERE claim_id = the_claim)
         OR (SELECT paused FROM deploycore.queue_settings WHERE one = 1)
         OR EXISTS (SELECT FROM deploycore.jobs WHERE status = 'QUEUED' AND delayed AND eligible_at <= now_is)
@@ -50,7 +62,7 @@ RETURNS TABLE (is_new boolean, job deploycore.jobs) LANGUAGE plpgsql VOLATILE AS
 $$
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended(the_claim::text, x'6465706c6f790063'::bigint));
-    IF EXISTS (SELECT FROM deploycore.jobs WHERE claim_id = the_claim AND outcome IS NOT NULL) THEN
+    IF EXISTS (SELECT FROM deploycore.jobs WHERE claim_id = the_claim AND build_ms IS NOT NULL) THEN
         RETURN QUERY SELECT false, j FROM deploycore.jobs j WHERE j.claim_id = the_claim AND j.status = 'RUNNING';
     ELSE
         RETURN QUERY SELECT * FROM deploycore.claim_3(the_claim, the_worker, the_limit);

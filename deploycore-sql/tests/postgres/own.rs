@@ -2,13 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use deploycore::port::queue::Beat;
+use deploycore::model::{AttemptOutcome, Completion, LogName, Timings};
+use deploycore::port::queue::{Beat, Error};
 use deploycore::port::{JobQueue, JobQueueExt};
 use servers::postgres::{Options, Postgres as Server};
-use sqlx::{Connection, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::time::timeout;
 
-use crate::bed::{self, PATIENCE, job, lease, request};
+use crate::bed::{self, PATIENCE, job, lease, request, success};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn heartbeats_touch_no_index() {
@@ -72,4 +73,59 @@ async fn an_idle_worker_hears_of_a_job_and_a_busy_one_is_not_told() {
     timeout(PATIENCE, hint.given()).await.expect("it listens again");
     host.enqueue_one(&job()).await.unwrap();
     timeout(PATIENCE, hint.given()).await.expect("the hint comes");
+}
+
+/// Who writes by hand is held to the rules too.
+#[tokio::test]
+async fn a_job_that_cannot_be_is_refused() {
+    let (postgres, database) = bed::open().await;
+    let queue = postgres.queue();
+    queue.enqueue_one(&job()).await.unwrap();
+    let mut connection = PgConnection::connect(&database.url()).await.unwrap();
+    for set in [
+        "status = 'DONE'",
+        "status = 'RUNNING'",
+        "status = 'SUCCEEDED', finished_at = 1",
+        "finished_at = 1",
+        "max_attempts = 0",
+        "max_releases = -1",
+        "build_timeout = -1",
+        "epoch = 1",
+        "attempts = -1",
+        "releases = -1",
+        "rescues = -1",
+        "turn = -1",
+        "artifact = 'a', digest = 'd', size = 1",
+        "size = 1",
+    ] {
+        let update = AssertSqlSafe(format!("UPDATE deploycore.jobs SET {set}"));
+        let error = sqlx::raw_sql(update).execute(&mut connection).await.expect_err(set);
+        assert!(error.to_string().contains("violates check constraint"), "{set}: {error}");
+    }
+    assert_eq!(queue.claim(&request(1)).await.unwrap().len(), 1);
+}
+
+/// A success is kept in the columns of its job, and what they do not hold is kept too.
+#[tokio::test]
+async fn a_success_is_known_again_whatever_the_worker_said_of_it() {
+    let (postgres, _database) = bed::open().await;
+    let queue = postgres.queue();
+    queue.enqueue(&[job(), job(), job(), job()]).await.unwrap();
+    let jobs = queue.claim(&request(4)).await.unwrap();
+    let log = |of: usize| Some(LogName { job: jobs[of].spec.id, epoch: jobs[of].epoch });
+    let small = Timings { build_ms: 7, store_ms: 9 };
+    let said = [(None, small), (log(1), small), (log(0), small), (None, Timings { build_ms: u64::MAX, store_ms: 0 })];
+    for (job, (log, timings)) in jobs.iter().zip(said) {
+        let Completion::Succeeded { artifact, .. } = success(job) else { panic!("a success") };
+        let other = Completion::Succeeded { artifact: artifact.clone(), log, timings: Timings::default() };
+        let completion = Completion::Succeeded { artifact, log, timings };
+        let lease = lease(job);
+        let done = queue.complete(&lease, &completion).await.unwrap();
+        let attempts = queue.attempts(job.spec.id).await.unwrap();
+        assert_eq!(attempts.len(), 1);
+        assert_eq!(attempts[0].ended_at, done.finished_at);
+        assert_eq!(attempts[0].outcome, Some(AttemptOutcome::Completed { completion: completion.clone() }));
+        assert_eq!(queue.complete(&lease, &completion).await.unwrap(), done, "a repeated call");
+        assert!(matches!(queue.complete(&lease, &other).await, Err(Error::LeaseLost { .. })));
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use deploycore::model::{AttemptOutcome, Completion, Job, JobId, Lease};
+use deploycore::model::{ArtifactRef, AttemptOutcome, Completion, Job, JobId, Lease, LogName};
 use deploycore::port::BackendError;
 use deploycore::port::queue::transition::{self, Standing};
 use deploycore::port::queue::{AttemptEnd, Error, bounds};
@@ -13,7 +13,6 @@ use super::lease::epoch;
 use super::row::{self, Ended};
 use crate::columns::{Columns, job_columns};
 use crate::postgres::database::{self, Database, failed};
-use crate::stored;
 
 /// Of an end whose completion is cut as it is kept.
 pub(super) async fn complete(database: &Database, lease: &Lease, completion: &Completion) -> Result<Job, Error> {
@@ -84,17 +83,42 @@ fn check_size(completion: &Completion) -> Result<(), Error> {
     }
 }
 
+/// A success as the columns of its job hold it.
+struct Success<'c> {
+    lease: &'c Lease,
+    artifact: &'c ArtifactRef,
+    size: i64,
+    has_log: bool,
+    build_ms: i64,
+    store_ms: i64,
+}
+
+impl<'c> Success<'c> {
+    /// `None` for other ends, and for what the columns do not hold, a log of another attempt for one: these have a way of their own.
+    fn of(lease: &'c Lease, completion: &'c Completion) -> Option<Self> {
+        let Completion::Succeeded { artifact, log, timings } = completion else {
+            return None;
+        };
+        let own = LogName { job: lease.job, epoch: lease.epoch };
+        let has_log = log.as_ref().map_or(Some(false), |log| (*log == own).then_some(true))?;
+        let (size, build_ms) = (i64::try_from(artifact.size).ok()?, i64::try_from(timings.build_ms).ok()?);
+        let store_ms = i64::try_from(timings.store_ms).ok()?;
+        Some(Self { lease, artifact, size, has_log, build_ms, store_ms })
+    }
+}
+
 /// What nearly every completion is, in one write: a success under the current lease. It decides as [`transition::standing`] and
 /// [`transition::complete`], which a test compares it with. `None` for all others.
 async fn succeed(database: &Database, lease: &Lease, completion: &Completion) -> Result<Option<Job>, Error> {
     const SUCCEED: &str = concat!(
         "UPDATE deploycore.jobs j SET
-             status = 'SUCCEEDED', finished_at = deploycore.instant(), artifact = $4, digest = $5, size = $6, outcome = $7
+             status = 'SUCCEEDED', finished_at = deploycore.instant(), artifact = $4, digest = $5, size = $6, has_log = $7,
+             build_ms = $8, store_ms = $9
          WHERE j.id = $1 AND j.status = 'RUNNING' AND j.epoch = $2 AND j.claim_id = $3
          RETURNING ",
         job_columns!()
     );
-    let Completion::Succeeded { artifact, .. } = completion else {
+    let Some(success) = Success::of(lease, completion) else {
         return Ok(None);
     };
     let mut borrowed = database.borrow().await?;
@@ -102,10 +126,12 @@ async fn succeed(database: &Database, lease: &Lease, completion: &Completion) ->
         .bind(lease.job.as_uuid())
         .bind(epoch(lease))
         .bind(lease.claim.as_uuid())
-        .bind(artifact.name.as_str())
-        .bind(artifact.digest.to_string())
-        .bind(artifact.size as i64)
-        .bind(stored::json(&AttemptOutcome::Completed { completion: completion.clone() }))
+        .bind(success.artifact.name.as_str())
+        .bind(success.artifact.digest.to_string())
+        .bind(success.size)
+        .bind(success.has_log)
+        .bind(success.build_ms)
+        .bind(success.store_ms)
         .fetch_optional(borrowed.connection())
         .await
         .map_err(failed)?;
@@ -122,35 +148,33 @@ async fn succeed_all(
     const SUCCEED: &str = concat!(
         "UPDATE deploycore.jobs j SET
              status = 'SUCCEEDED', finished_at = deploycore.instant(), artifact = n.artifact, digest = n.digest,
-             size = n.size, outcome = n.outcome
-         FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::text[], $5::text[], $6::bigint[], $7::text[])
-             AS n (job, epoch, claim, artifact, digest, size, outcome)
+             size = n.size, has_log = n.has_log, build_ms = n.build_ms, store_ms = n.store_ms
+         FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::text[], $5::text[], $6::bigint[], $7::boolean[], $8::bigint[], $9::bigint[])
+             AS n (job, epoch, claim, artifact, digest, size, has_log, build_ms, store_ms)
          WHERE j.id = n.job AND j.status = 'RUNNING' AND j.epoch = n.epoch AND j.claim_id = n.claim
          RETURNING ",
         job_columns!()
     );
-    let success = |place: &usize| match &ends[*place] {
-        AttemptEnd { lease, completion: completion @ Completion::Succeeded { artifact, .. } } => {
-            Some((lease, completion, artifact))
-        }
-        _ => None,
-    };
-    let mut ends: Vec<_> = places.iter().filter_map(success).collect();
-    if ends.is_empty() {
+    let mut successes: Vec<_> =
+        places.iter().filter_map(|place| Success::of(&ends[*place].lease, &ends[*place].completion)).collect();
+    if successes.is_empty() {
         return Ok(HashMap::new());
     }
     // In one order, so that two batches do not wait for each other.
-    ends.sort_unstable_by_key(|(lease, ..)| lease.job);
-    let outcome = |completion: &Completion| stored::json(&AttemptOutcome::Completed { completion: completion.clone() });
+    successes.sort_unstable_by_key(|success| success.lease.job);
+    let ids = |id: fn(&Lease) -> Uuid| successes.iter().map(|success| id(success.lease)).collect::<Vec<_>>();
+    let integers = |value: fn(&Success<'_>) -> i64| successes.iter().map(value).collect::<Vec<_>>();
     let mut borrowed = database.borrow().await?;
     let rows = sqlx::query(SUCCEED)
-        .bind(ends.iter().map(|(lease, ..)| lease.job.as_uuid()).collect::<Vec<Uuid>>())
-        .bind(ends.iter().map(|(lease, ..)| epoch(lease)).collect::<Vec<_>>())
-        .bind(ends.iter().map(|(lease, ..)| lease.claim.as_uuid()).collect::<Vec<Uuid>>())
-        .bind(ends.iter().map(|(.., artifact)| artifact.name.to_string()).collect::<Vec<_>>())
-        .bind(ends.iter().map(|(.., artifact)| artifact.digest.to_string()).collect::<Vec<_>>())
-        .bind(ends.iter().map(|(.., artifact)| artifact.size as i64).collect::<Vec<_>>())
-        .bind(ends.iter().map(|(_, completion, _)| outcome(completion)).collect::<Vec<_>>())
+        .bind(ids(|lease| lease.job.as_uuid()))
+        .bind(integers(|success| epoch(success.lease)))
+        .bind(ids(|lease| lease.claim.as_uuid()))
+        .bind(successes.iter().map(|success| success.artifact.name.as_str()).collect::<Vec<_>>())
+        .bind(successes.iter().map(|success| success.artifact.digest.to_string()).collect::<Vec<_>>())
+        .bind(integers(|success| success.size))
+        .bind(successes.iter().map(|success| success.has_log).collect::<Vec<_>>())
+        .bind(integers(|success| success.build_ms))
+        .bind(integers(|success| success.store_ms))
         .fetch_all(borrowed.connection())
         .await
         .map_err(failed)?;

@@ -77,9 +77,9 @@ impl Bed {
         const JOBS: &str = "
             INSERT INTO deploycore.jobs (id, created_at, \"commit\", name, status, priority, max_attempts, max_releases, build_timeout,
                                          eligible_at, delayed, epoch, attempts, claim_id, worker, claimed_at, last_heartbeat,
-                                         deadline, finished_at, artifact, digest, size, outcome)
+                                         deadline, finished_at, artifact, digest, size, has_log, build_ms, store_ms)
             SELECT gen_random_uuid(), n, '0123456789abcdef', 'lab', 'SUCCEEDED', 0, 3, 10, 3600000000, n, false, 1, 1,
-                   gen_random_uuid(), 'lab-1', n + 1, n + 1, n + 3600000000, n + 2, 'lab-' || n, repeat('0', 64), 9, repeat(' ', 250)
+                   gen_random_uuid(), 'lab-1', n + 1, n + 1, n + 3600000000, n + 2, 'lab-' || n, repeat('0', 64), 9, true, 1, 1
             FROM generate_series(1, ";
         let Some(server) = self.server.as_ref().filter(|_| jobs > 0) else { return Ok(()) };
         let mut connection = server.connect(DATABASE).await?;
