@@ -1,6 +1,8 @@
 //! The queue: each call is one statement or one short transaction. What follows from a call is decided by
 //! [`deploycore::port::queue::transition`], or by a statement that a test holds against it.
 
+#[cfg(test)]
+mod bed;
 mod claim;
 mod complete;
 mod enqueue;

@@ -1,27 +1,35 @@
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use deploycore::model::{ClaimId, Completion, Failure, FailureKind, Lease, NewJob, Retry};
 use deploycore::port::JobQueue;
 use deploycore::port::queue::turn::TURNS_OF_AN_ORDER;
 use deploycore::port::queue::{ClaimRequest, MAX_BATCH, Order};
-use servers::postgres::{Database, Options, Postgres as Server};
-use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
+use servers::postgres::Database;
+use sqlx::{Connection as _, PgConnection};
 
+use super::super::bed;
 use super::super::claim::{PLAIN, PLAIN_FROM_FLOOR};
 use super::{Floor, Floors, Way};
-use crate::postgres::{Postgres, Queue};
+use crate::postgres::Queue;
 
 async fn open() -> (Arc<Queue>, Database<'static>, PgConnection) {
-    static SERVER: OnceLock<Server> = OnceLock::new();
-    let server = SERVER.get_or_init(|| Server::start(&Options::default()).unwrap());
-    let database = server.create_database().unwrap();
-    let opened = Postgres::open(&database.url()).await.unwrap();
+    let (opened, database, connection) = bed::open().await;
     // Each floor is worth it.
     let floors = Arc::new(Floors { worth: Duration::ZERO, ..Floors::default() });
     let queue = Arc::new(Queue { floors, ..Queue::new(opened.database) });
-    let connection = PgConnection::connect(&database.url()).await.unwrap();
     (queue, database, connection)
+}
+
+/// Of a claim of one job, from a floor or from the beginning. It takes effect.
+async fn pages(connection: &mut PgConnection, statement: &str, floor: Option<&Floor>) -> u64 {
+    let mut arguments = vec![format!("'{}'", ClaimId::new()), "'w'".to_owned(), "1".to_owned()];
+    if let Some(floor) = floor {
+        let (created_at, job) = (crate::stored::micros(floor.created_at), floor.job);
+        let place = [floor.priority.to_string(), floor.turn.to_string(), created_at.to_string(), format!("'{job}'")];
+        arguments.extend(place.into_iter().chain([floor.since.to_string()]));
+    }
+    bed::pages(connection, statement, &arguments).await
 }
 
 fn job() -> NewJob {
@@ -46,29 +54,6 @@ fn floor(queue: &Queue) -> Option<Floor> {
         Way::Plain(floor) => floor,
         Way::Function => None,
     }
-}
-
-/// How many pages a statement looks at by the plan that a connection makes for any parameters, as it does for what it is asked again and again:
-/// of a claim, one of one job from a floor or from the beginning. It takes effect.
-async fn pages(connection: &mut PgConnection, statement: &str, floor: Option<&Floor>) -> u64 {
-    let mut arguments = vec![format!("'{}'", ClaimId::new()), "'w'".to_owned(), "1".to_owned()];
-    if let Some(floor) = floor {
-        let (created_at, job) = (crate::stored::micros(floor.created_at), floor.job);
-        let place = [floor.priority.to_string(), floor.turn.to_string(), created_at.to_string(), format!("'{job}'")];
-        arguments.extend(place.into_iter().chain([floor.since.to_string()]));
-    }
-    let arguments = if statement.contains("$1") { format!("({})", arguments.join(", ")) } else { String::new() };
-    let prepare = format!("SET plan_cache_mode = force_generic_plan; PREPARE look AS {statement}");
-    sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut *connection).await.unwrap();
-    let explain = format!("EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) EXECUTE look {arguments}");
-    let row = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_one(&mut *connection).await.unwrap();
-    sqlx::raw_sql("DEALLOCATE look").execute(connection).await.unwrap();
-    let text = row.try_get_unchecked::<String, _>(0).unwrap();
-    let number = |name: &str| -> u64 {
-        let found = text.split(&format!("\"{name}\": ")).nth(1).expect("the plan tells it");
-        found.chars().take_while(char::is_ascii_digit).collect::<String>().parse().unwrap()
-    };
-    number("Shared Hit Blocks") + number("Shared Read Blocks")
 }
 
 /// Whatever the server knows of the table: nothing, that it was full of what is ready, that it was empty, or that it was half done. Looked at while half
@@ -138,8 +123,8 @@ async fn a_turn_is_found_without_a_walk_while_a_transaction_is_open() {
     sqlx::raw_sql(begin).execute(&mut pin).await.unwrap();
     while !claim(&queue, 1_000).await.is_empty() {}
     let mut own = queue.database.borrow().await.unwrap();
-    pages(own.connection(), LAST_TURN, None).await;
-    let pages = pages(own.connection(), LAST_TURN, None).await;
+    bed::pages(own.connection(), LAST_TURN, &[]).await;
+    let pages = bed::pages(own.connection(), LAST_TURN, &[]).await;
     assert!(pages < 40, "{pages} pages");
     let last: i64 = sqlx::query_scalar(LAST_TURN).fetch_one(&mut connection).await.unwrap();
     assert_eq!(last as u64, TURNS_OF_AN_ORDER + 3_000);

@@ -9,7 +9,7 @@ use deploycore::port::{JobQueue, ReplicationLedger, chain, ledger, queue};
 use metrics::gauge;
 use tokio_util::sync::CancellationToken;
 
-/// Between looks. The queue counts all its rows for one.
+/// Between looks. For one the queue walks along an index of all that finished.
 const PERIOD: Duration = Duration::from_secs(30);
 /// How long a look may take.
 const LIMIT: Duration = Duration::from_secs(20);
