@@ -15,6 +15,14 @@ use crate::port::store::Error;
 #[cfg(any(feature = "s3", feature = "gcs", feature = "azure"))]
 const PART_LIMIT: &str = "1h";
 
+/// How long any other request may take, unless the environment or the URL limits requests, and how long it may stay without an answer or its next
+/// bytes. To put an upload together may take S3 minutes, in which it sends blanks
+/// (<https://docs.aws.amazon.com/AmazonS3/latest/API/API_CompleteMultipartUpload.html>). The client's usual 30 s for all would end that.
+#[cfg(any(feature = "s3", feature = "gcs", feature = "azure"))]
+const LIMIT: &str = "15m";
+#[cfg(any(feature = "s3", feature = "gcs", feature = "azure"))]
+const SILENCE: &str = "30s";
+
 /// A store's client, by both of its faces.
 pub(super) struct Client {
     pub(super) objects: Arc<dyn ObjectStore>,
@@ -96,6 +104,12 @@ impl Cloud {
                 let mut parts = builder.clone();
                 if builder.get_config_value(&limit()?) == usual {
                     parts = parts.with_config(limit()?, PART_LIMIT);
+                    builder = builder.with_config(limit()?, LIMIT);
+                    let silence = "read_timeout".parse();
+                    let silence = silence.map_err(|_| refused(url, "its client does not notice silence"))?;
+                    if builder.get_config_value(&silence).is_none() {
+                        builder = builder.with_config(silence, SILENCE);
+                    }
                 }
                 let built = |builder: $builder| {
                     let built = builder.build();

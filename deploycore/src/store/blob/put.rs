@@ -1,9 +1,10 @@
 //! Storing: bytes to a blob under a fresh key, then the manifest that makes them an artifact.
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use futures::stream::StreamExt;
 use object_store::path::Path;
-use object_store::{Error as ObjectError, ObjectStoreExt, PutMode, PutPayload, WriteMultipart};
+use object_store::{Error as ObjectError, MultipartUpload, ObjectStoreExt, PutMode, PutPayload};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
@@ -70,7 +71,9 @@ struct Upload<'a> {
     /// The part under way.
     part: BytesMut,
     /// Set once there is more than one part.
-    parts: Option<WriteMultipart>,
+    parts: Option<Parts>,
+    /// Bytes taken so far.
+    size: u64,
 }
 
 impl<'a> Upload<'a> {
@@ -81,10 +84,11 @@ impl<'a> Upload<'a> {
             let part_size = usize::try_from(store.settings.part_size.as_u64()).unwrap_or(usize::MAX).max(1);
             (part_size, store.settings.parts_in_flight.max(1))
         };
-        Self { store, path, part_size, parts_in_flight, part: BytesMut::new(), parts: None }
+        Self { store, path, part_size, parts_in_flight, part: BytesMut::new(), parts: None, size: 0 }
     }
 
     async fn write(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
+        self.size += bytes.len() as u64;
         while !bytes.is_empty() {
             // The part is sent only when a further byte comes: the last one may be the only one.
             if self.part.len() == self.part_size {
@@ -102,35 +106,64 @@ impl<'a> Upload<'a> {
             Some(parts) => parts,
             none => {
                 let upload = self.store.objects.put_multipart(self.path).await.map_err(fault)?;
-                none.insert(WriteMultipart::new_with_chunk_size(upload, self.part_size))
+                none.insert(Parts { upload, under_way: JoinSet::new() })
             }
         };
-        parts.wait_for_capacity(self.parts_in_flight).await.map_err(fault)?;
+        parts.wait_until_fewer_than(self.parts_in_flight).await?;
         let next = BytesMut::with_capacity(self.part_size);
         parts.put(std::mem::replace(&mut self.part, next).freeze());
         Ok(())
     }
 
     async fn finish(mut self) -> Result<(), Error> {
-        let last = self.part.freeze();
-        match self.parts.take() {
-            Some(mut parts) => {
-                parts.put(last);
-                parts.finish().await.map_err(fault)?;
-            }
-            None => {
-                self.store.objects.put(self.path, PutPayload::from(last)).await.map_err(fault)?;
-            }
+        let last = std::mem::take(&mut self.part).freeze();
+        let Some(parts) = &mut self.parts else {
+            return self.store.objects.put(self.path, PutPayload::from(last)).await.map(drop).map_err(fault);
+        };
+        parts.put(last);
+        let finished = match parts.wait_until_fewer_than(1).await {
+            Ok(()) => parts.upload.complete().await.map(drop).map_err(fault),
+            Err(error) => Err(error),
+        };
+        // It may be there although nobody said so: a reply may have been lost.
+        let (store, path, size) = (self.store, self.path, self.size);
+        if finished.is_err() && !store.objects.head(path).await.is_ok_and(|meta| meta.size == size) {
+            self.abort().await;
+            return finished;
         }
         Ok(())
     }
 
     async fn abort(self) {
-        if let Some(parts) = self.parts
-            && let Err(error) = parts.abort().await
-        {
+        let Some(Parts { mut upload, mut under_way }) = self.parts else {
+            return;
+        };
+        under_way.shutdown().await;
+        if let Err(error) = upload.abort().await {
             debug!(path = %self.path, %error, "an unfinished upload is left to the sweep");
         }
+    }
+}
+
+/// An upload by parts. Where it cannot be completed, `object_store`'s own driver of one tells why the end of the upload failed too, if it did, and
+/// not why it could not be completed.
+struct Parts {
+    upload: Box<dyn MultipartUpload>,
+    under_way: JoinSet<object_store::Result<()>>,
+}
+
+impl Parts {
+    fn put(&mut self, part: Bytes) {
+        self.under_way.spawn(self.upload.put_part(PutPayload::from(part)));
+    }
+
+    async fn wait_until_fewer_than(&mut self, most: usize) -> Result<(), Error> {
+        while self.under_way.len() >= most
+            && let Some(stored) = self.under_way.join_next().await
+        {
+            stored.map_err(permanent)?.map_err(fault)?;
+        }
+        Ok(())
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use object_store::memory::InMemory;
 use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, PutMultipartOptions, PutOptions,
-    PutPayload, PutResult,
+    PutPayload, PutResult, UploadPart,
 };
 
 use super::*;
@@ -18,10 +18,46 @@ struct Line {
     objects: InMemory,
     /// The next create-only write takes place, its reply is an error.
     loses_reply: AtomicBool,
+    /// How uploads by parts end.
+    end_of_uploads: Mutex<EndOfUpload>,
     /// Bytes that went out.
     read: AtomicU64,
     /// What was written, looked at and listed, in this order.
     calls: Mutex<Vec<String>>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+enum EndOfUpload {
+    #[default]
+    Whole,
+    /// It takes place, its reply is lost.
+    LosesReply,
+    /// It fails, and then the upload cannot be ended either.
+    Fails,
+}
+
+#[derive(Debug)]
+struct LineUpload {
+    upload: Box<dyn MultipartUpload>,
+    end: EndOfUpload,
+}
+
+#[async_trait]
+impl MultipartUpload for LineUpload {
+    fn put_part(&mut self, part: PutPayload) -> UploadPart {
+        self.upload.put_part(part)
+    }
+    async fn complete(&mut self) -> object_store::Result<PutResult> {
+        let failure = || object_store::Error::Generic { store: "line", source: "no reply".into() };
+        match self.end {
+            EndOfUpload::Whole => self.upload.complete().await,
+            EndOfUpload::LosesReply => self.upload.complete().await.and(Err(failure())),
+            EndOfUpload::Fails => Err(failure()),
+        }
+    }
+    async fn abort(&mut self) -> object_store::Result<()> {
+        Err(object_store::Error::PermissionDenied { path: String::new(), source: "no such upload".into() })
+    }
 }
 
 impl Line {
@@ -57,7 +93,8 @@ impl ObjectStore for Line {
         at: &Path,
         how: PutMultipartOptions,
     ) -> object_store::Result<Box<dyn MultipartUpload>> {
-        self.objects.put_multipart_opts(at, how).await
+        let (upload, end) = (self.objects.put_multipart_opts(at, how).await?, *self.end_of_uploads.lock().unwrap());
+        Ok(Box::new(LineUpload { upload, end }))
     }
     async fn get_opts(&self, at: &Path, how: GetOptions) -> object_store::Result<GetResult> {
         let is_head = how.head;
@@ -98,6 +135,26 @@ async fn a_manifest_whose_write_failed_is_confirmed_only_when_its_folder_is_sync
         }
         let stored = store.put_bytes(Bytes::from_static(b"some bytes")).await;
         assert_eq!(stored.is_ok(), syncs, "{stored:?}");
+    }
+}
+
+/// A 10 GB upload took the store longer to put together than the client waited, and the put said that its end was forbidden: for good.
+#[tokio::test]
+async fn a_put_by_parts_says_why_it_failed_and_knows_what_is_there() {
+    for end in [EndOfUpload::Whole, EndOfUpload::LosesReply, EndOfUpload::Fails] {
+        let line = Arc::new(Line::default());
+        *line.end_of_uploads.lock().unwrap() = end;
+        let store = BlobStore::new(line, Path::default());
+        let store = store.with_settings(BlobStoreSettings::default().with_part_size(bytesize::ByteSize::b(4)));
+        match (end, store.put_bytes(Bytes::from_static(b"three parts")).await) {
+            (EndOfUpload::Fails, Err(error)) => {
+                assert!(error.is_retryable() && crate::port::chain(&error).contains("no reply"), "{error:?}");
+            }
+            (EndOfUpload::Whole | EndOfUpload::LosesReply, Ok(manifest)) => {
+                store.verify(&manifest.digest()).await.unwrap();
+            }
+            (end, answer) => panic!("{end:?}: {answer:?}"),
+        }
     }
 }
 
