@@ -122,16 +122,16 @@ impl<'a> Upload<'a> {
         };
         parts.put(last);
         let finished = match parts.wait_until_fewer_than(1).await {
-            Ok(()) => parts.upload.complete().await.map(drop).map_err(fault),
+            Ok(()) => match parts.upload.complete().await {
+                Err(error) if !is_whole(self.store, self.path, self.size).await => Err(fault(error)),
+                _ => Ok(()),
+            },
             Err(error) => Err(error),
         };
-        // It may be there although nobody said so: a reply may have been lost.
-        let (store, path, size) = (self.store, self.path, self.size);
-        if finished.is_err() && !store.objects.head(path).await.is_ok_and(|meta| meta.size == size) {
+        if finished.is_err() {
             self.abort().await;
-            return finished;
         }
-        Ok(())
+        finished
     }
 
     async fn abort(self) {
@@ -143,6 +143,12 @@ impl<'a> Upload<'a> {
             debug!(path = %self.path, %error, "an unfinished upload is left to the sweep");
         }
     }
+}
+
+/// Whether an object is there although its upload did not say so: a reply may have been lost. A folder loses none, and what it could not complete may
+/// be there without being durable.
+async fn is_whole(store: &BlobStore, path: &Path, size: u64) -> bool {
+    store.folder.is_none() && store.objects.head(path).await.is_ok_and(|meta| meta.size == size)
 }
 
 /// An upload by parts. Where it cannot be completed, `object_store`'s own driver of one tells why the end of the upload failed too, if it did, and

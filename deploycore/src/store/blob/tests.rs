@@ -158,6 +158,18 @@ async fn a_put_by_parts_says_why_it_failed_and_knows_what_is_there() {
     }
 }
 
+/// A file whose completion failed may be there and not be durable.
+#[tokio::test]
+async fn a_put_to_a_folder_that_could_not_be_completed_fails() {
+    let root = tempfile::tempdir().unwrap();
+    let line = Arc::new(Line::default());
+    *line.end_of_uploads.lock().unwrap() = EndOfUpload::LosesReply;
+    let store = BlobStore::assemble(line, Path::default(), Some(Folder::create(root.path()).unwrap()));
+    // More than one write.
+    let stored = store.put_bytes(vec![7; 3 << 20].into()).await;
+    assert!(stored.as_ref().is_err_and(|error| crate::port::chain(error).contains("no reply")), "{stored:?}");
+}
+
 #[tokio::test]
 async fn whether_an_artifact_exists_costs_no_more_than_a_first_line() {
     let line = Arc::new(Line::default());
