@@ -7,7 +7,8 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use crate::bed::{self, job};
 
 /// As the queue's own connections are told.
-const SESSION: &str = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off";
+const SESSION: &str =
+    "SET enable_seqscan = off; SET enable_bitmapscan = off; SET plan_cache_mode = force_generic_plan; SET jit = off";
 const HISTORY: &str = "
     INSERT INTO deploycore.jobs (id, created_at, \"commit\", name, status, priority, max_attempts, max_releases, build_timeout,
                                  eligible_at, delayed, epoch, claim_id, worker, claimed_at, last_heartbeat, deadline,

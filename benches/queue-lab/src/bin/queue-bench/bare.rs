@@ -77,7 +77,9 @@ fn pgbench(server: &Server, cli: &Cli, table: &'static str, script: &str) -> Res
     let mut command = server.program("pgbench", "bare");
     command.args(["-n", "-M", "prepared", "-j", "2", "-c", &cli.workers.to_string(), "-t", &each.to_string(), "-f"]);
     // As the queue's own connections are told.
-    command.arg(&path).env("PGOPTIONS", "-c enable_seqscan=off -c enable_bitmapscan=off -c jit=off");
+    const OPTIONS: &str =
+        "-c enable_seqscan=off -c enable_bitmapscan=off -c plan_cache_mode=force_generic_plan -c jit=off";
+    command.arg(&path).env("PGOPTIONS", OPTIONS);
     let output = command.stdout(Stdio::piped()).stderr(Stdio::piped()).output()?;
     let time = start.elapsed();
     let said = String::from_utf8_lossy(&output.stdout);

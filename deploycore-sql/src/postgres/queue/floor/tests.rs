@@ -111,6 +111,27 @@ async fn a_claim_follows_the_order_of_the_queue_whatever_the_statistics_say() {
     assert!(pages < 60, "{pages} pages for one job of 3,000");
 }
 
+/// With a long history the server took each call's own values for a way to a cheaper plan, and made one for every claim and completion.
+#[tokio::test]
+async fn a_statement_is_planned_once() {
+    const PLANS_OF_CALLS: &str =
+        "SELECT coalesce(sum(custom_plans), 0)::bigint, sum(generic_plans)::bigint FROM pg_prepared_statements";
+    let (queue, _database, _connection) = open().await;
+    fill(&queue, 20).await;
+    for _ in 0..20 {
+        for lease in claim(&queue, 1).await {
+            queue
+                .complete(&lease, &Completion::Failed { failure: Failure::new(FailureKind::Build, "no") })
+                .await
+                .unwrap();
+        }
+    }
+    let mut own = queue.database.borrow().await.unwrap();
+    let (of_a_call, of_all): (i64, i64) = sqlx::query_as(PLANS_OF_CALLS).fetch_one(own.connection()).await.unwrap();
+    assert!(of_all >= 20, "{of_all} runs on this connection: the test shows little");
+    assert_eq!(of_a_call, 0);
+}
+
 /// The turn of a new job is behind all that was claimed, so its service's dead entries are not walked over.
 #[tokio::test]
 async fn a_turn_is_found_without_a_walk_while_a_transaction_is_open() {
