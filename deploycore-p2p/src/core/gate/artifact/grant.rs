@@ -16,10 +16,16 @@ impl Artifact {
         ((f64::from(bound) * part) as u32).max(1)
     }
 
-    /// How many pieces one reader may hold leases on: few when there are many readers, bounded by what it keeps in memory.
+    /// How many pieces one reader may hold leases on: few when there are many readers, bounded by what it keeps in memory. Of the last fresh pieces
+    /// each may hold half of its share, so that all are waited for only as long as one, and not for what a slow reader has piled up.
     fn window(&self, settings: &Settings) -> u32 {
         let by_memory = ((32 << 20) / self.shape.piece_size()).max(2) as u32;
-        (self.lease_bound(settings, 1.0) / self.readers.len().max(1) as u32).clamp(2, 16.min(by_memory))
+        let readers = self.readers.len().max(1) as u32;
+        let share = match readers {
+            1 => u32::MAX,
+            _ => (self.fresh_bytes / self.shape.piece_size()) as u32 / (2 * readers),
+        };
+        (self.lease_bound(settings, 1.0) / readers).clamp(2, 16.min(by_memory)).min(share.max(2))
     }
 
     pub(super) fn grant(&mut self, settings: &Settings, part: f64, now: Instant) {
