@@ -32,6 +32,8 @@ WHERE id = (SELECT id FROM deploycore.jobs WHERE status = 'QUEUED' AND NOT delay
 UPDATE deploycore.jobs SET status = 'SUCCEEDED', finished_at = 1, artifact = 'a', digest = 'd', size = 1
 WHERE id = :id AND status = 'RUNNING';
 ";
+/// As the queue's own connections are told.
+const OPTIONS: &str = "-c enable_seqscan=off -c enable_bitmapscan=off -c plan_cache_mode=force_generic_plan -c jit=off";
 /// A table with nothing but a key, a status and an order.
 const LEAST_TABLE: &str = "
     CREATE TABLE least (id uuid PRIMARY KEY, created_at bigint NOT NULL, status text NOT NULL, worker text, finished_at bigint);
@@ -76,9 +78,6 @@ fn pgbench(server: &Server, cli: &Cli, table: &'static str, script: &str) -> Res
     let start = Instant::now();
     let mut command = server.program("pgbench", "bare");
     command.args(["-n", "-M", "prepared", "-j", "2", "-c", &cli.workers.to_string(), "-t", &each.to_string(), "-f"]);
-    // As the queue's own connections are told.
-    const OPTIONS: &str =
-        "-c enable_seqscan=off -c enable_bitmapscan=off -c plan_cache_mode=force_generic_plan -c jit=off";
     command.arg(&path).env("PGOPTIONS", OPTIONS);
     let output = command.stdout(Stdio::piped()).stderr(Stdio::piped()).output()?;
     let time = start.elapsed();
