@@ -107,17 +107,19 @@ impl<'c> Success<'c> {
     }
 }
 
+/// The status is asked for in words that lead to no index: that of what runs would be walked over for all of one claim.
+pub(super) const SUCCEED: &str = concat!(
+    "UPDATE deploycore.jobs j SET
+         status = 'SUCCEEDED', finished_at = deploycore.instant(), artifact = $4, digest = $5, size = $6, has_log = $7,
+         build_ms = $8, store_ms = $9
+     WHERE j.id = $1 AND coalesce(j.status = 'RUNNING', false) AND j.epoch = $2 AND j.claim_id = $3
+     RETURNING ",
+    job_columns!()
+);
+
 /// What nearly every completion is, in one write: a success under the current lease. It decides as [`transition::standing`] and
 /// [`transition::complete`], which a test compares it with. `None` for all others.
 async fn succeed(database: &Database, lease: &Lease, completion: &Completion) -> Result<Option<Job>, Error> {
-    const SUCCEED: &str = concat!(
-        "UPDATE deploycore.jobs j SET
-             status = 'SUCCEEDED', finished_at = deploycore.instant(), artifact = $4, digest = $5, size = $6, has_log = $7,
-             build_ms = $8, store_ms = $9
-         WHERE j.id = $1 AND j.status = 'RUNNING' AND j.epoch = $2 AND j.claim_id = $3
-         RETURNING ",
-        job_columns!()
-    );
     let Some(success) = Success::of(lease, completion) else {
         return Ok(None);
     };
@@ -151,7 +153,7 @@ async fn succeed_all(
              size = n.size, has_log = n.has_log, build_ms = n.build_ms, store_ms = n.store_ms
          FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::text[], $5::text[], $6::bigint[], $7::boolean[], $8::bigint[], $9::bigint[])
              AS n (job, epoch, claim, artifact, digest, size, has_log, build_ms, store_ms)
-         WHERE j.id = n.job AND j.status = 'RUNNING' AND j.epoch = n.epoch AND j.claim_id = n.claim
+         WHERE j.id = n.job AND coalesce(j.status = 'RUNNING', false) AND j.epoch = n.epoch AND j.claim_id = n.claim
          RETURNING ",
         job_columns!()
     );

@@ -16,15 +16,17 @@ use crate::columns::job_columns;
 use crate::postgres::database::{self, Database, failed};
 use crate::stored;
 
+/// The status is asked for in words that lead to no index: that of what runs would be walked over for each call, with the entries that claims left.
+const BEAT: &str = "
+    WITH clock AS MATERIALIZED (SELECT deploycore.instant() AS now)
+    UPDATE deploycore.jobs j SET last_heartbeat = greatest(j.last_heartbeat, clock.now)
+    FROM clock CROSS JOIN unnest($1::uuid[], $2::bigint[], $3::uuid[]) AS b (job, epoch, claim)
+    WHERE j.id = b.job AND coalesce(j.status = 'RUNNING', false) AND j.epoch = b.epoch AND j.claim_id = b.claim
+    RETURNING j.id, j.epoch, j.claim_id, j.cancel_requested, j.deadline, clock.now";
+
 /// One statement, on a connection that no other call has. Each lease is guarded by epoch and claim, and nothing indexed is written. It
 /// decides as [`transition::heartbeat`], which a test compares it with.
 pub(super) async fn heartbeat(database: &Database, leases: &[Lease]) -> Result<Vec<Beat>, Error> {
-    const BEAT: &str = "
-        WITH clock AS MATERIALIZED (SELECT deploycore.instant() AS now)
-        UPDATE deploycore.jobs j SET last_heartbeat = greatest(j.last_heartbeat, clock.now)
-        FROM clock CROSS JOIN unnest($1::uuid[], $2::bigint[], $3::uuid[]) AS b (job, epoch, claim)
-        WHERE j.id = b.job AND j.status = 'RUNNING' AND j.epoch = b.epoch AND j.claim_id = b.claim
-        RETURNING j.id, j.epoch, j.claim_id, j.cancel_requested, j.deadline, clock.now";
     // In one order, so that two batches do not wait for each other.
     let mut sorted = leases.to_vec();
     sorted.sort_unstable_by_key(|lease| lease.job);
@@ -156,4 +158,35 @@ async fn lock(connection: &mut PgConnection, job: JobId) -> Result<Job, Error> {
 /// A delay cut as instants are stored, so that an answer and a later look agree.
 fn as_stored(delay: Duration) -> Duration {
     Duration::from_micros(stored::micros_of(bounds::cut_delay(delay)) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use deploycore::model::{ClaimId, NewJob};
+    use deploycore::port::JobQueue as _;
+    use deploycore::port::queue::ClaimRequest;
+
+    use super::super::bed;
+    use super::super::complete::SUCCEED;
+    use super::{BEAT, heartbeat};
+
+    /// The index of what runs lies by claims: a heartbeat of one job walked over all that ran, and a completion over all of its claim.
+    #[tokio::test]
+    async fn what_is_done_under_a_lease_does_not_look_at_what_else_runs() {
+        let (postgres, _database, _connection) = bed::open().await;
+        let queue = postgres.queue();
+        let job = || NewJob::new("web".parse().unwrap(), "abcdef0".parse().unwrap());
+        queue.enqueue(&(0..1_000).map(|_| job()).collect::<Vec<_>>()).await.unwrap();
+        let request = ClaimRequest { claim: ClaimId::new(), worker: "w".parse().unwrap(), limit: 1_000 };
+        let jobs = queue.claim(&request).await.unwrap();
+        let lease = jobs[500].running.as_ref().unwrap().lease;
+        heartbeat(&postgres.database, &[lease]).await.unwrap();
+        let mut own = postgres.database.borrow().await.unwrap();
+        let (job, epoch, claim) = (lease.job, lease.epoch, lease.claim);
+        let beat = [format!("'{{{job}}}'"), format!("'{{{epoch}}}'"), format!("'{{{claim}}}'")];
+        let end = format!("'{job}', {epoch}, '{claim}', 'a', 'd', 1, true, 1, 1");
+        let beaten = bed::pages(own.connection(), BEAT, &beat).await;
+        let ended = bed::pages(own.connection(), SUCCEED, &[end]).await;
+        assert!(beaten < 20 && ended < 40, "{beaten} and {ended} pages");
+    }
 }
