@@ -11,7 +11,7 @@ mod settings;
 mod shared;
 mod traffic;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -114,8 +114,6 @@ struct World {
     queue: Queue,
     peer_settings: Arc<peer::Settings>,
     peers: Vec<Option<Peer<Token>>>,
-    /// What a machine wants done, lent to each while it handles something.
-    outputs: VecDeque<peer::Output<Token>>,
     tracker: Tracker,
     gate: Gate,
     records: Vec<Record>,
@@ -183,7 +181,6 @@ impl World {
             queue: Queue::new(&[settings.latency, STORING]),
             peer_settings: Arc::new(settings.peer.clone()),
             peers: (0..machines).map(|_| None).collect(),
-            outputs: VecDeque::new(),
             // It has run for long; one that starts anew has not.
             tracker: Tracker::new(
                 tracker::Settings { settle: Duration::ZERO, ..settings.tracking() },
@@ -362,10 +359,8 @@ impl World {
         let tracker = addr(self.tracker_place());
         let rng = self.rng.fork();
         let peer = Peer::new(Arc::clone(&self.peer_settings), id(machine), addr(machine), vec![tracker], rng, self.now);
-        let mut peer = peer.with_zone(self.settings.zone(machine));
-        peer.swap_outputs(&mut self.outputs);
+        let peer = peer.with_zone(self.settings.zone(machine));
         self.peers[machine] = Some(peer);
-        self.act(machine);
         self.lives[machine] += 1;
         let mut kept = self.kept.remove(&machine).unwrap_or_default().into_iter();
         self.fetch(machine, 0, kept.next());
@@ -445,15 +440,8 @@ impl World {
 
     fn handle_at(&mut self, place: Place, input: peer::Input<Token>) {
         let Some(peer) = &mut self.peers[place] else { return };
-        peer.swap_outputs(&mut self.outputs);
         peer.handle(input, self.now);
-        peer.swap_outputs(&mut self.outputs);
-        self.act(place);
-    }
-
-    /// Does what a machine wants done.
-    fn act(&mut self, place: Place) {
-        while let Some(output) = self.outputs.pop_front() {
+        while let Some(output) = self.peers[place].as_mut().and_then(Peer::poll_output) {
             match output {
                 peer::Output::Connect(addr, _) => {
                     self.queue.after(self.settings.latency, Event::Dialed { from: place, addr });

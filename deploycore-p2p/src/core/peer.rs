@@ -197,12 +197,6 @@ impl<B: Payload> Peer<B> {
         self.outputs.pop_front()
     }
 
-    /// Gives what there is to do for an empty queue in its place. Whoever drives many nodes lends them all one: each would have to fetch
-    /// its own into the cache.
-    pub fn swap_outputs(&mut self, outputs: &mut VecDeque<Output<B>>) {
-        std::mem::swap(&mut self.outputs, outputs);
-    }
-
     /// When [`Input::Timeout`] is due.
     pub fn poll_timeout(&self) -> Instant {
         self.tick_at.min(self.flush_at).min(self.tokens_at)

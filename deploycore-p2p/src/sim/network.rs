@@ -23,40 +23,31 @@ impl Pipe {
     }
 }
 
-/// The connections, numbered in the order in which they were opened.
+/// The two ends of each connection, in the order in which they were opened.
 #[derive(Debug, Default)]
-pub(super) struct Connections {
-    /// The two ends of each.
-    ends: Vec<(u32, u32)>,
-    /// Which are open, a bit each: what is asked for most stays in the cache.
-    open: Vec<u64>,
-}
+pub(super) struct Connections(Vec<Option<(u32, u32)>>);
 
 impl Connections {
     pub(super) fn add(&mut self, from: Place, to: Place) -> ConnId {
-        let at = self.ends.len();
-        self.ends.push((from as u32, to as u32));
-        self.open.resize(at / 64 + 1, 0);
-        self.open[at / 64] |= 1 << (at % 64);
-        ConnId(at as u64)
+        self.0.push(Some((from as u32, to as u32)));
+        ConnId(self.0.len() as u64 - 1)
     }
 
     pub(super) fn close(&mut self, conn: ConnId) {
-        self.open[conn.0 as usize / 64] &= !(1 << (conn.0 % 64));
+        self.0[conn.0 as usize] = None;
     }
 
     pub(super) fn is_open(&self, conn: ConnId) -> bool {
-        self.open[conn.0 as usize / 64] >> (conn.0 % 64) & 1 == 1
+        self.0[conn.0 as usize].is_some()
     }
 
     pub(super) fn other_end(&self, conn: ConnId, end: Place) -> Option<Place> {
-        let (one, other) = self.ends[conn.0 as usize];
-        let other_end = if one as Place == end { other } else { one };
-        self.is_open(conn).then_some(other_end as Place)
+        let (one, other) = self.0[conn.0 as usize]?;
+        Some(if one as Place == end { other as Place } else { one as Place })
     }
 
     pub(super) fn open(&self) -> impl Iterator<Item = (ConnId, (Place, Place))> + '_ {
-        let all = (0..).map(ConnId).zip(&self.ends).map(|(conn, ends)| (conn, (ends.0 as Place, ends.1 as Place)));
-        all.filter(|(conn, _)| self.is_open(*conn))
+        let place = |(one, other): (u32, u32)| (one as Place, other as Place);
+        (0..).map(ConnId).zip(&self.0).filter_map(move |(conn, ends)| Some((conn, place((*ends)?))))
     }
 }
