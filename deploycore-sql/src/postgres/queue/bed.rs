@@ -17,11 +17,10 @@ pub(super) async fn open() -> (Postgres, Database<'static>, PgConnection) {
     (opened, database, connection)
 }
 
-/// How many pages a statement looks at by the plan that a connection makes for any parameters, as it does for what it is asked again and again.
-/// It takes effect.
+/// How many pages a statement looks at on a connection of the queue's own, by the plan that this makes once. It takes effect.
 pub(super) async fn pages(connection: &mut PgConnection, statement: &str, arguments: &[String]) -> u64 {
     let arguments = if arguments.is_empty() { String::new() } else { format!("({})", arguments.join(", ")) };
-    let prepare = format!("SET plan_cache_mode = force_generic_plan; PREPARE look AS {statement}");
+    let prepare = format!("PREPARE look AS {statement}");
     sqlx::raw_sql(AssertSqlSafe(prepare)).execute(&mut *connection).await.unwrap();
     let explain = format!("EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) EXECUTE look {arguments}");
     let row = sqlx::raw_sql(AssertSqlSafe(explain)).fetch_one(&mut *connection).await.unwrap();

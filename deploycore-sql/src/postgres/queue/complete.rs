@@ -141,22 +141,24 @@ async fn succeed(database: &Database, lease: &Lease, completion: &Completion) ->
     Ok(ended.as_ref().map(|row| Columns(row).job()).transpose()?)
 }
 
+/// [`SUCCEED`] for many jobs.
+pub(super) const SUCCEED_ALL: &str = concat!(
+    "UPDATE deploycore.jobs j SET
+         status = 'SUCCEEDED', finished_at = deploycore.instant(), artifact = n.artifact, digest = n.digest,
+         size = n.size, has_log = n.has_log, build_ms = n.build_ms, store_ms = n.store_ms
+     FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::text[], $5::text[], $6::bigint[], $7::boolean[], $8::bigint[], $9::bigint[])
+         AS n (job, epoch, claim, artifact, digest, size, has_log, build_ms, store_ms)
+     WHERE j.id = n.job AND coalesce(j.status = 'RUNNING', false) AND j.epoch = n.epoch AND j.claim_id = n.claim
+     RETURNING ",
+    job_columns!()
+);
+
 /// The same for many jobs, each of which stands there once; those that it ended.
 async fn succeed_all(
     database: &Database,
     ends: &[AttemptEnd],
     places: &[usize],
 ) -> Result<HashMap<JobId, Job>, BackendError> {
-    const SUCCEED: &str = concat!(
-        "UPDATE deploycore.jobs j SET
-             status = 'SUCCEEDED', finished_at = deploycore.instant(), artifact = n.artifact, digest = n.digest,
-             size = n.size, has_log = n.has_log, build_ms = n.build_ms, store_ms = n.store_ms
-         FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::text[], $5::text[], $6::bigint[], $7::boolean[], $8::bigint[], $9::bigint[])
-             AS n (job, epoch, claim, artifact, digest, size, has_log, build_ms, store_ms)
-         WHERE j.id = n.job AND coalesce(j.status = 'RUNNING', false) AND j.epoch = n.epoch AND j.claim_id = n.claim
-         RETURNING ",
-        job_columns!()
-    );
     let mut successes: Vec<_> =
         places.iter().filter_map(|place| Success::of(&ends[*place].lease, &ends[*place].completion)).collect();
     if successes.is_empty() {
@@ -167,7 +169,7 @@ async fn succeed_all(
     let ids = |id: fn(&Lease) -> Uuid| successes.iter().map(|success| id(success.lease)).collect::<Vec<_>>();
     let integers = |value: fn(&Success<'_>) -> i64| successes.iter().map(value).collect::<Vec<_>>();
     let mut borrowed = database.borrow().await?;
-    let rows = sqlx::query(SUCCEED)
+    let rows = sqlx::query(SUCCEED_ALL)
         .bind(ids(|lease| lease.job.as_uuid()))
         .bind(integers(|success| epoch(success.lease)))
         .bind(ids(|lease| lease.claim.as_uuid()))

@@ -162,12 +162,12 @@ fn as_stored(delay: Duration) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use deploycore::model::{ClaimId, NewJob};
+    use deploycore::model::{ClaimId, Lease, NewJob};
     use deploycore::port::JobQueue as _;
     use deploycore::port::queue::ClaimRequest;
 
     use super::super::bed;
-    use super::super::complete::SUCCEED;
+    use super::super::complete::{SUCCEED, SUCCEED_ALL};
     use super::{BEAT, heartbeat};
 
     /// The index of what runs lies by claims: a heartbeat of one job walked over all that ran, and a completion over all of its claim.
@@ -179,14 +179,21 @@ mod tests {
         queue.enqueue(&(0..1_000).map(|_| job()).collect::<Vec<_>>()).await.unwrap();
         let request = ClaimRequest { claim: ClaimId::new(), worker: "w".parse().unwrap(), limit: 1_000 };
         let jobs = queue.claim(&request).await.unwrap();
-        let lease = jobs[500].running.as_ref().unwrap().lease;
-        heartbeat(&postgres.database, &[lease]).await.unwrap();
+        let lease = |at: usize| jobs[at].running.as_ref().unwrap().lease;
+        heartbeat(&postgres.database, &[lease(500)]).await.unwrap();
         let mut own = postgres.database.borrow().await.unwrap();
-        let (job, epoch, claim) = (lease.job, lease.epoch, lease.claim);
-        let beat = [format!("'{{{job}}}'"), format!("'{{{epoch}}}'"), format!("'{{{claim}}}'")];
-        let end = format!("'{job}', {epoch}, '{claim}', 'a', 'd', 1, true, 1, 1");
-        let beaten = bed::pages(own.connection(), BEAT, &beat).await;
-        let ended = bed::pages(own.connection(), SUCCEED, &[end]).await;
-        assert!(beaten < 20 && ended < 40, "{beaten} and {ended} pages");
+        let under = |at: usize, [open, close]: [&str; 2]| {
+            let Lease { job, epoch, claim } = lease(at);
+            [job.to_string(), epoch.to_string(), claim.to_string()].map(|part| format!("'{open}{part}{close}'"))
+        };
+        let end = |of: [String; 3], [open, close]: [&str; 2]| {
+            let values = ["a", "d", "1", "true", "1", "1"].map(|value| format!("'{open}{value}{close}'"));
+            of.into_iter().chain(values).collect::<Vec<_>>()
+        };
+        let (one, array) = (["", ""], ["{", "}"]);
+        let beaten = bed::pages(own.connection(), BEAT, &under(500, array)).await;
+        let ended = bed::pages(own.connection(), SUCCEED, &end(under(500, one), one)).await;
+        let all_ended = bed::pages(own.connection(), SUCCEED_ALL, &end(under(501, array), array)).await;
+        assert!(beaten < 20 && ended < 40 && all_ended < 40, "{beaten}, {ended} and {all_ended} pages");
     }
 }

@@ -17,7 +17,7 @@ impl Artifact {
     }
 
     /// How many pieces one reader may hold leases on: few when there are many readers, bounded by what it keeps in memory. Of the last fresh pieces
-    /// each may hold half of its share, so that all are waited for only as long as one, and not for what a slow reader has piled up.
+    /// each may hold half of its share: what a slow reader has piled up when all others are done, everybody waits for.
     fn window(&self, settings: &Settings) -> u32 {
         let by_memory = ((32 << 20) / self.shape.piece_size()).max(2) as u32;
         let readers = self.readers.len().max(1) as u32;
