@@ -460,7 +460,8 @@ async fn tls_needs_the_right_ca_and_the_right_certificate() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_not_there_is_named_and_costs_nothing_beside_one_that_is() {
     let etcd = cluster(1);
-    let [port] = servers::free_ports().unwrap();
+    let held = servers::Port::take().unwrap();
+    let port = held.number();
     let nobody = format!("http://127.0.0.1:{port}");
     let start = Instant::now();
     let limits = settings(vec![nobody.clone()]).with_limits(ATTEMPT, Duration::from_secs(2));

@@ -7,14 +7,12 @@ use std::time::{Duration, Instant};
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
-use crate::{Error, Folder, Launch, Network, Process, Signal, free_ports};
+use crate::{Error, Folder, Launch, Network, Port, Process, Signal};
 
 const SERVER: &str = "etcd-server";
 const CLIENT: &str = "etcd-client";
 /// The administrator that [`Etcd::enable_auth`] makes.
 const ROOT: &str = "root:of-the-tests";
-/// Tries to get ports that nobody else took meanwhile.
-const PORTS: usize = 5;
 /// How long a cluster may take to have a leader that all members know.
 const AGREED_WITHIN: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(50);
@@ -110,8 +108,9 @@ pub struct Etcd {
     members: Vec<Member>,
     certificates: Option<Certificates>,
     user: Option<&'static str>,
-    // After the members.
+    // After the members, as are the ports.
     network: Option<Network>,
+    _ports: Vec<Port>,
     _folder: Folder,
 }
 
@@ -132,21 +131,11 @@ impl Member {
 impl Etcd {
     /// Starts a cluster and waits until all members follow one leader.
     pub fn start(options: &Options) -> Result<Self, Error> {
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            match Self::start_once(options) {
-                Err(Error::Ended { log, .. }) if log.contains("address already in use") && tries < PORTS => {}
-                other => return other,
-            }
-        }
-    }
-
-    fn start_once(options: &Options) -> Result<Self, Error> {
         let folder = Folder::new("etcd")?;
         let certificates = options.tls.then(|| Certificates::new(&folder.path().join("tls"))).transpose()?;
         let network = options.network.then(|| Network::new(options.members)).transpose()?;
-        let addresses = (0..options.members).map(|number| addresses(network.as_ref(), number));
+        let mut ports = Vec::new();
+        let addresses = (0..options.members).map(|number| addresses(network.as_ref(), number, &mut ports));
         let addresses = addresses.collect::<Result<Vec<_>, _>>()?;
         let scheme = if certificates.is_some() { "https" } else { "http" };
         let peer = |number: usize| format!("http://{}", addresses[number][1]);
@@ -183,7 +172,7 @@ impl Etcd {
             address: addresses[number][0],
         };
         let members = (0..options.members).map(member).collect();
-        let mut cluster = Self { members, certificates, user: None, network, _folder: folder };
+        let mut cluster = Self { members, certificates, user: None, network, _ports: ports, _folder: folder };
         for number in 0..options.members {
             cluster.launch(number)?;
         }
@@ -337,13 +326,18 @@ impl Drop for Etcd {
     }
 }
 
-/// Where a member serves clients, and where it serves its peers.
-fn addresses(network: Option<&Network>, number: usize) -> Result<[SocketAddr; 2], Error> {
-    let (host, ports) = match network {
+/// Where a member serves clients, and where it serves its peers. In a place of its own it has all ports, on loopback those it takes.
+fn addresses(network: Option<&Network>, number: usize, taken: &mut Vec<Port>) -> Result<[SocketAddr; 2], Error> {
+    let (host, numbers) = match network {
         Some(network) => (network.address(number), [2379, 2380]),
-        None => (Ipv4Addr::LOCALHOST, free_ports()?),
+        None => {
+            let ports = [Port::take()?, Port::take()?];
+            let numbers = ports.each_ref().map(Port::number);
+            taken.extend(ports);
+            (Ipv4Addr::LOCALHOST, numbers)
+        }
     };
-    Ok(ports.map(|port| SocketAddr::new(IpAddr::V4(host), port)))
+    Ok(numbers.map(|port| SocketAddr::new(IpAddr::V4(host), port)))
 }
 
 fn tls_arguments(certificates: &Certificates) -> Vec<std::ffi::OsString> {

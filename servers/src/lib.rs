@@ -32,7 +32,7 @@ pub mod s3;
 pub use error::Error;
 pub use folder::Folder;
 pub use network::Network;
-pub use ports::free_ports;
+pub use ports::Port;
 pub use process::{Launch, Process};
 pub use rustix::process::Signal;
 pub use user::User;

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::etcd::Certificates;
-use crate::{Error, Folder, Launch, Process, Signal, User, free_ports};
+use crate::{Error, Folder, Launch, Port, Process, Signal, User};
 
 const PACKAGE: &str = "mariadb-server";
 /// Where the programs of a server may be though an ordinary user's path does not name it.
@@ -66,16 +66,13 @@ impl Options {
 pub struct MariaDb {
     process: Option<Process>,
     client: PathBuf,
-    port: u16,
+    port: Port,
     certificates: Option<Certificates>,
     launch: Launch,
     databases: AtomicU64,
     /// After the process.
     folder: Folder,
 }
-
-/// Tries to get a port that nobody else took meanwhile.
-const PORTS: usize = 5;
 
 impl MariaDb {
     /// Makes a data folder and starts a server on it.
@@ -88,22 +85,13 @@ impl MariaDb {
         }
         initialise(folder.path(), user.as_ref())?;
         let certificates = options.tls.then(|| Certificates::new(&folder.path().join("tls"))).transpose()?;
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let [port] = free_ports()?;
-            let launch = launch(&server, folder.path(), port, options)
-                .with_arguments(certificates.iter().flat_map(tls_arguments))
-                .with_user(user.clone());
-            match Process::start(&launch, || is_ready(&client, port)) {
-                Err(Error::Ended { log, .. }) if log.contains("Address already in use") && tries < PORTS => {}
-                Err(error) => return Err(error),
-                Ok(process) => {
-                    let (process, databases) = (Some(process), AtomicU64::new(0));
-                    return Ok(Self { process, client, port, certificates, launch, databases, folder });
-                }
-            }
-        }
+        let port = Port::take()?;
+        let launch = launch(&server, folder.path(), port.number(), options)
+            .with_arguments(certificates.iter().flat_map(tls_arguments))
+            .with_user(user);
+        let process = Some(Process::start(&launch, || is_ready(&client, port.number()))?);
+        let databases = AtomicU64::new(0);
+        Ok(Self { process, client, port, certificates, launch, databases, folder })
     }
 
     /// Makes an empty database, which stays as long as the server. Its own character set is not UTF-8, as on many an old server.
@@ -115,12 +103,12 @@ impl MariaDb {
 
     /// Runs statements as the user who may do everything.
     pub fn run_sql(&self, sql: &str) -> Result<(), Error> {
-        run_sql(&self.client, self.port, sql)
+        run_sql(&self.client, self.port(), sql)
     }
 
     /// The URL of a database on the server, with a user who may do everything.
     pub fn url(&self, database: &str) -> String {
-        format!("mysql://{USER}:{PASSWORD}@127.0.0.1:{}/{database}", self.port)
+        format!("mysql://{USER}:{PASSWORD}@127.0.0.1:{}/{database}", self.port())
     }
 
     /// The folder of its data and its socket.
@@ -130,7 +118,7 @@ impl MariaDb {
 
     /// The port.
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.number()
     }
 
     /// Its certificates, with TLS.
@@ -148,7 +136,7 @@ impl MariaDb {
     /// Starts it again on its port and data, after [`kill`](Self::kill).
     pub fn start_again(&mut self) -> Result<(), Error> {
         if self.process.is_none() {
-            self.process = Some(Process::start(&self.launch, || is_ready(&self.client, self.port))?);
+            self.process = Some(Process::start(&self.launch, || is_ready(&self.client, self.port.number()))?);
         }
         Ok(())
     }

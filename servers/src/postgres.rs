@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::{Error, Folder, Launch, Process, Signal, User, free_ports};
+use crate::{Error, Folder, Launch, Port, Process, Signal, User};
 
 const PACKAGE: &str = "postgresql";
 const DEBIAN: &str = "/usr/lib/postgresql";
@@ -46,7 +46,7 @@ impl Options {
 pub struct Postgres {
     process: Option<Process>,
     binaries: PathBuf,
-    port: u16,
+    port: Port,
     launch: Launch,
     databases: AtomicU64,
     /// Databases that are empty again.
@@ -57,8 +57,6 @@ pub struct Postgres {
 
 /// The processes of a server whose first process was killed end by themselves.
 const ORPHANS_END_WITHIN: Duration = Duration::from_secs(20);
-/// Tries to get a port that nobody else took meanwhile.
-const PORTS: usize = 5;
 
 impl Postgres {
     /// Makes a data folder and starts a server on it.
@@ -70,20 +68,11 @@ impl Postgres {
             user.own(folder.path())?;
         }
         let data = initialise(&binaries, folder.path(), user.as_ref())?;
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let [port] = free_ports()?;
-            let launch = launch(&binaries, folder.path(), &data, port, options).with_user(user.clone());
-            match Process::start(&launch, || is_ready(&binaries, port)) {
-                Err(Error::Ended { log, .. }) if log.contains("Address already in use") && tries < PORTS => {}
-                Err(error) => return Err(error),
-                Ok(process) => {
-                    let (databases, empty) = (AtomicU64::new(0), Mutex::default());
-                    return Ok(Self { process: Some(process), binaries, port, launch, databases, empty, folder });
-                }
-            }
-        }
+        let port = Port::take()?;
+        let launch = launch(&binaries, folder.path(), &data, port.number(), options).with_user(user);
+        let process = Some(Process::start(&launch, || is_ready(&binaries, port.number()))?);
+        let (databases, empty) = (AtomicU64::new(0), Mutex::default());
+        Ok(Self { process, binaries, port, launch, databases, empty, folder })
     }
 
     /// Makes an empty database, or takes one that is empty again: to make one costs the server a third of a second.
@@ -98,7 +87,7 @@ impl Postgres {
 
     /// The URL of a database on the server, with its owner's password.
     pub fn url(&self, database: &str) -> String {
-        format!("postgres://{USER}:{PASSWORD}@127.0.0.1:{}/{database}", self.port)
+        format!("postgres://{USER}:{PASSWORD}@127.0.0.1:{}/{database}", self.port())
     }
 
     /// The folder of its data and its socket.
@@ -108,7 +97,7 @@ impl Postgres {
 
     /// The port.
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.number()
     }
 
     /// The id of its first process, whose children serve the connections; `None` while it is down.
@@ -119,7 +108,7 @@ impl Postgres {
     /// A program of its version, for instance `pgbench`, that finds the server and `database` by its environment.
     pub fn program(&self, name: &str, database: &str) -> Command {
         let mut command = Command::new(self.binaries.join(name));
-        command.env("PGHOST", "127.0.0.1").env("PGPORT", self.port.to_string());
+        command.env("PGHOST", "127.0.0.1").env("PGPORT", self.port().to_string());
         command.env("PGUSER", USER).env("PGPASSWORD", PASSWORD).env("PGDATABASE", database);
         command
     }
@@ -135,7 +124,7 @@ impl Postgres {
     pub fn start_again(&mut self) -> Result<(), Error> {
         let start = Instant::now();
         while self.process.is_none() {
-            match Process::start(&self.launch, || is_ready(&self.binaries, self.port)) {
+            match Process::start(&self.launch, || is_ready(&self.binaries, self.port.number())) {
                 // A process of the killed server has not noticed yet.
                 Err(Error::Ended { log, .. })
                     if log.contains("still in use") && start.elapsed() < ORPHANS_END_WITHIN =>

@@ -2,10 +2,8 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use crate::{Error, Folder, Launch, Process, free_ports, http, tools};
+use crate::{Error, Folder, Launch, Port, Process, http, tools};
 
-/// Tries to get a port that nobody else took meanwhile.
-const PORTS: usize = 5;
 /// By the credential's scope moto knows which service is meant; it checks no signature.
 const SCOPE: &str =
     "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=none";
@@ -15,6 +13,7 @@ const SCOPE: &str =
 pub struct S3 {
     address: SocketAddr,
     process: Option<Process>,
+    _port: Port,
     _folder: Folder,
 }
 
@@ -29,20 +28,13 @@ impl S3 {
     }
 
     pub(crate) fn launch(name: &str, launch: impl Fn(&Folder, u16) -> Result<Launch, Error>) -> Result<Self, Error> {
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let folder = Folder::new(name)?;
-            let [port] = free_ports()?;
-            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-            // Large bodies go to files there.
-            let launch = launch(&folder, port)?.with_variable("TMPDIR", folder.path());
-            match Process::start(&launch, || http::answers(address)) {
-                Err(Error::Ended { log, .. }) if log.contains("in use") && tries < PORTS => {}
-                Err(error) => return Err(error),
-                Ok(process) => return Ok(Self { address, process: Some(process), _folder: folder }),
-            }
-        }
+        let folder = Folder::new(name)?;
+        let port = Port::take()?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port.number()));
+        // Large bodies go to files there.
+        let launch = launch(&folder, port.number())?.with_variable("TMPDIR", folder.path());
+        let process = Some(Process::start(&launch, || http::answers(address))?);
+        Ok(Self { address, process, _port: port, _folder: folder })
     }
 
     /// Where it listens.

@@ -91,7 +91,8 @@ async fn a_url_of_something_else_is_refused() {
 
 #[tokio::test]
 async fn a_server_that_does_not_answer_is_named() {
-    let [port] = servers::free_ports().unwrap();
+    let held = servers::Port::take().unwrap();
+    let port = held.number();
     let error = refused(&format!("mysql://user:secret@127.0.0.1:{port}/db")).await;
     assert!(matches!(error, OpenError::Unreachable { .. }) && error.is_retryable(), "{error:?}");
     assert_says(&error, &[&format!("127.0.0.1:{port}/db")]);
