@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use deploycore_p2p::sim::{Report, Settings, run};
+use deploycore_p2p::sim::{Partition, Report, Settings, run};
 
 fn show(name: &str, report: &Report) {
     println!(
@@ -141,6 +141,33 @@ fn the_same_seed_gives_the_same_run() {
     let settings = Settings::equal(40, 8 << 20, 10 << 20, 3);
     let (one, two) = (run(settings.clone()), run(settings));
     assert_eq!((one.completed, one.events), (two.completed, two.events));
+}
+
+/// How a region is divided among threads changes nothing, whatever happens in it: each member is told the same in the same order.
+#[test]
+fn any_number_of_threads_gives_the_same_run() {
+    let mut settings = Settings::equal(40, 8 << 20, 10 << 20, 3);
+    let millis = Duration::from_millis;
+    settings.crashes.insert(3, millis(300));
+    settings.restarts.extend([(7, millis(200)), (39, millis(500))]);
+    settings.lates.insert(20, millis(400));
+    settings.links.insert(11, 0.5);
+    settings.corrupt = vec![30];
+    settings.tracker_restarts = vec![millis(150)];
+    settings.gate_restarts = vec![millis(250)];
+    settings.partitions.push(Partition { machines: (10..25).collect(), from: millis(350), to: millis(600) });
+    settings.second = Some(millis(100));
+    let told = |settings: &Settings, threads: usize| {
+        let report = run(Settings { threads, ..settings.clone() });
+        show(&format!("{threads} threads"), &report);
+        format!("{:?}", Report { cpu: Duration::ZERO, ..report })
+    };
+    let one = told(&settings, 1);
+    for threads in [2, 3, 5] {
+        assert_eq!(told(&settings, threads), one, "{threads} threads");
+    }
+    let few = Settings::equal(3, 1 << 20, 10 << 20, 3);
+    assert_eq!(told(&few, 9), told(&few, 1), "more threads than machines");
 }
 
 #[test]

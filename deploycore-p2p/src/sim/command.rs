@@ -86,7 +86,8 @@ fn one_line(error: &str) -> String {
 /// Simulates all regions, in their order whatever the threads did.
 fn simulate(options: &Options) -> Vec<Outcome> {
     let processors = || std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = options.threads.unwrap_or_else(processors).min(options.regions);
+    let threads = options.threads.unwrap_or_else(processors);
+    let at_once = threads.min(options.regions);
     let next = AtomicUsize::new(0);
     let done = Mutex::new(Vec::new());
     let work = || {
@@ -95,13 +96,13 @@ fn simulate(options: &Options) -> Vec<Outcome> {
             if region >= options.regions {
                 break;
             }
-            let outcome = region::simulate(options, region);
+            let outcome = region::simulate(options, region, threads / at_once);
             eprintln!("{}", outcome.row.line());
             done.lock().expect("nobody panics with the lock").push(outcome);
         }
     };
     std::thread::scope(|scope| {
-        for _ in 0..threads {
+        for _ in 0..at_once {
             scope.spawn(work);
         }
     });

@@ -65,6 +65,8 @@ pub struct Settings {
     pub tracker: tracker::Settings,
     /// Seeds all choices.
     pub seed: u64,
+    /// Threads that it is simulated on. The results do not depend on it.
+    pub threads: usize,
 }
 
 impl Settings {
@@ -95,6 +97,7 @@ impl Settings {
             gate: gate::Settings::default(),
             tracker: tracker::Settings::default(),
             seed,
+            threads: 1,
         }
     }
 
@@ -114,6 +117,13 @@ impl Settings {
     /// what all uplinks can give together. The machines' links count as equal.
     pub fn bound(&self) -> Bound {
         self.links_of_all().bound(self.size, self.machines)
+    }
+
+    /// In how many parts a region is simulated. One where something passes between members at once: the links between zones do, and
+    /// without a latency all does.
+    pub(super) fn parts(&self) -> usize {
+        let is_divisible = self.zones == 0 && self.latency >= Duration::from_micros(1);
+        if is_divisible { self.threads.clamp(1, self.machines.max(1)) } else { 1 }
     }
 
     pub(super) fn tracking(&self) -> tracker::Settings {
@@ -196,6 +206,8 @@ pub struct Report {
     pub standings: Vec<SwarmStanding>,
     /// Events handled.
     pub events: u64,
+    /// What the simulation took on all its threads.
+    pub cpu: Duration,
     /// What machines that should have completed and did not wait for.
     pub stuck: Vec<String>,
 }

@@ -60,7 +60,8 @@ pub(super) struct Options {
     /// Seeds all choices of all regions
     #[arg(long, value_name = "N", default_value = "1")]
     pub(super) seed: u64,
-    /// Regions simulated at once; the results do not depend on it [default: as many as there are processors]
+    /// Regions are simulated side by side, and where there are fewer than threads, each on several; the results do not depend on it
+    /// [default: as many as there are processors]
     #[arg(long, value_name = "N")]
     #[serde(skip)]
     pub(super) threads: Option<usize>,

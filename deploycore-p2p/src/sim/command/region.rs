@@ -3,7 +3,6 @@
 use std::io::{self, Write};
 use std::time::{Duration, Instant};
 
-use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 
 use super::faults;
@@ -48,12 +47,12 @@ pub(super) struct Outcome {
     pub(super) stuck: Vec<String>,
 }
 
-/// Simulates a region on this thread.
-pub(super) fn simulate(options: &Options, region: usize) -> Outcome {
-    let settings = faults::region(options, region);
-    let (wall, cpu) = (Instant::now(), cpu_seconds());
+/// Simulates a region on so many threads.
+pub(super) fn simulate(options: &Options, region: usize, threads: usize) -> Outcome {
+    let settings = Settings { threads, ..faults::region(options, region) };
+    let wall = Instant::now();
     let report = run(settings.clone());
-    let (wall_seconds, cpu_seconds) = (wall.elapsed().as_secs_f64(), cpu_seconds() - cpu);
+    let wall_seconds = wall.elapsed().as_secs_f64();
     let slow = |machine: &usize| settings.links.get(machine).is_some_and(|factor| *factor < 1.0);
     let healthy =
         |machine: &usize| settings.must_complete(*machine) && !slow(machine) && !settings.lates.contains_key(machine);
@@ -76,7 +75,7 @@ pub(super) fn simulate(options: &Options, region: usize) -> Outcome {
         wasted_bytes: report.wasted,
         quarantined: report.quarantined,
         events: report.events,
-        cpu_seconds,
+        cpu_seconds: report.cpu.as_secs_f64(),
         wall_seconds,
     };
     Outcome { row, completions: completions(&settings, &report), stuck: report.stuck }
@@ -93,12 +92,6 @@ fn completions(settings: &Settings, report: &Report) -> Vec<Duration> {
     let mut completions: Vec<Duration> = report.completed.iter().enumerate().filter_map(since_start).collect();
     completions.sort_unstable();
     completions
-}
-
-/// CPU seconds of this thread, in the kernel too.
-fn cpu_seconds() -> f64 {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
 const COLUMNS: [&str; 15] = [
