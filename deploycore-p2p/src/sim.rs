@@ -11,6 +11,7 @@
 //! [Chandy and Misra]: https://doi.org/10.1145/358598.358613
 
 pub mod command;
+mod events;
 mod mail;
 mod member;
 mod part;
