@@ -328,16 +328,14 @@ impl Drop for Etcd {
 
 /// Where a member serves clients, and where it serves its peers. In a place of its own it has all ports, on loopback those it takes.
 fn addresses(network: Option<&Network>, number: usize, taken: &mut Vec<Port>) -> Result<[SocketAddr; 2], Error> {
-    let (host, numbers) = match network {
-        Some(network) => (network.address(number), [2379, 2380]),
-        None => {
-            let ports = [Port::take()?, Port::take()?];
-            let numbers = ports.each_ref().map(Port::number);
-            taken.extend(ports);
-            (Ipv4Addr::LOCALHOST, numbers)
-        }
-    };
-    Ok(numbers.map(|port| SocketAddr::new(IpAddr::V4(host), port)))
+    if let Some(network) = network {
+        let host = IpAddr::V4(network.address(number));
+        return Ok([2379, 2380].map(|port| SocketAddr::new(host, port)));
+    }
+    let ports = [Port::take()?, Port::take()?];
+    let addresses = ports.each_ref().map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port.number())));
+    taken.extend(ports);
+    Ok(addresses)
 }
 
 fn tls_arguments(certificates: &Certificates) -> Vec<std::ffi::OsString> {
