@@ -6,7 +6,8 @@
 //!
 //! A large region is simulated in several parts, each on a thread of its own, as [Chandy and Misra] have it: since nothing passes between
 //! members in less than the latency, the parts may each go on by that much before they must hear of each other. What happens does not
-//! depend on how the region is divided, for each member is told what comes to it in one order: of time, and within an instant of who sent it.
+//! depend on how the region is divided, for each member is told what comes to it in one order: of time, and within an instant of who sent
+//! it.
 //!
 //! [Chandy and Misra]: https://doi.org/10.1145/358598.358613
 
@@ -68,7 +69,7 @@ enum Event {
     Dialed {
         from: Place,
         conn: ConnId,
-        /// Of the one who dialed: which it is.
+        /// Which life of the one who dialed.
         life: u32,
         to: Place,
     },
@@ -115,13 +116,13 @@ enum Event {
     },
 }
 
-/// Simulates until every machine that [must complete](Settings::must_complete) has, or the horizon is reached.
+/// Simulates until every machine that [must complete](Settings::must_complete) has, and to the end of that latency, or until the horizon.
 ///
 /// # Panics
 ///
 /// When a state machine does.
 pub fn run(settings: Settings) -> Report {
-    let bound = settings.bound();
+    let (bound, start) = (settings.bound(), cpu_time());
     let (machines, corrupt) = (settings.machines, settings.corrupt.clone());
     let parts = settings.parts();
     let (mut parts, cpu) = run_all(Part::divide(settings, parts));
@@ -148,10 +149,11 @@ pub fn run(settings: Settings) -> Report {
         store_bytes: hub.store_bytes,
         wasted,
         events,
-        cpu,
         stuck,
         completed: completed(0),
         second: if has_second { completed(1) } else { Vec::new() },
+        // And what this thread took before and after.
+        cpu: cpu + cpu_time().saturating_sub(start),
         shared: if has_second { members.into_iter().map(|member| member.shared).collect() } else { Vec::new() },
     }
 }

@@ -166,8 +166,28 @@ fn any_number_of_threads_gives_the_same_run() {
     for threads in [2, 3, 5] {
         assert_eq!(told(&settings, threads), one, "{threads} threads");
     }
-    let few = Settings::equal(3, 1 << 20, 10 << 20, 3);
-    assert_eq!(told(&few, 9), told(&few, 1), "more threads than machines");
+    // Little happens among a few, so that steps are far apart.
+    for seed in 0..12 {
+        let mut few = Settings::equal(3 + seed as usize, 1 << 20, 10 << 20, seed);
+        few.restarts.insert(2, millis(100));
+        let one = told(&few, 1);
+        for threads in [2, 3, 99] {
+            assert_eq!(told(&few, threads), one, "{} machines, {threads} threads", few.machines);
+        }
+    }
+}
+
+/// The tracker had taken a machine's connection, and the machine did not know yet when it was cut off. It was left with a connection that
+/// nobody held at the other end, and never took part.
+#[test]
+fn who_is_cut_off_while_it_connects_connects_again() {
+    let mut settings = Settings::equal(4, 1 << 20, 10 << 20, 1);
+    settings.arrivals = Duration::ZERO;
+    let from = settings.latency + settings.latency / 2;
+    settings.partitions.push(Partition { machines: [0].into(), from, to: Duration::from_millis(500) });
+    let report = run(settings);
+    show("cut off at once", &report);
+    assert!(report.completed.iter().all(Option::is_some), "{:?}", report.stuck);
 }
 
 #[test]

@@ -77,6 +77,14 @@ fn the_number_of_threads_changes_nothing() {
     let [one, two] =
         ["1", "2"].map(|threads| without_costs(results(folder.path(), &format!("{faults} --threads {threads}"))));
     assert_eq!(one, two);
+    // One that is large enough to be divided.
+    let large = folder.path().join("large.json");
+    let [one_thread, two_threads] = [1, 2].map(|threads| {
+        let output = swarm_sim(&format!("--machines 1000 --size 1MiB --threads {threads} --json {}", large.display()));
+        assert!(output.status.success(), "{output:?}");
+        without_costs(serde_json::from_slice(&fs::read(&large).unwrap()).unwrap())
+    });
+    assert_eq!(one_thread, two_threads);
     let other = without_costs(results(folder.path(), &format!("{faults} --seed 2")));
     assert_ne!(one["regions"], other["regions"]);
 }

@@ -83,6 +83,9 @@ fn one_line(error: &str) -> String {
     format!("{}; see swarm-sim --help", told.join(" "))
 }
 
+/// A region of fewer is not divided further: its threads would mostly wait for each other.
+const MACHINES_A_THREAD: usize = 500;
+
 /// Simulates all regions, in their order whatever the threads did.
 fn simulate(options: &Options) -> Vec<Outcome> {
     let processors = || std::thread::available_parallelism().map_or(1, usize::from);
@@ -96,7 +99,8 @@ fn simulate(options: &Options) -> Vec<Outcome> {
             if region >= options.regions {
                 break;
             }
-            let outcome = region::simulate(options, region, threads / at_once);
+            let threads = (threads / at_once).min(options.machines_of(region) / MACHINES_A_THREAD).max(1);
+            let outcome = region::simulate(options, region, threads);
             eprintln!("{}", outcome.row.line());
             done.lock().expect("nobody panics with the lock").push(outcome);
         }

@@ -9,7 +9,7 @@ use super::part::{Part, STORING, new_gate, wasted_by};
 use super::{Event, Place, Token, addr, id};
 use crate::core::bitfield::Bitfield;
 use crate::core::gate;
-use crate::core::message::{Block, Payload as _, Role};
+use crate::core::message::{Block, ConnId, Payload as _, Role};
 use crate::core::peer::{self, Peer};
 use crate::core::time::Instant;
 use crate::core::tracker::{self, Tracker};
@@ -65,7 +65,7 @@ impl Part {
             Event::Sent(at, conn, len) => self.peer_input(at, peer::Input::Sent(conn, len)),
             Event::Arrives(at, conn, block) => self.arrives(at, conn, block),
             Event::Block(at, conn, block) => {
-                self.count_shared(at, &block);
+                self.count_shared(at, conn, &block);
                 self.peer_input(at, peer::Input::Block(conn, block));
             }
             Event::Crosses { zones, at, conn, block } => self.cross(zones, at, conn, block),
@@ -128,8 +128,11 @@ impl Part {
         Some(self.shapes.iter().map_while(|shape| peer.have(&shape.digest()).cloned()).collect())
     }
 
-    fn count_shared(&mut self, machine: Place, block: &Block<Token>) {
+    fn count_shared(&mut self, machine: Place, conn: ConnId, block: &Block<Token>) {
         let Some(start) = self.settings.second.map(Instant::at).filter(|start| *start <= self.now) else { return };
+        if self.member(machine).ends.other(conn).is_none() {
+            return;
+        }
         let second = self.now.since(start).as_secs() as usize;
         let is_first = block.digest == self.shapes[0].digest();
         if let Some(shared) = self.member_mut(machine).shared.get_mut(second) {

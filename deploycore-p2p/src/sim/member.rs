@@ -131,9 +131,9 @@ impl Ends {
         conns.filter_map(|conn| self.close(conn)).collect()
     }
 
-    /// The open ones, and with whom they are.
-    pub(super) fn open(&self) -> impl Iterator<Item = (ConnId, Place)> + '_ {
-        (0..self.0.len() as u64).map(ConnId).filter_map(|conn| Some((conn, self.other(conn)?.0)))
+    /// The open ones, and the other side of each.
+    pub(super) fn open(&self) -> impl Iterator<Item = (ConnId, (Place, ConnId))> + '_ {
+        (0..self.0.len() as u64).map(ConnId).filter_map(|conn| Some((conn, self.other(conn)?)))
     }
 }
 

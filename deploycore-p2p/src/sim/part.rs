@@ -154,10 +154,11 @@ impl Part {
     pub(super) fn run(mut self, routes: &[Route]) -> Self {
         // What is done within one step reaches other parts after it.
         let step = self.settings.latency.max(Duration::from_micros(1));
-        let mut from = Instant::ZERO;
+        let horizon = Instant::at(self.settings.horizon);
+        let mut end = Instant::ZERO + step;
         loop {
             let next = loop {
-                match self.queue.pop(from + step) {
+                match self.queue.pop(end.min(horizon + Duration::from_micros(1))) {
                     Ok((now, event)) => {
                         self.now = now;
                         self.event(event);
@@ -165,12 +166,17 @@ impl Part {
                     Err(next) => break next,
                 }
             };
-            self.now = from + step;
+            self.now = end.min(horizon);
             let Some((next, left)) = self.exchange(routes, next) else { return self };
-            if left == 0 || next.since_start() > self.settings.horizon {
+            if left == 0 {
                 return self;
             }
-            from = next;
+            if next > horizon {
+                self.now = horizon;
+                return self;
+            }
+            // Steps begin at the same instants however the region is divided, though what comes next may be a look in vain.
+            end = next.floor(step) + step;
         }
     }
 

@@ -1,7 +1,7 @@
 //! What happens next in a part of a region: events in the order of their time.
 //!
-//! Those of one instant have an order that does not depend on how the region is divided: first what was put at an instant, then what takes
-//! a fixed time, both in the order of the places that put them, and what one place put as it did.
+//! Those of one instant have an order that does not depend on how the region is divided: first what was put at that instant, then what takes
+//! a fixed time, both in the order of the places that put them.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
@@ -16,7 +16,7 @@ use crate::core::time::Instant;
 #[derive(Debug)]
 pub(super) struct Queue {
     now: Instant,
-    sequence: u32,
+    sequence: u64,
     delays: Vec<Duration>,
     /// One for each delay, then one for each part.
     lines: Vec<VecDeque<Dated>>,
@@ -43,9 +43,8 @@ pub(super) struct Dated {
     pub(super) event: Event,
 }
 
-/// The instant; the place that put it, and below that the order in which it was put.
-type Key = (Instant, u64);
-type Entry = Reverse<(Key, u32)>;
+/// The instant, the place that put it, in which order it did, and where the event lies.
+type Entry = Reverse<(Instant, u32, u64, u32)>;
 
 /// Slots that are kept ready: about a second of them.
 const SOON: u64 = 8_192;
@@ -90,14 +89,13 @@ impl Queue {
     }
 
     fn put(&mut self, Dated { at, by, event }: Dated) {
-        self.sequence = self.sequence.wrapping_add(1);
-        let key = (at, u64::from(by) << 32 | u64::from(self.sequence));
+        self.sequence += 1;
         let place = self.free.pop().unwrap_or_else(|| {
             self.events.push(None);
             self.events.len() as u32 - 1
         });
         self.events[place as usize] = Some(event);
-        let entry = Reverse((key, place));
+        let entry = Reverse((at, by, self.sequence, place));
         match slot(at) {
             past if past <= self.slot => self.heap.push(entry),
             soon if soon - self.slot <= SOON => {
@@ -132,7 +130,7 @@ impl Queue {
     }
 
     fn heaped(&self) -> Instant {
-        self.heap.peek().map_or(Instant::FAR, |Reverse(((at, _), _))| *at)
+        self.heap.peek().map_or(Instant::FAR, |Reverse((at, ..))| *at)
     }
 
     /// Puts the next slot that has something into the heap, unless `before` is sooner; `false` if there was none.
@@ -168,7 +166,7 @@ impl Queue {
         }
         self.now = next;
         if self.heaped() == next
-            && let Some(Reverse((_, place))) = self.heap.pop()
+            && let Some(Reverse((.., place))) = self.heap.pop()
             && let Some(event) = self.events[place as usize].take()
         {
             self.free.push(place);

@@ -17,7 +17,7 @@ use crate::core::{gate, peer, tracker};
 /// has passed: they are most of the events, and looked at together they cost a small part.
 const LOOKING: Duration = Duration::from_millis(125);
 
-/// Puts a look, after all else at its instant whoever put that.
+/// Puts looks: after all else that is put at their instant.
 const LOOKS: Place = u32::MAX as Place;
 
 impl Part {
@@ -39,14 +39,16 @@ impl Part {
         self.mail_to(to, at).timed.push(Dated { at, by: from as u32, event });
     }
 
-    /// Breaks the connections of this part's members between the two sides of a partition. Each side does, at the same time.
+    /// Breaks the connections of this part's members between the two sides of a partition. Each side tells the other too, which may not know
+    /// yet that it was answered.
     pub(super) fn cut(&mut self, partition: usize) {
         for place in self.places() {
             let splits = |other| self.settings.partitions[partition].splits(place, other);
             let open = self.member(place).ends.open();
-            let broken: Vec<_> = open.filter(|(_, other)| splits(*other)).map(|(conn, _)| conn).collect();
-            for conn in broken {
+            let broken: Vec<_> = open.filter(|(_, (other, _))| splits(*other)).collect();
+            for (conn, (other, there)) in broken {
                 self.queue.after(self.settings.latency, place, Event::Closed(place, conn));
+                self.post(place, other, Event::Closed(other, there));
             }
         }
     }
@@ -118,7 +120,9 @@ impl Part {
 
     pub(super) fn message(&mut self, at: Place, conn: ConnId, message: Message) {
         match self.role(at) {
+            // It lets be what comes on a connection that it does not know any more.
             Role::Node => self.peer_input(at, peer::Input::Message(conn, message)),
+            _ if self.member(at).ends.other(conn).is_none() => {}
             Role::Tracker => self.tracker_input(tracker::Input::Message(conn, message)),
             Role::Gate => self.gate_input(gate::Input::Message(conn, message)),
         }
@@ -159,7 +163,7 @@ impl Part {
         }
     }
 
-    /// The time to look has come, unless it was put off or the machine has looked since.
+    /// The time to look has come, unless it was brought forward.
     pub(super) fn look_due(&mut self, at: Place) {
         let now = self.now;
         if self.inbox(at).looks != now {

@@ -60,7 +60,7 @@ pub(super) struct Options {
     /// Seeds all choices of all regions
     #[arg(long, value_name = "N", default_value = "1")]
     pub(super) seed: u64,
-    /// Regions are simulated side by side, and where there are fewer than threads, each on several; the results do not depend on it
+    /// Regions are simulated side by side, each on several threads where there are enough for all; the results do not depend on it
     /// [default: as many as there are processors]
     #[arg(long, value_name = "N")]
     #[serde(skip)]
