@@ -13,6 +13,7 @@ pub(crate) enum Queue {
     Deploycore,
     GraphileWorker,
     PgBoss,
+    Pgmq,
     Procrastinate,
 }
 
@@ -27,13 +28,15 @@ pub(crate) struct Figures {
 }
 
 impl Queue {
-    pub(crate) const ALL: [Self; 4] = [Self::Deploycore, Self::GraphileWorker, Self::PgBoss, Self::Procrastinate];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Deploycore, Self::GraphileWorker, Self::PgBoss, Self::Pgmq, Self::Procrastinate];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Deploycore => "deploycore",
             Self::GraphileWorker => "graphile-worker",
             Self::PgBoss => "pg-boss",
+            Self::Pgmq => "pgmq",
             Self::Procrastinate => "procrastinate",
         }
     }
@@ -55,6 +58,7 @@ impl Queue {
                 command.arg(cli.peers.join(format!("{}.mjs", self.name())));
                 command
             }
+            Self::Pgmq => Command::new(cli.peers.join("pgmq/target/release/pgmq-peer")),
             Self::Procrastinate => {
                 let mut command = Command::new(cli.peers.join("venv/bin/python"));
                 command.arg(cli.peers.join("procrastinate_peer.py"));
