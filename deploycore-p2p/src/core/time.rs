@@ -23,13 +23,6 @@ impl Instant {
         Duration::from_micros(self.0)
     }
 
-    /// The last multiple of `step` that is not after it; `step` is a microsecond at least.
-    #[cfg(feature = "sim")]
-    pub(crate) const fn floor(self, step: Duration) -> Self {
-        let step = step.as_micros() as u64;
-        Self(self.0 - self.0 % step)
-    }
-
     /// How long after `earlier`; zero when it is not after it.
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_micros(self.0.saturating_sub(earlier.0))

@@ -79,7 +79,8 @@ impl Part {
             records: shapes.iter().map(Record::new).collect(),
             store_bytes: 0,
         });
-        let (settings, peer_settings) = (Arc::new(settings.clone()), Arc::new(settings.peer));
+        let peer_settings = Arc::new(settings.peer.clone());
+        let settings = Arc::new(settings);
         let span = settings.machines / parts;
         let part = |number: usize| {
             let is_last = number + 1 == parts;
@@ -155,7 +156,7 @@ impl Part {
         // What is done within one step reaches other parts after it.
         let step = self.settings.latency.max(Duration::from_micros(1));
         let horizon = Instant::at(self.settings.horizon);
-        let mut end = Instant::ZERO + step;
+        let mut end = end_of_step(Instant::ZERO, step);
         loop {
             let next = loop {
                 match self.queue.pop(end.min(horizon + Duration::from_micros(1))) {
@@ -175,8 +176,7 @@ impl Part {
                 self.now = horizon;
                 return self;
             }
-            // Steps begin at the same instants however the region is divided, though what comes next may be a look in vain.
-            end = next.floor(step) + step;
+            end = end_of_step(next, step);
         }
     }
 
@@ -284,6 +284,13 @@ impl Part {
         let peers = self.members.iter().filter_map(|member| member.peer.as_ref());
         self.wasted + peers.map(|peer| wasted_by(&self.shapes, peer)).sum::<u64>()
     }
+}
+
+/// Steps begin at the multiples of their length: at the same instants however the region is divided, though what comes next may be a look in
+/// vain.
+fn end_of_step(at: Instant, step: Duration) -> Instant {
+    let (at, step) = (at.since_start().as_micros() as u64, step.as_micros() as u64);
+    Instant::at(Duration::from_micros((at / step + 1).saturating_mul(step)))
 }
 
 pub(super) fn wasted_by(shapes: &[Shape], peer: &Peer<Token>) -> u64 {
