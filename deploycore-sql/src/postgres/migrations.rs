@@ -3,7 +3,7 @@
 use sqlx::SqlSafeStr as _;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 
-const VERSIONS: [(i64, &str, &str); 8] = [
+const VERSIONS: [(i64, &str, &str); 9] = [
     (1, "queue", include_str!("../../migrations/postgres/0001_queue.sql")),
     (2, "ledger", include_str!("../../migrations/postgres/0002_ledger.sql")),
     (3, "journal", include_str!("../../migrations/postgres/0003_journal.sql")),
@@ -12,6 +12,7 @@ const VERSIONS: [(i64, &str, &str); 8] = [
     (6, "queue_turns", include_str!("../../migrations/postgres/0006_queue_turns.sql")),
     (7, "tombstones", include_str!("../../migrations/postgres/0007_tombstones.sql")),
     (8, "outcomes", include_str!("../../migrations/postgres/0008_outcomes.sql")),
+    (9, "history", include_str!("../../migrations/postgres/0009_history.sql")),
 ];
 
 /// The newest version that this crate knows.

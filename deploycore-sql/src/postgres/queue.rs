@@ -33,13 +33,12 @@ use crate::stored;
 #[derive(Debug, Clone)]
 pub struct Queue {
     database: Database,
-    /// What the claims of this process know.
-    floors: Arc<floor::Floors>,
+    claims: Arc<claim::Claims>,
 }
 
 impl Queue {
     pub(super) fn new(database: Database) -> Self {
-        Self { database, floors: Arc::default() }
+        Self { database, claims: Arc::default() }
     }
 
     /// Adds jobs in a transaction of the host's own, on any connection to this database: they are there when it commits, together with
@@ -97,7 +96,7 @@ impl JobQueue for Queue {
 
     async fn claim(&self, request: &ClaimRequest) -> Result<Vec<Job>, Error> {
         bounds::check_claim(request)?;
-        let claimed = self.database.bounded(claim::claim(&self.database, &self.floors, request)).await?;
+        let claimed = self.database.bounded(claim::claim(&self.database, &self.claims, request)).await?;
         if claimed.is_new {
             count("deploycore_queue_claims_total", claimed.jobs.len());
         }

@@ -6,10 +6,22 @@ use deploycore::model::Job;
 use deploycore::port::BackendError;
 use deploycore::port::queue::ClaimRequest;
 use sqlx::postgres::{PgConnection, PgRow};
+use tokio::sync::Mutex;
 
 use super::floor::{Floor, Floors, Way, from_floor, ready};
 use crate::columns::{Columns, job_columns};
 use crate::postgres::database::{Database, failed};
+
+/// A claim of so many jobs waits for others like it of this process. Side by side each passes over all that the others have locked and not yet
+/// committed; one after the other none does.
+const MANY: usize = 16;
+
+/// What the claims of a process share.
+#[derive(Debug, Default)]
+pub(super) struct Claims {
+    pub(super) floors: Floors,
+    pub(super) many: Mutex<()>,
+}
 
 /// What a claim gives.
 pub(super) struct Claimed {
@@ -20,11 +32,12 @@ pub(super) struct Claimed {
 
 pub(super) async fn claim(
     database: &Database,
-    floors: &Floors,
+    claims: &Claims,
     request: &ClaimRequest,
 ) -> Result<Claimed, BackendError> {
+    let _turn = if request.limit >= MANY { Some(claims.many.lock().await) } else { None };
     let mut borrowed = database.borrow().await?;
-    let claimed = claim_on(borrowed.connection(), floors, request).await?;
+    let claimed = claim_on(borrowed.connection(), &claims.floors, request).await?;
     borrowed.give_back();
     Ok(claimed)
 }

@@ -16,7 +16,7 @@ use crate::stored;
 /// A page along one index. Each has all parameters: 1 a status, 2 a service, 3 a commit, 4 the earliest end (each may be NULL for
 /// any), 5 and 6 where the page starts, 7 its length.
 macro_rules! page {
-    ($along:literal) => {
+    ($along:expr) => {
         concat!(
             "SELECT ",
             job_columns!(),
@@ -30,37 +30,82 @@ macro_rules! page {
     };
 }
 
-const ALL: &str = page!("TRUE");
-const BY_SERVICE: &str = page!("j.name = $2");
-const BY_COMMIT: &str = page!("j.\"commit\" = $3");
-/// Not in the order of the page, but what ended lately is little.
-const BY_END: &str = page!("j.finished_at >= $4");
-const BY_RARE_END: &str = page!("j.status IN ('FAILED', 'CANCELLED') AND j.status = $1");
+/// Not in the order of the page, but as much as waits of one service or commit.
+macro_rules! queued_of {
+    ($which:literal) => {
+        page!(concat!(
+            "j.id = ANY (ARRAY(SELECT id FROM deploycore.jobs WHERE coalesce(status = 'QUEUED', false) AND ",
+            $which,
+            "))"
+        ))
+    };
+}
+
+const QUEUED: &str = page!("coalesce(j.status = 'QUEUED', false)");
+const QUEUED_OF_SERVICE: &str = queued_of!("name = $2");
+const QUEUED_OF_COMMIT: &str = queued_of!("\"commit\" = $3");
 /// Not in the order of the page, but as many as builds run.
 const RUNNING: &str = page!("j.status = 'RUNNING'");
-/// Not in the order of the page: what waits is found in the three indexes of what waits.
-const QUEUED: &str = page!(
-    "j.id = ANY (ARRAY(
-         SELECT id FROM deploycore.jobs WHERE status = 'QUEUED' AND NOT delayed AND concurrency_key IS NULL
-         UNION ALL
-         SELECT id FROM deploycore.jobs WHERE status = 'QUEUED' AND NOT delayed AND concurrency_key IS NOT NULL
-         UNION ALL
-         SELECT id FROM deploycore.jobs WHERE status = 'QUEUED' AND delayed
-     ))"
-);
+const ENDED: &str = page!("coalesce(j.finished_at IS NOT NULL, false)");
+const ENDED_OF_SERVICE: &str = page!("coalesce(j.finished_at IS NOT NULL, false) AND j.name = $2");
+const ENDED_OF_COMMIT: &str = page!("coalesce(j.finished_at IS NOT NULL, false) AND j.\"commit\" = $3");
+/// Not in the order of the page, but what ended lately is little.
+const ENDED_SINCE: &str = page!("j.finished_at >= $4");
+const ENDED_RARELY: &str = page!("j.status IN ('FAILED', 'CANCELLED') AND j.status = $1");
 
-/// Several statuses are several walks, merged: each follows an index, whatever the share of its status.
+/// Jobs that have indexes of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    Queued,
+    Running,
+    /// All that have, or those that ended so.
+    Ended(Option<JobStatus>),
+}
+
+impl Part {
+    const ALL: [Self; 3] = [Self::Queued, Self::Running, Self::Ended(None)];
+
+    fn of(status: JobStatus) -> Self {
+        match status {
+            JobStatus::Queued => Self::Queued,
+            JobStatus::Running => Self::Running,
+            JobStatus::Succeeded | JobStatus::Failed | JobStatus::Cancelled => Self::Ended(Some(status)),
+        }
+    }
+
+    fn has_ended(self) -> bool {
+        matches!(self, Self::Ended(_))
+    }
+
+    fn page(self, filter: &JobFilter) -> &'static str {
+        match (self, filter) {
+            (Self::Queued, JobFilter { commit: Some(_), .. }) => QUEUED_OF_COMMIT,
+            (Self::Queued, JobFilter { service: Some(_), .. }) => QUEUED_OF_SERVICE,
+            (Self::Queued, _) => QUEUED,
+            (Self::Running, _) => RUNNING,
+            (Self::Ended(_), JobFilter { commit: Some(_), .. }) => ENDED_OF_COMMIT,
+            (Self::Ended(_), JobFilter { finished_since: Some(_), .. }) => ENDED_SINCE,
+            (Self::Ended(_), JobFilter { service: Some(_), .. }) => ENDED_OF_SERVICE,
+            (Self::Ended(Some(JobStatus::Failed | JobStatus::Cancelled)), _) => ENDED_RARELY,
+            (Self::Ended(_), _) => ENDED,
+        }
+    }
+}
+
+/// Several walks, merged: each follows an index, whatever the share of its part. All are of one snapshot, so that a job is in one part.
 pub(super) async fn list(
     connection: &mut PgConnection,
     filter: &JobFilter,
     after: Option<JobCursor>,
     limit: u32,
 ) -> Result<JobPage, BackendError> {
-    let statuses: BTreeSet<_> = filter.statuses.iter().copied().collect();
-    let statuses: Vec<_> = if statuses.is_empty() { vec![None] } else { statuses.into_iter().map(Some).collect() };
+    let parts: BTreeSet<_> = match &filter.statuses[..] {
+        [] => Part::ALL.into(),
+        statuses => statuses.iter().map(|status| Part::of(*status)).collect(),
+    };
     let mut jobs = Vec::new();
-    for status in statuses {
-        jobs.extend(walk(connection, filter, status, after, limit).await?);
+    for part in parts.into_iter().filter(|part| part.has_ended() || filter.finished_since.is_none()) {
+        jobs.extend(walk(connection, filter, part, after, limit).await?);
     }
     jobs.sort_unstable_by_key(|job| std::cmp::Reverse((job.created_at, job.spec.id)));
     let is_last = jobs.len() <= limit as usize;
@@ -73,22 +118,12 @@ pub(super) async fn list(
 async fn walk(
     connection: &mut PgConnection,
     filter: &JobFilter,
-    status: Option<JobStatus>,
+    part: Part,
     after: Option<JobCursor>,
     limit: u32,
 ) -> Result<Vec<Job>, BackendError> {
-    let page = match filter {
-        _ if status == Some(JobStatus::Running) => RUNNING,
-        JobFilter { commit: Some(_), .. } => BY_COMMIT,
-        JobFilter { finished_since: Some(_), .. } => BY_END,
-        JobFilter { service: Some(_), .. } => BY_SERVICE,
-        _ => match status {
-            Some(JobStatus::Queued) => QUEUED,
-            Some(JobStatus::Failed | JobStatus::Cancelled) => BY_RARE_END,
-            Some(JobStatus::Running | JobStatus::Succeeded) | None => ALL,
-        },
-    };
-    let rows = sqlx::query(page)
+    let status = if let Part::Ended(status) = part { status } else { None };
+    let rows = sqlx::query(part.page(filter))
         .bind(status.map(JobStatus::as_str))
         .bind(filter.service.as_ref().map(AsRef::<str>::as_ref))
         .bind(filter.commit.as_ref().map(AsRef::<str>::as_ref))
@@ -153,11 +188,61 @@ mod tests {
     use deploycore::port::JobQueue as _;
 
     use super::super::bed;
-    use super::STATS;
+    use super::{
+        ENDED, ENDED_OF_COMMIT, ENDED_OF_SERVICE, ENDED_RARELY, ENDED_SINCE, QUEUED, QUEUED_OF_COMMIT,
+        QUEUED_OF_SERVICE, RUNNING, STATS,
+    };
 
     const END_ALL: &str = "
         UPDATE deploycore.jobs SET status = 'SUCCEEDED', epoch = 1, claim_id = gen_random_uuid(), finished_at = 1, artifact = 'a',
                                    digest = 'd', size = 1";
+
+    /// Behind a long history and a long queue, with statistics that know of neither.
+    #[tokio::test]
+    async fn a_page_looks_at_little() {
+        const MANY: &str = "
+            INSERT INTO deploycore.jobs (id, created_at, \"commit\", name, status, priority, max_attempts, max_releases, build_timeout,
+                                         eligible_at, delayed, epoch, claim_id, finished_at, artifact, digest, size)
+            SELECT gen_random_uuid(), n, 'abcdef0', 'web', 'SUCCEEDED', 0, 3, 10, 60000000, n, false, 1, gen_random_uuid(), n, 'a', 'd', 1
+            FROM generate_series(1, 20000) n;
+            INSERT INTO deploycore.jobs (id, created_at, \"commit\", name, status, priority, max_attempts, max_releases, build_timeout,
+                                         eligible_at, delayed)
+            SELECT gen_random_uuid(), n, 'abcdef0', 'web', 'QUEUED', 0, 3, 10, 60000000, n, false FROM generate_series(1, 10000) n";
+        const OTHERS: &str = "
+            INSERT INTO deploycore.jobs (id, created_at, \"commit\", name, status, priority, max_attempts, max_releases, build_timeout,
+                                         eligible_at, delayed, epoch, claim_id, finished_at)
+            SELECT gen_random_uuid(), n, '1234567', 'api', 'FAILED', 0, 3, 10, 60000000, n, false, 1, gen_random_uuid(), 30000 + n
+            FROM generate_series(1, 5) n;
+            INSERT INTO deploycore.jobs (id, created_at, \"commit\", name, status, priority, max_attempts, max_releases, build_timeout,
+                                         eligible_at, delayed)
+            SELECT gen_random_uuid(), n, '1234567', 'api', 'QUEUED', 0, 3, 10, 60000000, n, false FROM generate_series(1, 5) n";
+        let (postgres, _database, mut connection) = bed::open().await;
+        for sql in ["ALTER TABLE deploycore.jobs SET (autovacuum_enabled = false)", MANY, OTHERS] {
+            sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+        }
+        let mut own = postgres.database.borrow().await.unwrap();
+        let [any, service, commit, since, failed] = ["NULL", "'api'", "'1234567'", "30000", "'FAILED'"];
+        for (name, page, [status, service, commit, since]) in [
+            ("queued", QUEUED, [any; 4]),
+            ("queued of a service", QUEUED_OF_SERVICE, [any, service, any, any]),
+            ("queued of a commit", QUEUED_OF_COMMIT, [any, any, commit, any]),
+            ("running", RUNNING, [any; 4]),
+            ("ended", ENDED, [any; 4]),
+            ("ended of a service", ENDED_OF_SERVICE, [any, service, any, any]),
+            ("ended of a commit", ENDED_OF_COMMIT, [any, any, commit, any]),
+            ("ended since", ENDED_SINCE, [any, any, any, since]),
+            ("failed", ENDED_RARELY, [failed, any, any, any]),
+        ] {
+            let start = [i64::MAX.to_string(), "'ffffffff-ffff-ffff-ffff-ffffffffffff'".to_owned(), "11".to_owned()];
+            let arguments: Vec<_> =
+                [status, service, commit, since].map(str::to_owned).into_iter().chain(start).collect();
+            // The first call reads the server's catalogue.
+            bed::pages(own.connection(), page, &arguments).await;
+            let pages = bed::pages(own.connection(), page, &arguments).await;
+            println!("{name}: {pages} pages");
+            assert!(pages < 60, "{name}: {pages} pages");
+        }
+    }
 
     #[tokio::test]
     async fn a_count_does_not_read_the_rows_of_the_history() {

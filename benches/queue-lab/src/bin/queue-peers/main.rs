@@ -12,7 +12,7 @@ use clap::Parser;
 use queue_lab::figures::load;
 use servers::postgres::{Options, Postgres};
 
-use self::queue::Queue;
+use self::queue::{Mode, Queue};
 use self::report::Row;
 
 /// Measures this queue and others on one PostgreSQL server of its own, durable and thrown away afterwards.
@@ -25,12 +25,18 @@ struct Cli {
     /// Who claim and complete at once
     #[arg(long, value_name = "N", default_value = "32", value_parser = clap::value_parser!(u16).range(1..=200))]
     workers: u16,
-    /// Jobs of each measurement
+    /// Jobs of each measurement, one a call
     #[arg(long, value_name = "N", default_value = "4000", value_parser = clap::value_parser!(u32).range(500..=1_000_000))]
     jobs: u32,
+    /// Jobs of each measurement in mode batch
+    #[arg(long, value_name = "N", default_value = "20000", value_parser = clap::value_parser!(u32).range(500..=10_000_000))]
+    batch_jobs: u32,
     /// Jobs of one call in mode batch
     #[arg(long, value_name = "N", default_value = "100", value_parser = clap::value_parser!(u16).range(1..=1_000))]
     batch: u16,
+    /// How often each is measured, in turn
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..=100))]
+    rounds: u16,
     /// Write the figures
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -56,23 +62,24 @@ fn run(cli: &Cli) -> Result<()> {
     let server = Postgres::start(&options)?;
     let commits_per_s = queue::commit_limit(&server, cli.workers).context("pgbench")?;
     eprintln!("the server commits {commits_per_s:.0} single-row updates a second");
-    let mut rows = Vec::new();
-    for mode in ["single", "batch"] {
-        for queue in Queue::ALL {
-            let figures = queue.measure(&server, cli, mode).with_context(|| format!("{queue:?}, {mode}"))?;
-            let row = Row::new(queue, mode, figures, commits_per_s);
-            eprintln!("{}", row.line());
-            rows.push(row);
+    let kinds = Mode::ALL.into_iter().flat_map(|mode| Queue::ALL.map(|queue| (mode, queue)));
+    let mut rows: Vec<Row> = kinds.map(|(mode, queue)| Row::new(queue, mode)).collect();
+    for _ in 0..cli.rounds {
+        for row in &mut rows {
+            let (queue, mode) = (row.queue, row.mode);
+            let figures = queue.measure(&server, cli, mode).with_context(|| format!("{queue:?}, {mode:?}"))?;
+            row.add(figures);
+            eprintln!("{}", row.line(commits_per_s));
         }
     }
-    let report = report::Report {
+    let settings = report::Settings {
         workers: cli.workers,
         jobs: cli.jobs,
+        batch_jobs: cli.batch_jobs,
         batch: cli.batch,
-        commits_per_s,
-        rows,
-        load: [load_before, load()],
+        rounds: cli.rounds,
     };
+    let report = report::Report { settings, commits_per_s, rows, load: [load_before, load()] };
     print!("{}", report.table());
     if let Some(path) = &cli.json {
         let json = serde_json::to_string_pretty(&report)? + "\n";

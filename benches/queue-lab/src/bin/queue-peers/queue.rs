@@ -3,12 +3,33 @@
 use std::process::{Command, Output};
 
 use anyhow::{Context, Result, bail};
+use queue_lab::database;
 use serde::{Deserialize, Serialize};
 use servers::postgres::Postgres;
 
 use crate::Cli;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How many jobs a call is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Mode {
+    Single,
+    Batch,
+}
+
+impl Mode {
+    pub(crate) const ALL: [Self; 2] = [Self::Single, Self::Batch];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Single => "single",
+            Self::Batch => "batch",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum Queue {
     Deploycore,
     GraphileWorker,
@@ -18,7 +39,7 @@ pub(crate) enum Queue {
 }
 
 /// What a driver says.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 pub(crate) struct Figures {
     #[serde(default)]
     pub(crate) version: Option<String>,
@@ -41,15 +62,25 @@ impl Queue {
         }
     }
 
-    pub(crate) fn measure(self, server: &Postgres, cli: &Cli, mode: &str) -> Result<Figures> {
-        let url = queue_lab::database::create(server, &format!("{}-{mode}", self.name()))?;
+    pub(crate) fn measure(self, server: &Postgres, cli: &Cli, mode: Mode) -> Result<Figures> {
+        let jobs = if mode == Mode::Batch { cli.batch_jobs } else { cli.jobs };
+        let mode = mode.name();
+        let name = format!("{}-{mode}", self.name());
+        let url = database::create(server, &name)?;
+        let figures = self.drive(cli, mode, jobs, &url);
+        // What the server would still do for it shall not fall into the next measurement.
+        database::drop(server, &name)?;
+        figures
+    }
+
+    fn drive(self, cli: &Cli, mode: &str, jobs: u32, url: &str) -> Result<Figures> {
         let json = cli.peers.join("deploycore.json");
         let mut command = match self {
             Self::Deploycore => {
                 let own = std::env::current_exe()?.with_file_name("queue-bench");
                 let mut command = Command::new(own);
-                command.args(["--url", &url, "--mode", mode, "--workers", &cli.workers.to_string()]);
-                command.args(["--jobs", &cli.jobs.to_string(), "--batch", &cli.batch.to_string()]);
+                command.args(["--url", url, "--mode", mode, "--workers", &cli.workers.to_string()]);
+                command.args(["--jobs", &jobs.to_string(), "--batch", &cli.batch.to_string()]);
                 command.args(["--latency-jobs", "1", "--json"]).arg(&json);
                 command
             }
@@ -65,7 +96,7 @@ impl Queue {
                 command
             }
         };
-        command.env("DATABASE_URL", &url).env("MODE", mode).env("JOBS", cli.jobs.to_string());
+        command.env("DATABASE_URL", url).env("MODE", mode).env("JOBS", jobs.to_string());
         command.env("WORKERS", cli.workers.to_string()).env("BATCH", cli.batch.to_string());
         let output = command.output().with_context(|| command.get_program().display().to_string())?;
         let said = said(&output)?;
@@ -89,7 +120,7 @@ fn said(output: &Output) -> Result<String> {
 pub(crate) fn commit_limit(server: &Postgres, clients: u16) -> Result<f64> {
     const TABLE: &str = "CREATE TABLE t AS SELECT n AS id, 0 AS value FROM generate_series(1, 100000) n; ALTER TABLE t ADD PRIMARY KEY (id)";
     const UPDATE: &str = "\\set id random(1, 100000)\nUPDATE t SET value = value + 1 WHERE id = :id;\n";
-    queue_lab::database::create(server, "commits")?;
+    database::create(server, "commits")?;
     said(&server.program("psql", "commits").args(["-q", "-c", TABLE]).output()?)?;
     let folder = tempfile::tempdir()?;
     let script = folder.path().join("update.sql");

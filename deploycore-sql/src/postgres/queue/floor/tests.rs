@@ -9,15 +9,16 @@ use servers::postgres::Database;
 use sqlx::{Connection as _, PgConnection};
 
 use super::super::bed;
-use super::super::claim::{PLAIN, PLAIN_FROM_FLOOR};
+use super::super::claim::{Claims, PLAIN, PLAIN_FROM_FLOOR};
 use super::{Floor, Floors, Way};
 use crate::postgres::Queue;
 
 async fn open() -> (Arc<Queue>, Database<'static>, PgConnection) {
     let (opened, database, connection) = bed::open().await;
     // Each floor is worth it.
-    let floors = Arc::new(Floors { worth: Duration::ZERO, ..Floors::default() });
-    let queue = Arc::new(Queue { floors, ..Queue::new(opened.database) });
+    let floors = Floors { worth: Duration::ZERO, ..Floors::default() };
+    let claims = Arc::new(Claims { floors, ..Claims::default() });
+    let queue = Arc::new(Queue { claims, ..Queue::new(opened.database) });
     (queue, database, connection)
 }
 
@@ -50,7 +51,7 @@ async fn claim(queue: &Queue, limit: usize) -> Vec<Lease> {
 }
 
 fn floor(queue: &Queue) -> Option<Floor> {
-    match queue.floors.way() {
+    match queue.claims.floors.way() {
         Way::Plain(floor) => floor,
         Way::Function => None,
     }
@@ -215,7 +216,7 @@ async fn a_delay_that_passes_leads_before_the_floor() {
     sqlx::raw_sql("UPDATE deploycore.jobs SET eligible_at = 1 WHERE delayed").execute(&mut connection).await.unwrap();
     // The function ends both delays and takes one of the two; the other is found from the floor.
     assert_eq!(claim(&queue, 1).await[0].job, delayed[0].id);
-    queue.floors.lock().function_until = None;
+    queue.claims.floors.lock().function_until = None;
     assert_eq!(floor(&queue), Some(learnt));
     assert_eq!(claim(&queue, 1).await[0].job, delayed[1].id);
     assert_eq!(claim(&queue, 1).await[0].job, jobs[33].id);
