@@ -67,10 +67,10 @@ impl Queue {
         let mode = mode.name();
         let name = format!("{}-{mode}", self.name());
         let url = database::create(server, &name)?;
-        let figures = self.drive(cli, mode, jobs, &url);
+        let figures = self.drive(cli, mode, jobs, &url)?;
         // What the server would still do for it shall not fall into the next measurement.
         database::drop(server, &name)?;
-        figures
+        Ok(figures)
     }
 
     fn drive(self, cli: &Cli, mode: &str, jobs: u32, url: &str) -> Result<Figures> {
