@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use self::standing::{Ratios, SwarmStanding};
 use self::swarm::{Member, Swarm};
 use super::bound::Links;
-use super::message::{Addr, Announcement, ConnId, Contact, MAX_CONTACTS, Message, PeerId, Role, Zone};
+use super::message::{Addr, Announcement, ConnId, Contact, MAX_ADDR, MAX_CONTACTS, Message, PeerId, Role, Zone};
 use super::shape::Shape;
 use super::time::Instant;
 
@@ -216,7 +216,10 @@ impl Tracker {
         match (client.role, message) {
             (Role::Node, Message::Announce(part)) => {
                 let Announcement { digest, size, addr, have, need, wanted, standing } = *part;
-                let contact = Contact { peer: client.peer, addr: reachable(&addr, &client.host) };
+                let Some(addr) = reachable(&addr, &client.host) else {
+                    return self.close(conn, "an address that is too long");
+                };
+                let contact = Contact { peer: client.peer, addr };
                 let claimed = Shape::claimed(digest, size);
                 match claimed.and_then(|shape| Some((shape, have.unpack(shape.pieces())?))) {
                     Some((shape, have)) => {
@@ -243,10 +246,10 @@ impl Tracker {
                     swarm.forget(peer, self.settings.max_members);
                 }
             }
-            (Role::Gate, Message::GateHere { addr }) => {
-                let contact = Contact { peer: client.peer, addr: reachable(&addr, &client.host) };
-                self.gate_here(conn, contact);
-            }
+            (Role::Gate, Message::GateHere { addr }) => match reachable(&addr, &client.host) {
+                Some(addr) => self.gate_here(conn, Contact { peer: client.peer, addr }),
+                None => self.close(conn, "an address that is too long"),
+            },
             (Role::Gate, Message::Census { digest, pieces, except }) => {
                 let (swarm, stale) = (self.swarms.get(&digest), self.interval(&digest));
                 let count = |piece| swarm.map_or(0, |swarm| swarm.holders_except(piece, &except));
@@ -276,6 +279,10 @@ impl Tracker {
     }
 
     fn gate_here(&mut self, conn: ConnId, contact: Contact) {
+        // Said again on one connection it is no news; each word of it goes to all.
+        if self.gates.iter().any(|gate| gate.conn == conn && gate.contact == contact) {
+            return;
+        }
         self.gates.retain(|gate| gate.contact.peer != contact.peer);
         if self.gates.len() >= MAX_CONTACTS {
             return self.close(conn, "more gates than a region may have");
@@ -349,13 +356,15 @@ impl Tracker {
     }
 }
 
-/// The address that others can use: a member that listens everywhere is found where it connects from.
-fn reachable(addr: &Addr, host: &str) -> Addr {
+/// The address that others can use: a member that listens everywhere is found where it connects from. `None` if nobody could be told of it:
+/// a message with such an address is malformed.
+fn reachable(addr: &Addr, host: &str) -> Option<Addr> {
     let bracketed = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
-    match addr.0.strip_prefix("0.0.0.0:").or_else(|| addr.0.strip_prefix("[::]:")) {
+    let addr = match addr.0.strip_prefix("0.0.0.0:").or_else(|| addr.0.strip_prefix("[::]:")) {
         Some(port) => Addr::from(format!("{bracketed}:{port}")),
         None => addr.clone(),
-    }
+    };
+    (addr.0.len() <= MAX_ADDR).then_some(addr)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 use std::fmt::Debug;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -46,6 +47,8 @@ pub(super) struct OutgoingBlock {
 
 /// Messages that wait to be written on one connection, and blocks. Whoever lets more pile up is cut off.
 const MAX_QUEUED: usize = 4_096;
+/// Bytes of these messages: a hundred introductions of the most members with addresses of the usual length.
+const MAX_QUEUED_BYTES: usize = 1 << 20;
 /// How many messages overtake a block at most: those who cause many still get their blocks.
 const MAX_OVERTAKING: usize = 64;
 
@@ -53,6 +56,8 @@ const MAX_OVERTAKING: usize = 64;
 #[derive(Debug)]
 pub(super) struct Sender {
     messages: mpsc::Sender<Bytes>,
+    /// Of the messages.
+    bytes: Arc<AtomicUsize>,
     blocks: mpsc::Sender<OutgoingBlock>,
 }
 
@@ -60,13 +65,15 @@ pub(super) struct Sender {
 #[derive(Debug)]
 pub(super) struct Queue {
     messages: mpsc::Receiver<Bytes>,
+    bytes: Arc<AtomicUsize>,
     blocks: mpsc::Receiver<OutgoingBlock>,
 }
 
 /// A queue, and the way into it.
 pub(super) fn queue() -> (Sender, Queue) {
     let ((messages, waiting), (blocks, asked)) = (mpsc::channel(MAX_QUEUED), mpsc::channel(MAX_QUEUED));
-    (Sender { messages, blocks }, Queue { messages: waiting, blocks: asked })
+    let bytes = Arc::new(AtomicUsize::new(0));
+    (Sender { messages, bytes: Arc::clone(&bytes), blocks }, Queue { messages: waiting, bytes, blocks: asked })
 }
 
 /// Too much waits already.
@@ -75,7 +82,14 @@ pub(super) struct Full;
 
 impl Sender {
     pub(super) fn message(&self, bytes: Bytes) -> Result<(), Full> {
-        full(&self.messages.try_send(bytes))
+        let len = bytes.len();
+        let waiting = self.bytes.fetch_add(len, Ordering::Relaxed);
+        // The largest message there is fits in any case.
+        let sent = if waiting > MAX_QUEUED_BYTES { Err(Full) } else { full(&self.messages.try_send(bytes)) };
+        if sent.is_err() {
+            self.bytes.fetch_sub(len, Ordering::Relaxed);
+        }
+        sent
     }
 
     pub(super) fn block(&self, block: OutgoingBlock) -> Result<(), Full> {
@@ -86,6 +100,14 @@ impl Sender {
 /// A connection that has ended takes nothing; that it has is told as an event.
 fn full<T>(sent: &Result<(), mpsc::error::TrySendError<T>>) -> Result<(), Full> {
     if let Err(mpsc::error::TrySendError::Full(_)) = sent { Err(Full) } else { Ok(()) }
+}
+
+impl Queue {
+    /// A message does not wait any more.
+    fn taken(&self, bytes: Bytes) -> Item {
+        self.bytes.fetch_sub(bytes.len(), Ordering::Relaxed);
+        Item::Message(bytes)
+    }
 }
 
 /// What is written next.
@@ -130,7 +152,7 @@ impl Outgoing {
             && let Ok(bytes) = queue.messages.try_recv()
         {
             self.overtaken = if queue.blocks.is_empty() { 0 } else { self.overtaken + 1 };
-            return Ok(Some(Item::Message(bytes)));
+            return Ok(Some(queue.taken(bytes)));
         }
         self.overtaken = 0;
         if let Ok(block) = queue.blocks.try_recv() {
@@ -140,7 +162,7 @@ impl Outgoing {
         let next = async {
             tokio::select! {
                 biased;
-                Some(bytes) = queue.messages.recv() => Some(Item::Message(bytes)),
+                Some(bytes) = queue.messages.recv() => Some(queue.taken(bytes)),
                 Some(block) = queue.blocks.recv() => Some(Item::Block(block)),
                 else => None,
             }

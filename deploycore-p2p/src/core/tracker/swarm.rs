@@ -83,12 +83,15 @@ impl Swarm {
     }
 
     fn leave_zone(&mut self, zone: Option<Zone>, in_zone: usize) {
-        let Some(members) = zone.and_then(|zone| self.zones.get_mut(&zone)) else { return };
+        let Some(zone) = zone else { return };
+        let Some(members) = self.zones.get_mut(&zone) else { return };
         members.swap_remove(in_zone);
         if let Some(at) = members.get(in_zone).and_then(|moved| self.index.get(moved)) {
             self.members[*at].in_zone = in_zone;
         }
-        self.zones.retain(|_, members| !members.is_empty());
+        if members.is_empty() {
+            self.zones.remove(&zone);
+        }
     }
 
     /// Which of the members of its zone one is.

@@ -225,3 +225,37 @@ fn a_member_out_of_its_role_is_closed() {
     tracker.handle(Input::Message(ConnId(1), message), Instant::ZERO);
     assert!(matches!(tracker.poll_output(), Some(Output::Close(ConnId(1), _))));
 }
+
+/// A gate that says it twice is no news for a hundred thousand nodes, and an address that nobody could be told of is nobody's.
+#[test]
+fn a_gate_is_told_of_once_and_by_an_address_that_can_be_told() {
+    let now = Instant::ZERO;
+    let mut tracker = Tracker::new(Settings::default(), Rng::with_seed(1), now);
+    connect(&mut tracker, 1, Role::Node, now);
+    connect(&mut tracker, 2, Role::Gate, now);
+    let mut say = |addr: String| {
+        tracker.handle(Input::Message(ConnId(2), Message::GateHere { addr: addr.into() }), now);
+        std::iter::from_fn(|| tracker.poll_output()).collect::<Vec<_>>()
+    };
+    let told = |outputs: &[Output]| {
+        let bounded = |output: &Output| matches!(output, Output::Send(_, message) if message.is_bounded());
+        outputs.iter().filter(|output| bounded(output)).count()
+    };
+    assert_eq!(told(&say("0.0.0.0:1".into())), 2);
+    assert_eq!(say("0.0.0.0:1".into()), []);
+    assert_eq!(told(&say("0.0.0.0:2".into())), 2, "it moved");
+    let long = format!("[::]:{}", "1".repeat(MAX_ADDR - 5));
+    assert!(matches!(&say(long)[..], [Output::Close(ConnId(2), _)]));
+    let long = format!("[::]:{}", "1".repeat(MAX_ADDR - 5));
+    let part = Announcement {
+        digest: Digest::of(b"artifact"),
+        size: MIB,
+        addr: long.into(),
+        have: PackedBits::from(&Bitfield::new(4)),
+        need: vec![],
+        wanted: 0,
+        standing: Standing::default(),
+    };
+    tracker.handle(Input::Message(ConnId(1), Message::Announce(Box::new(part))), now);
+    assert!(matches!(tracker.poll_output(), Some(Output::Close(ConnId(1), _))));
+}

@@ -214,3 +214,16 @@ async fn a_message_does_not_wait_for_a_slow_store() {
     });
     assert_eq!(next_kind(&mut theirs).await, wire::Kind::Control);
 }
+
+/// Four thousand introductions of many members would be as many megabytes for one that reads nothing.
+#[test]
+fn what_waits_is_bounded_in_bytes_too() {
+    let (sender, mut queue) = queue();
+    let message = Bytes::from(vec![0; 64 << 10]);
+    let sent = (0..MAX_QUEUED).take_while(|_| sender.message(message.clone()).is_ok()).count();
+    assert!(sent * message.len() <= MAX_QUEUED_BYTES + message.len(), "{sent}");
+    while let Ok(bytes) = queue.messages.try_recv() {
+        queue.taken(bytes);
+    }
+    assert_eq!(sender.message(message), Ok(()), "what was taken does not count");
+}
