@@ -13,7 +13,7 @@ use bytes::Bytes;
 use common::{OneArtifact, Region, Running, in_time, trace};
 use deploycore::model::Manifest;
 use deploycore::port::PeerSwarm;
-use deploycore::port::swarm::{Error, Limits};
+use deploycore::port::swarm::{Error, FetchRequest, Limits, Priority};
 use deploycore_p2p::core::bitfield::Bitfield;
 use deploycore_p2p::net::{DiskFiles, Files, Open, PieceFile, Stored, Tcp};
 use deploycore_p2p::{Node, NodeSettings, Security};
@@ -164,4 +164,57 @@ async fn a_fetch_that_comes_while_an_abandoned_one_ends_goes_on_from_it() {
     let (next, ()) = in_time(futures::future::join(next, release)).await;
     in_time(next.done).await.unwrap();
     region.assert_whole("m");
+}
+
+/// Once `leave` has returned the file may be deleted: no fetch that was asked for before it makes the file anew.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fetch_that_waited_for_the_end_of_another_does_not_begin_after_a_leave() {
+    trace();
+    let region = Region::new(OneArtifact::new(8 << 20, 1)).await;
+    let digest = region.store.manifest.digest();
+    let files = SlowFiles::new(9);
+    let node = node(&region, Arc::clone(&files)).await;
+    let slow = Limits { ingress: Some(4 << 20), egress: None, disk: None };
+    let fetch = region.fetch_limited(&node, "m", slow).await;
+    in_time(async {
+        while !files.writing.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    drop(fetch);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let (manifest, destination) = (Arc::new(region.store.manifest.clone()), region.destination("m"));
+    let request = FetchRequest { manifest, destination, priority: Priority::Normal, limits: slow };
+    let waiting = node.service.fetch(request);
+    let leave = async {
+        // The command of the fetch is ahead of it.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let leave = node.service.leave(&digest);
+        files.checkpoint.add_permits(1_000);
+        leave.await
+    };
+    let (waiting, left) = in_time(futures::future::join(waiting, leave)).await;
+    assert!(matches!(waiting, Err(Error::Stopped { .. })) && left.is_ok());
+    std::fs::remove_file(region.destination("m")).unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!region.destination("m").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_port_is_free_when_a_run_has_ended() {
+    trace();
+    let region = Region::new(OneArtifact::new(1 << 20, 1)).await;
+    let mut settings = NodeSettings::new("m", region.name.clone(), Security::PlainTcp);
+    settings = settings.with_tracker(region.tracker_addr.clone());
+    for _ in 0..20 {
+        let node = Arc::new(Node::bind(settings.clone()).await.unwrap());
+        settings.listen = node.local_addr().to_owned();
+        let (shutdown, own) = (CancellationToken::new(), Arc::clone(&node));
+        let told = shutdown.clone();
+        let run = tokio::spawn(async move { own.run(told).await });
+        in_time(node.stats()).await.unwrap();
+        shutdown.cancel();
+        in_time(run).await.unwrap();
+    }
 }

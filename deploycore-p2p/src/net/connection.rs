@@ -111,6 +111,13 @@ impl Hub {
         });
     }
 
+    /// Ends all connections and gives the port back. The receiver of events is dropped before.
+    pub(super) async fn end(self) {
+        self.shared.end.cancel();
+        self.shared.tasks.close();
+        self.shared.tasks.wait().await;
+    }
+
     /// Notes a connection that was reported.
     pub(super) fn opened(&mut self, conn: ConnId, writer: Writer) {
         self.open.insert(conn, writer);
@@ -171,7 +178,7 @@ async fn accept_loop(shared: Shared, mut listener: Box<dyn Listener>) {
             Err(error) => {
                 // Out of file descriptors, most likely: waiting is all that helps.
                 tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                let _ = timeout(Duration::from_millis(100), shared.end.cancelled()).await;
             }
         }
     }

@@ -25,12 +25,13 @@ pub trait Counts: Send + Sync + Debug + 'static {
     async fn save(&self, digest: &Digest, record: &Record) -> io::Result<()>;
 }
 
-/// One small file an artifact in a folder, which is locked for this value's lifetime: two gates that counted in one folder would each
+/// One small file an artifact in a folder, which is locked for the lifetime of this value and of the writes that it began: two gates that counted in one folder would each
 /// undo what the other counted.
 #[derive(Debug)]
 pub struct DiskCounts {
     folder: PathBuf,
-    _lock: File,
+    /// Also of writes that go on when the gate is gone.
+    lock: Arc<File>,
 }
 
 impl DiskCounts {
@@ -42,7 +43,7 @@ impl DiskCounts {
         make_folder(&folder)?;
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(folder.join("lock"))?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { folder, _lock: lock }),
+            Ok(()) => Ok(Self { folder, lock: Arc::new(lock) }),
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let reason = format!("{} is in use by another gate: give each a folder of its own", folder.display());
                 Err(io::Error::new(io::ErrorKind::ResourceBusy, reason))
@@ -75,8 +76,9 @@ impl Counts for DiskCounts {
 
     async fn save(&self, digest: &Digest, record: &Record) -> io::Result<()> {
         let body = postcard::to_stdvec(record).map_err(io::Error::other)?;
-        let (folder, path) = (self.folder.clone(), self.path(digest));
+        let (folder, path, lock) = (self.folder.clone(), self.path(digest), Arc::clone(&self.lock));
         let write = move || {
+            let _lock = lock;
             let fresh = path.with_extension("new");
             let mut file = File::create(&fresh)?;
             file.write_all(blake3::hash(&body).as_bytes())?;

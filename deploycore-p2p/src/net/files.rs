@@ -55,7 +55,7 @@ pub trait PieceFile: Send + Sync + Debug + 'static {
     async fn read(&self, offset: u64, len: u32) -> io::Result<Bytes>;
 
     /// Makes what is written durable, and after it the note of which pieces these are: the note never names a piece that a loss of
-    /// power could still take.
+    /// power could still take. There is no note any more once `finish` has begun.
     async fn checkpoint(&self, have: &Bitfield) -> io::Result<()>;
 
     /// Makes the whole file durable and removes the note beside it.
@@ -103,8 +103,8 @@ impl Default for DiskFiles {
 struct DiskFile {
     /// Read only: a program that anybody holds open for writing cannot be started.
     file: Arc<File>,
-    /// Open for writing until the file is finished.
-    writer: Mutex<Option<Arc<File>>>,
+    /// Open for writing until the file is finished. Notes are written while it is held: none comes after the last is removed.
+    writer: Arc<Mutex<Option<Arc<File>>>>,
     path: PathBuf,
     manifest: Arc<Manifest>,
     shape: Shape,
@@ -137,7 +137,7 @@ impl Files for DiskFiles {
                 Open::Seed => None,
                 Open::Fetch => Some(Arc::new(prepare(&path, &shape)?)),
             };
-            let (file, writer) = (Arc::new(File::open(&path)?), Mutex::new(writer));
+            let (file, writer) = (Arc::new(File::open(&path)?), Arc::new(Mutex::new(writer)));
             let (len, size) = (file.metadata()?.len(), shape.size());
             if len != size {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{len} bytes instead of {size}")));
@@ -230,9 +230,11 @@ impl PieceFile for DiskFile {
 
     async fn checkpoint(&self, have: &Bitfield) -> io::Result<()> {
         let (file, path, shape, have) = (Arc::clone(&self.file), self.path.clone(), self.shape, have.clone());
+        let writer = Arc::clone(&self.writer);
         blocking(&self.threads, move || {
             file.sync_data()?;
-            write_note(&path, &shape, &have)
+            let writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
+            if writer.is_some() { write_note(&path, &shape, &have) } else { Ok(()) }
         })
         .await
     }
@@ -241,10 +243,9 @@ impl PieceFile for DiskFile {
         if self.open == Open::Seed {
             return Ok(());
         }
-        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let (file, path) = (Arc::clone(&self.file), self.path.clone());
+        let (file, writer, path) = (Arc::clone(&self.file), Arc::clone(&self.writer), self.path.clone());
         blocking(&self.threads, move || {
-            drop(writer);
+            drop(writer.lock().unwrap_or_else(PoisonError::into_inner).take());
             file.sync_all()?;
             match fs::remove_file(note_path(&path)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -338,5 +339,7 @@ mod tests {
         let status = std::process::Command::new(&path).status().unwrap();
         assert_eq!(status.code(), Some(7));
         assert_eq!(file.read(0, program.len() as u32).await.unwrap(), program);
+        file.checkpoint(&Bitfield::full(1)).await.unwrap();
+        assert!(!note_path(&path).exists(), "a note of what is finished, by one that was late");
     }
 }

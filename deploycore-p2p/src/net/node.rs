@@ -136,6 +136,17 @@ enum Command {
     Account(Digest, oneshot::Sender<Option<Account>>),
 }
 
+impl Command {
+    /// Answers what waits to begin a stay of an artifact that it will not begin.
+    fn stopped(self, digest: Digest) {
+        match self {
+            Self::Fetch(_, reply) => drop(reply.send(Err(Error::Stopped { digest }))),
+            Self::Seed(_, _, reply) => drop(reply.send(Err(Error::Stopped { digest }))),
+            _ => {}
+        }
+    }
+}
+
 /// Where the bytes of one artifact came from, since its fetch began.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Account {

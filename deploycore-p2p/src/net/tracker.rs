@@ -146,7 +146,7 @@ impl Tracker {
             let timer = tell_at.min(start + core.poll_timeout().since_start());
             let event = tokio::select! {
                 biased;
-                () = shutdown.cancelled() => return,
+                () = shutdown.cancelled() => break,
                 event = events.recv() => event,
                 () = sleep_until(timer) => None,
             };
@@ -161,8 +161,8 @@ impl Tracker {
                     tracker::Input::Disconnected(conn)
                 }
                 Some(Event::Frame(conn, Frame::Control(message))) => tracker::Input::Message(conn, message),
-                Some(Event::Frame(conn, frame)) => {
-                    tracing::warn!(%conn, ?frame, "closing a connection: a tracker takes control messages only");
+                Some(Event::Frame(conn, _)) => {
+                    tracing::warn!(%conn, "closing a connection: a tracker takes control messages only");
                     hub.close(conn, "not a control message");
                     tracker::Input::Disconnected(conn)
                 }
@@ -170,6 +170,8 @@ impl Tracker {
             };
             core.handle(input, now());
         }
+        drop(events);
+        hub.end().await;
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::io;
+use std::net::IpAddr;
 
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -62,11 +63,9 @@ pub(super) fn tune(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-fn connection(stream: TcpStream) -> io::Result<Connection> {
-    tune(&stream)?;
-    let host = stream.peer_addr()?.ip().to_string();
+fn connection(stream: TcpStream, host: IpAddr) -> Connection {
     let (read, write) = stream.into_split();
-    Ok(Connection { read: Box::new(read), write: Box::new(write), host, names: None })
+    Connection { read: Box::new(read), write: Box::new(write), host: host.to_string(), names: None }
 }
 
 #[async_trait]
@@ -76,15 +75,20 @@ impl Transport for Tcp {
     }
 
     async fn connect(&self, addr: &str) -> io::Result<Connection> {
-        connection(TcpStream::connect(addr).await?)
+        let stream = TcpStream::connect(addr).await?;
+        tune(&stream)?;
+        let host = stream.peer_addr()?.ip();
+        Ok(connection(stream, host))
     }
 }
 
 #[async_trait]
 impl Listener for TcpListener {
     async fn accept(&mut self) -> io::Result<Connection> {
-        let (stream, _) = TcpListener::accept(self).await?;
-        connection(stream)
+        let (stream, addr) = TcpListener::accept(self).await?;
+        // One that is reset already is found so when it is read; it is no reason to accept no others.
+        let _ = tune(&stream);
+        Ok(connection(stream, addr.ip()))
     }
 
     fn local_addr(&self) -> io::Result<String> {

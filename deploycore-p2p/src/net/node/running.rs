@@ -114,6 +114,8 @@ impl<'a> Running<'a> {
                 self.checkpoint();
             }
         }
+        drop(self.events);
+        self.hub.end().await;
     }
 
     fn input(&mut self, input: peer::Input) {
@@ -185,6 +187,10 @@ impl<'a> Running<'a> {
             Command::Leave(digest, reply) => match self.entries.get_mut(&digest) {
                 Some(entry) => {
                     entry.leaving.push(reply);
+                    // Nor does what came before this word begin after it.
+                    for command in entry.next.drain(..) {
+                        command.stopped(digest);
+                    }
                     self.end_entry(&digest);
                 }
                 None => {

@@ -116,6 +116,9 @@ impl Running<'_> {
                 entry.checkpointing = false;
                 entry.checkpointed = (pieces, Clock::now());
             }
+            What::Checkpointed(_, Err(error)) if entry.summary.is_some() => {
+                tracing::warn!(digest = %digest.short(), %error, "a late checkpoint failed; the artifact is whole");
+            }
             What::Finished(Ok(())) if !leaving => self.finished(&digest),
             What::SeedOpened(Err(source)) => {
                 let path = entry.path.clone();
