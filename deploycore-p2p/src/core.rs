@@ -20,6 +20,7 @@ pub mod time;
 pub mod wire;
 
 pub mod gate;
+mod gates;
 pub mod peer;
 pub mod picker;
 pub mod tracker;

@@ -3,7 +3,7 @@
 use deploycore::model::Digest;
 use deploycore::port::swarm::Priority;
 use deploycore_p2p::core::bitfield::{Bitfield, PackedBits};
-use deploycore_p2p::core::gate::{Gate, Input, Output, Record, Settings};
+use deploycore_p2p::core::gate::{Gate, Input, Output, Record, Settings, rendezvous};
 use deploycore_p2p::core::message::{ConnId, Contact, Message, PeerId, Role};
 use deploycore_p2p::core::shape::Shape;
 use deploycore_p2p::core::time::Instant;
@@ -67,12 +67,17 @@ fn an_artifact_that_another_gate_decides_for_is_let_go() {
     let mut gate = gate(Settings::default());
     connect(&mut gate, 1, Role::Node, false);
     connect(&mut gate, 2, Role::Tracker, true);
-    let digest = Digest::of(b"a");
+    let other = Contact { peer: PeerId(77), addr: "other:1".into() };
+    let both = [other.clone(), Contact { peer: OWN, addr: "g:1".into() }];
+    let decided = |digest: &Digest| rendezvous(digest, &both) == Some(&other);
+    let [digest, own] = [true, false].map(|by_other| {
+        (0..=u8::MAX).map(|name| Digest::of(&[name])).find(|digest| decided(digest) == by_other).unwrap()
+    });
     join(&mut gate, 1, digest);
     let record = Record::new(&Shape::new(digest, SIZE));
     let outputs = handle(&mut gate, Input::Loaded(digest, Some((SIZE, record))));
     let Some(Output::Persist(_, version, _)) = outputs.last() else { panic!("{outputs:?}") };
-    let gates = Message::Gates { gates: vec![Contact { peer: PeerId(77), addr: "other:1".into() }] };
+    let gates = Message::Gates { gates: vec![other] };
     let outputs = handle(&mut gate, Input::Message(ConnId(2), gates));
     assert!(outputs.contains(&Output::Send(ConnId(1), Message::Absent { digest })), "{outputs:?}");
     gate.handle(Input::Timeout, gate.poll_timeout());
@@ -83,4 +88,6 @@ fn an_artifact_that_another_gate_decides_for_is_let_go() {
     handle(&mut gate, Input::Persisted(digest, later));
     gate.handle(Input::Timeout, gate.poll_timeout());
     assert!(gate.usage(&digest).is_none());
+    // The tracker has not heard of this gate yet.
+    assert_eq!(join(&mut gate, 1, own), [Output::Load(own)]);
 }

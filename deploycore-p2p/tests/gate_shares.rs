@@ -23,12 +23,18 @@ struct World {
     gate: Gate,
     now: Instant,
     leases: BTreeMap<(ConnId, Digest), Vec<u32>>,
+    /// Who was told that nothing is left to lease.
+    drained: Vec<ConnId>,
 }
 
 impl World {
     fn new() -> Self {
-        let gate = Gate::new(Settings::default(), PeerId(9), "g:1".into(), Instant::ZERO);
-        Self { gate, now: Instant::ZERO, leases: BTreeMap::new() }
+        Self::with(Settings::default())
+    }
+
+    fn with(settings: Settings) -> Self {
+        let gate = Gate::new(settings, PeerId(9), "g:1".into(), Instant::ZERO);
+        Self { gate, now: Instant::ZERO, leases: BTreeMap::new(), drained: vec![] }
     }
 
     fn input(&mut self, input: Input) {
@@ -43,6 +49,7 @@ impl World {
                 Output::Send(conn, Message::Lease { digest, pieces, .. }) => {
                     self.leases.entry((conn, digest)).or_default().extend(pieces);
                 }
+                Output::Send(conn, Message::Drained { .. }) => self.drained.push(conn),
                 _ => {}
             }
         }
@@ -149,4 +156,29 @@ fn at_the_end_nobody_has_many_pieces_that_all_wait_for() {
     }
     assert!(rounds > 20, "{rounds}");
     assert!(left(&world) * 2 < many, "{} of {many}", left(&world));
+}
+
+/// While it was told that nothing is left to lease, it called for help as long as anything was; and when all readers died it stood alone.
+#[test]
+fn who_comes_beyond_the_most_readers_waits_until_one_leaves() {
+    let mut world = World::with(Settings { max_readers: 2, ..Settings::default() });
+    let digest = shape(0).digest();
+    for conn in 1..=4 {
+        world.joins(conn, 0, Priority::Normal);
+    }
+    let readers = |world: &World| {
+        world.leases.iter().filter(|(_, pieces)| !pieces.is_empty()).map(|((conn, _), _)| conn.0).collect::<Vec<_>>()
+    };
+    assert_eq!((readers(&world), &world.drained[..]), (vec![1, 2], &[][..]));
+    for (gone, next) in [(1, vec![2, 3]), (2, vec![3, 4])] {
+        world.leases.remove(&(ConnId(gone), digest));
+        world.input(Input::Disconnected(ConnId(gone)));
+        assert_eq!((readers(&world), &world.drained[..]), (next, &[][..]));
+    }
+    world.joins(5, 0, Priority::Normal);
+    while !world.leases.values().all(Vec::is_empty) {
+        world.arrive();
+    }
+    world.drained.sort_unstable();
+    assert_eq!(world.drained, [3, 4, 5].map(ConnId), "each once");
 }

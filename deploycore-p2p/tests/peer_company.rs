@@ -31,9 +31,13 @@ struct World {
 
 impl World {
     fn new(trackers: &[&str]) -> Self {
+        Self::with(Settings::default(), trackers)
+    }
+
+    fn with(settings: Settings, trackers: &[&str]) -> Self {
         let trackers = trackers.iter().copied().map(Addr::from).collect();
         let rng = fastrand::Rng::with_seed(1);
-        let peer = Peer::new(Settings::default(), PeerId(1), "me:1".into(), trackers, rng, Instant::ZERO);
+        let peer = Peer::new(settings, PeerId(1), "me:1".into(), trackers, rng, Instant::ZERO);
         let mut world = Self { peer, now: Instant::ZERO, next_conn: 1, outputs: vec![] };
         world.poll();
         world
@@ -406,6 +410,109 @@ fn holders_are_looked_for_once_a_quarter_is_here() {
         let need = world.take().iter().find_map(need).expect("it announces itself");
         assert_eq!(need > 0, looks, "{need} pieces, with {pieces} here");
     }
+}
+
+/// Whom it names as no holders when it asks the gate for pieces.
+fn calls_for_help(outputs: &[Output]) -> Vec<(Vec<u32>, Vec<PeerId>)> {
+    let calls = outputs.iter().filter_map(|output| match output {
+        Output::Send(_, Message::Stuck { pieces, refused, .. }) => Some((pieces.clone(), refused.clone())),
+        _ => None,
+    });
+    calls.collect()
+}
+
+/// Its disk may be damaged, or its machine hang. While it counted as a holder, whoever had nobody else waited for ever.
+#[test]
+fn who_does_not_give_what_it_says_it_has_counts_as_no_holder() {
+    for refuses in [true, false] {
+        let mut world = World::new(&["t:1"]);
+        world.start_with(PIECES - 1);
+        let (gate, digest, piece) = (world.gate(), shape().digest(), PIECES - 1);
+        world.says(gate, Message::Drained { digest });
+        let holder = neighbour(&mut world, 10, &[piece]);
+        world.pass(Duration::from_secs(5));
+        let outputs = world.take();
+        assert_eq!(calls_for_help(&outputs), [], "it is asked");
+        assert_eq!(requests(outputs), [(holder, piece, 0)]);
+        if refuses {
+            let refusal = Refusal::ReadFailed;
+            world.says(holder, Message::Reject { digest, piece, block: 0, count: 1, refusal });
+        }
+        for _ in 0..100 {
+            world.pass(Duration::from_millis(250));
+        }
+        let calls = calls_for_help(&world.take());
+        assert_eq!(calls.first(), Some(&(vec![piece], vec![PeerId(10)])), "refuses: {refuses}");
+        // It recovers.
+        world.says(holder, Message::Have { digest, pieces: vec![piece].into(), count: 1 });
+        for _ in 0..100 {
+            world.pass(Duration::from_millis(250));
+        }
+        assert!(!requests(world.take()).is_empty(), "it is asked again");
+        let data = Bytes::from(vec![0; PIECE as usize]);
+        world.input(Input::Block(holder, Block { digest, piece, block: 0, data }));
+        world.input(Input::Stored { digest, piece, verified: true, blocks: vec![] });
+        assert!(world.peer.have(&digest).unwrap().is_full());
+    }
+}
+
+/// It has to come from one source alone, so nobody goes on with what another began. It stayed begun, and nobody was asked for it again.
+#[test]
+fn a_suspect_piece_begins_anew_when_its_only_source_is_gone() {
+    let max_block = (PIECE / 4) as u32;
+    let mut world = World::with(Settings { max_block, ..Settings::default() }, &[]);
+    let (shape, piece) = (shape().with_max_block(max_block), PIECES - 1);
+    let (digest, priority, limits) = (shape.digest(), Priority::Normal, Limits::default());
+    let mut have = Bitfield::full(PIECES);
+    have.remove(piece);
+    world.input(Input::Start(Box::new(Start { shape, have, priority, limits })));
+    let block = |world: &mut World, conn, block| {
+        let data = Bytes::from(vec![0; max_block as usize]);
+        world.input(Input::Block(conn, Block { digest, piece, block, data }));
+    };
+    let first = neighbour(&mut world, 10, &[piece]);
+    block(&mut world, first, 0);
+    world.input(Input::Disconnected(first));
+    let second = neighbour(&mut world, 11, &[piece]);
+    (1..4).for_each(|number| block(&mut world, second, number));
+    world.input(Input::Stored { digest, piece, verified: false, blocks: vec![[0; 32]; 4] });
+    world.pass(Duration::from_millis(250));
+    assert_eq!(requests(world.take()).last(), Some(&(second, piece, 0)), "now from one alone");
+    world.says(second, Message::Reject { digest, piece, block: 0, count: 1, refusal: Refusal::ReadFailed });
+    world.input(Input::Disconnected(second));
+    let third = neighbour(&mut world, 12, &[piece]);
+    assert_eq!(requests(world.take()), [(third, piece, 0)]);
+}
+
+/// A gate takes so many connections. When those beyond came again every second or two, a region of a hundred thousand gave it nothing
+/// else to do.
+#[test]
+fn a_gate_that_hangs_up_is_dialed_ever_more_seldom() {
+    let mut world = World::new(&["t:1"]);
+    world.start();
+    let tracker = world.connect(8, Role::Tracker, Some("t:1"));
+    let gates = vec![Contact { peer: PeerId(9), addr: "g:1".into() }];
+    world.says(tracker, Message::Gates { gates: gates.clone() });
+    let dials = |world: &mut World, minutes: u64| {
+        let mut dials = 0;
+        for _ in 0..minutes * 6_000 {
+            if world.take().iter().any(|output| matches!(output, Output::Connect(_, Role::Gate))) {
+                dials += 1;
+                let conn = world.connect(9, Role::Gate, Some("g:1"));
+                world.input(Input::Disconnected(conn));
+            }
+            world.pass(Duration::from_millis(10));
+        }
+        dials
+    };
+    let first = dials(&mut world, 10);
+    assert!((10..30).contains(&first), "{first} dials in ten minutes");
+    world.says(tracker, Message::Gates { gates });
+    world.pass(Duration::from_millis(300));
+    assert!(
+        world.take().iter().any(|output| matches!(output, Output::Connect(_, Role::Gate))),
+        "it may be another life"
+    );
 }
 
 #[test]

@@ -13,6 +13,8 @@
 //!   budget covers that *and* the first reading of all pieces still unread; or
 //! - a node says that nobody it knows has the piece, and the trackers say that no living member holds it. Beyond the budget such
 //!   a recovery read waits for its rate, and is counted apart.
+//!
+//! Where a region has several gates, each counts for itself.
 
 mod artifact;
 mod record;
@@ -26,6 +28,7 @@ use serde::{Deserialize, Serialize};
 pub use record::{Record, Usage};
 
 use self::artifact::Artifact;
+use super::gates::Gates;
 use super::message::{Addr, ConnId, Contact, Message, PeerId, Refusal, Role};
 use super::shape::{MAX_BLOCK, Shape};
 use super::time::Instant;
@@ -56,7 +59,7 @@ pub struct Settings {
     pub max_loading: usize,
     /// The most connections; those beyond are refused.
     pub max_links: usize,
-    /// Nodes of one artifact that are considered for leases; others are plain peers.
+    /// Nodes of one artifact that are considered for leases at once; others wait until one of these leaves.
     pub max_readers: usize,
     /// How often what got lost is looked for.
     #[serde(with = "friendly")]
@@ -180,8 +183,8 @@ pub struct Gate {
     clients: BTreeMap<ConnId, Client>,
     /// Those of them that are trackers.
     trackers: Vec<ConnId>,
-    /// All gates of the region, as a tracker told last.
-    gates: Vec<Contact>,
+    /// All gates of the region, this one among them.
+    gates: Gates,
     artifacts: BTreeMap<Digest, Entry>,
     /// How often an artifact was taken up: each time its leases get numbers of their own.
     loads: u64,
@@ -201,7 +204,7 @@ impl Gate {
             addr,
             clients: BTreeMap::new(),
             trackers: Vec::new(),
-            gates: Vec::new(),
+            gates: Gates::default(),
             artifacts: BTreeMap::new(),
             loads: 0,
             outputs: VecDeque::new(),
@@ -215,6 +218,7 @@ impl Gate {
             Input::Disconnected(conn) => {
                 self.clients.remove(&conn);
                 self.trackers.retain(|tracker| *tracker != conn);
+                self.gates.disconnected(conn, now);
                 for artifact in self.serving() {
                     artifact.left(conn, now);
                 }
@@ -284,7 +288,7 @@ impl Gate {
 
     /// Whether this gate decides for the artifact, as far as it knows.
     fn decides(&self, digest: &Digest) -> bool {
-        rendezvous(digest, &self.gates).is_none_or(|gate| gate.peer == self.id)
+        rendezvous(digest, self.gates.all()).is_none_or(|gate| gate.peer == self.id)
     }
 
     fn connected(&mut self, conn: ConnId, role: Role, dialed: bool) {
@@ -303,9 +307,17 @@ impl Gate {
         }
     }
 
+    /// A tracker that has not heard of this gate yet will in a moment: it is one of them in any case.
+    fn gates_told(&mut self, tracker: ConnId, mut gates: Vec<Contact>, now: Instant) {
+        if !gates.iter().any(|gate| gate.peer == self.id) {
+            gates.push(Contact { peer: self.id, addr: self.addr.clone() });
+        }
+        self.gates.told(tracker, gates, now);
+        self.let_go(now);
+    }
+
     /// Artifacts that another gate decides for now: their readers go there, and nothing is kept of them.
-    fn gates_changed(&mut self, gates: Vec<Contact>, now: Instant) {
-        self.gates = gates;
+    fn let_go(&mut self, now: Instant) {
         let moved: Vec<Digest> = self.artifacts.keys().filter(|digest| !self.decides(digest)).copied().collect();
         for digest in moved {
             if let Some(Entry::Serving(artifact)) = self.artifacts.get_mut(&digest) {
@@ -325,7 +337,7 @@ impl Gate {
                 self.join(conn, digest, Message::Join { digest, size, have, priority }, now);
             }
             (Role::Node, message) => self.node_said(conn, message, now),
-            (Role::Tracker, Message::Gates { gates }) => self.gates_changed(gates, now),
+            (Role::Tracker, Message::Gates { gates }) => self.gates_told(conn, gates, now),
             (Role::Tracker, Message::Holders { digest, pieces, stale_millis, settled }) => {
                 if let Some(Entry::Serving(artifact)) = self.artifacts.get_mut(&digest) {
                     let stale = Duration::from_millis(u64::from(stale_millis));
@@ -398,7 +410,7 @@ impl Gate {
                 let Message::Join { size, have, priority, .. } = join else { return };
                 let fits = have.unpack(artifact.shape().pieces()).filter(|_| size == artifact.shape().size());
                 match fits {
-                    Some(have) => artifact.joined(conn, have, priority, &self.settings, now, &mut self.outputs),
+                    Some(have) => artifact.joined(conn, have, priority, &self.settings, now),
                     None => self.close(conn, format!("another size for artifact {}", digest.short())),
                 }
             }
@@ -454,14 +466,21 @@ impl Gate {
         for artifact in self.serving() {
             artifact.expire(now);
         }
-        let (id, gates) = (self.id, std::mem::take(&mut self.gates));
-        let decides = |digest: &Digest| rendezvous(digest, &gates).is_none_or(|gate| gate.peer == id);
+        if self.gates.forget(now) {
+            self.let_go(now);
+        }
+        let (id, gates) = (self.id, self.gates.all());
+        let decides = |digest: &Digest| rendezvous(digest, gates).is_none_or(|gate| gate.peer == id);
         self.artifacts.retain(|digest, entry| match entry {
             Entry::Absent(until) => *until + ABSENT_FOR * 20 >= now,
             Entry::Serving(artifact) => artifact.unused_since().is_none() || decides(digest),
             Entry::Loading(_) => true,
         });
-        self.gates = gates;
+    }
+
+    /// Whether other gates are known, which take over what this one would let go.
+    pub fn has_company(&self) -> bool {
+        self.gates.all().iter().any(|gate| gate.peer != self.id)
     }
 }
 

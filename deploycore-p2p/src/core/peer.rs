@@ -39,7 +39,8 @@ pub use self::settings::Settings;
 use self::turns::Turns;
 use self::upload::{Slot, Waiting};
 use super::bitfield::{Bitfield, PackedBits};
-use super::message::{Addr, ConnId, Contact, MAX_LIST, Message, Payload, PeerId, Refusal, Role, Zone};
+use super::gates::Gates;
+use super::message::{Addr, ConnId, MAX_LIST, Message, Payload, PeerId, Refusal, Role, Zone};
 use super::shape::Shape;
 use super::time::Instant;
 
@@ -55,7 +56,7 @@ pub struct Peer<B = Bytes> {
     rng: Rng,
     links: Links,
     artifacts: Vec<Artifact<B>>,
-    gates: Vec<Contact>,
+    gates: Gates,
     dials: BTreeMap<Addr, Dial>,
     quarantine: BTreeMap<PeerId, Instant>,
     slots: Vec<Slot>,
@@ -110,7 +111,7 @@ impl<B: Payload> Peer<B> {
             rng,
             links: Links::default(),
             artifacts: Vec::new(),
-            gates: Vec::new(),
+            gates: Gates::default(),
             dials: BTreeMap::new(),
             quarantine: BTreeMap::new(),
             slots: Vec::new(),
@@ -389,7 +390,7 @@ impl<B: Payload> Peer<B> {
                 self.place_in_zone(&digest, part);
                 self.introduced(&digest, &peers, Duration::from_millis(u64::from(millis)), now);
             }
-            (Role::Tracker, Message::Gates { gates }) => self.gates_changed(gates, now),
+            (Role::Tracker, Message::Gates { gates }) => self.gates_told(conn, gates, now),
             (role, other) => self.close(conn, format!("a {role:?} sent {other:?} to a node"), now),
         }
     }

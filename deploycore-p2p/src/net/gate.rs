@@ -101,8 +101,11 @@ pub struct Gate {
 /// What a task of the gate has done.
 #[derive(Debug)]
 enum Done {
-    Loaded(Digest, Option<(u64, Record)>),
+    /// The store or the disk of the counts failed where there is an error.
+    Loaded(Digest, Result<Option<(u64, Record)>, ()>),
     Persisted(Digest, u64),
+    /// To be tried again, after this time if it fails once more.
+    NotPersisted(Digest, u64, Record, Duration),
 }
 
 /// Trackers are dialed again after this time.
@@ -161,20 +164,20 @@ impl Gate {
             ),
             hub: Hub::new(self.hello(), Arc::clone(&self.transport), self.settings.timeouts.clone(), sender),
             tasks: JoinSet::new(),
+            health: Health::default(),
             redial: self.settings.trackers.iter().map(|addr| (Addr::from(addr.as_str()), start)).collect(),
             dialed: BTreeMap::new(),
         };
         running.hub.accept(listener);
         loop {
-            running.dial_trackers();
+            running.come_or_go();
             running.execute();
             let timer = start + running.core.poll_timeout().since_start();
             let input = tokio::select! {
                 biased;
-                () = shutdown.cancelled() => return,
+                () = shutdown.cancelled() => break,
                 Some(done) = running.tasks.join_next() => match done {
-                    Ok(Done::Loaded(digest, found)) => gate::Input::Loaded(digest, found),
-                    Ok(Done::Persisted(digest, version)) => gate::Input::Persisted(digest, version),
+                    Ok(done) => running.done(done),
                     Err(error) => {
                         tracing::error!(%error, "a task of the gate failed");
                         gate::Input::Timeout
@@ -185,6 +188,8 @@ impl Gate {
             };
             running.core.handle(input, Instant::at(start.elapsed()));
         }
+        drop(events);
+        running.hub.end().await;
     }
 
     fn hello(&self) -> Hello {
@@ -203,19 +208,64 @@ struct Running<'a> {
     core: gate::Gate,
     hub: Hub,
     tasks: JoinSet<Done>,
+    health: Health,
     /// Trackers that are not connected, and when to dial them.
     redial: BTreeMap<Addr, Clock>,
     dialed: BTreeMap<crate::core::message::ConnId, Addr>,
 }
 
 impl Running<'_> {
-    fn dial_trackers(&mut self) {
+    /// A gate that cannot do its work leaves it to the others, if there are any: trackers forget one that is not connected.
+    fn come_or_go(&mut self) {
         let now = Clock::now();
+        if self.health.is_away(now) {
+            return;
+        }
+        if self.core.has_company() && self.health.leaves(now) {
+            tracing::error!("this gate's store or counts have failed for long: other gates take its artifacts over");
+            for conn in self.dialed.keys() {
+                self.hub.close(*conn, "the gate leaves its artifacts to others");
+            }
+            return;
+        }
         let due: Vec<Addr> = self.redial.iter().filter(|(_, at)| **at <= now).map(|(addr, _)| addr.clone()).collect();
         for addr in due {
             self.redial.remove(&addr);
             self.hub.connect(addr);
         }
+    }
+
+    fn done(&mut self, done: Done) -> gate::Input {
+        let now = Clock::now();
+        match done {
+            Done::Loaded(digest, loaded) => {
+                self.health.store.note(loaded.is_ok(), now);
+                gate::Input::Loaded(digest, loaded.ok().flatten())
+            }
+            Done::Persisted(digest, version) => {
+                self.health.counts.note(true, now);
+                gate::Input::Persisted(digest, version)
+            }
+            Done::NotPersisted(digest, version, record, delay) => {
+                self.health.counts.note(false, now);
+                self.persist(digest, version, record, Some(delay));
+                gate::Input::Timeout
+            }
+        }
+    }
+
+    /// After a while, if it failed before. No lease goes out that is not counted.
+    fn persist(&mut self, digest: Digest, version: u64, record: Record, delay: Option<Duration>) {
+        let counts = Arc::clone(&self.gate.counts);
+        self.tasks.spawn(async move {
+            tokio::time::sleep(delay.unwrap_or_default()).await;
+            let Err(error) = counts.save(&digest, &record).await else {
+                return Done::Persisted(digest, version);
+            };
+            tracing::error!(digest = %digest.short(), %error, "the counts cannot be written: no leases meanwhile");
+            let next = delay.map_or(FIRST_RETRY, |delay| (delay * 2).min(MAX_RETRY));
+            Done::NotPersisted(digest, version, record, next)
+        });
     }
 
     fn event(&mut self, event: Event) -> gate::Input {
@@ -270,54 +320,99 @@ impl Running<'_> {
                 }
                 gate::Output::Load(digest) => {
                     let (store, counts) = (Arc::clone(&self.gate.store), Arc::clone(&self.gate.counts));
-                    self.tasks.spawn(async move { Done::Loaded(digest, load(&*store, &*counts, digest).await) });
+                    self.tasks
+                        .spawn(async move { Done::Loaded(digest, load_in_time(&*store, &*counts, digest).await) });
                 }
-                gate::Output::Persist(digest, version, record) => {
-                    let counts = Arc::clone(&self.gate.counts);
-                    self.tasks.spawn(async move {
-                        persist(&*counts, digest, &record).await;
-                        Done::Persisted(digest, version)
-                    });
-                }
+                gate::Output::Persist(digest, version, record) => self.persist(digest, version, record, None),
             }
         }
     }
 }
 
-async fn load(store: &dyn ArtifactStore, counts: &dyn Counts, digest: Digest) -> Option<(u64, Record)> {
+/// What the store and the counts say of an artifact; `None` if it is not to be served.
+async fn load(store: &dyn ArtifactStore, counts: &dyn Counts, digest: Digest) -> Result<Option<(u64, Record)>, ()> {
+    let short = digest.short();
     let manifest = match store.manifest(&digest).await {
         Ok(Some(manifest)) => manifest,
         Ok(None) => {
-            tracing::info!(digest = %digest.short(), "asked for an artifact that the store does not have");
-            return None;
+            tracing::info!(digest = %short, "asked for an artifact that the store does not have");
+            return Ok(None);
         }
         Err(error) => {
-            tracing::warn!(digest = %digest.short(), error = chain(&error), "the store did not give a manifest");
-            return None;
+            tracing::warn!(digest = %short, error = chain(&error), "the store did not give a manifest");
+            return Err(());
         }
     };
     let shape = Shape::of(&manifest);
     match counts.load(&digest).await {
-        Ok(None) => Some((shape.size(), Record::new(&shape))),
-        Ok(Some(record)) if record.fits(&shape) => Some((shape.size(), record)),
+        Ok(None) => Ok(Some((shape.size(), Record::new(&shape)))),
+        Ok(Some(record)) if record.fits(&shape) => Ok(Some((shape.size(), record))),
         Ok(Some(_)) => {
-            tracing::error!(digest = %digest.short(), "the counts are of another artifact: it is not served");
-            None
+            tracing::error!(digest = %short, "the counts are of another artifact: it is not served");
+            Ok(None)
         }
         Err(error) => {
-            tracing::error!(digest = %digest.short(), %error, "the counts cannot be read: the artifact is not served");
-            None
+            tracing::error!(digest = %short, %error, "the counts cannot be read: the artifact is not served");
+            // What is damaged concerns this artifact alone.
+            if error.kind() == io::ErrorKind::InvalidData { Ok(None) } else { Err(()) }
         }
     }
 }
 
-/// Until it works: no lease goes out that is not counted.
-async fn persist(counts: &dyn Counts, digest: Digest, record: &Record) {
-    let mut delay = Duration::from_millis(100);
-    while let Err(error) = counts.save(&digest, record).await {
-        tracing::error!(digest = %digest.short(), %error, "the counts cannot be written: no leases meanwhile");
-        tokio::time::sleep(delay).await;
-        delay = (delay * 2).min(Duration::from_secs(5));
+/// As [`load`]; what takes too long has failed. A thread that hangs on a disk stays behind.
+async fn load_in_time(
+    store: &dyn ArtifactStore,
+    counts: &dyn Counts,
+    digest: Digest,
+) -> Result<Option<(u64, Record)>, ()> {
+    tokio::time::timeout(READ_TIME, load(store, counts, digest)).await.unwrap_or_else(|_| {
+        tracing::warn!(digest = %digest.short(), "the store or the counts did not answer in time");
+        Err(())
+    })
+}
+
+/// The first pause before counts are written again, which doubles, and the longest.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const MAX_RETRY: Duration = Duration::from_secs(5);
+
+/// Whether the gate can do its work.
+#[derive(Debug, Default)]
+struct Health {
+    store: Part,
+    counts: Part,
+    away_until: Option<Clock>,
+}
+
+/// The first and the last of its failures since it worked.
+#[derive(Debug, Default)]
+struct Part {
+    failures: Option<(Clock, Clock)>,
+}
+
+/// A part that has failed for so long is left alone...
+const PATIENCE: Duration = Duration::from_secs(5);
+/// ...for so long.
+const AWAY: Duration = Duration::from_secs(30);
+
+impl Part {
+    fn note(&mut self, works: bool, now: Clock) {
+        self.failures = if works { None } else { Some((self.failures.map_or(now, |(first, _)| first), now)) };
+    }
+}
+
+impl Health {
+    /// Whether the gate is to leave its artifacts to others now, for a while.
+    fn leaves(&mut self, now: Clock) -> bool {
+        let fails = |part: &Part| part.failures.is_some_and(|(first, last)| last - first >= PATIENCE);
+        let leaves = fails(&self.store) || fails(&self.counts);
+        if leaves {
+            (self.store, self.counts, self.away_until) = (Part::default(), Part::default(), Some(now + AWAY));
+        }
+        leaves
+    }
+
+    fn is_away(&self, now: Clock) -> bool {
+        self.away_until.is_some_and(|until| now < until)
     }
 }
 

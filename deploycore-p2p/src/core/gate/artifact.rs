@@ -81,7 +81,11 @@ pub(super) struct Artifact {
     readers: VecDeque<Reader>,
     /// Some reader without a lease may not know yet that nothing is left to lease.
     untold: bool,
-    /// How many of them read it for a rollback.
+    /// Those beyond the most readers: each becomes one when another leaves, in the order in which they came.
+    waiting: BTreeMap<ConnId, Reader>,
+    /// Those of them who may not know either.
+    untold_waiting: Vec<ConnId>,
+    /// How many readers read it for a rollback.
     urgent: usize,
     leases: Vec<Lease>,
     /// Leases that ended while reads may still have been under way, the newest last: such a read may fail yet.
@@ -143,6 +147,8 @@ impl Artifact {
             again: VecDeque::new(),
             readers: VecDeque::new(),
             untold: false,
+            waiting: BTreeMap::new(),
+            untold_waiting: Vec::new(),
             urgent: 0,
             leases: Vec::new(),
             ended: VecDeque::new(),
@@ -186,20 +192,24 @@ impl Artifact {
         priority: Priority,
         settings: &Settings,
         now: Instant,
-        outputs: &mut VecDeque<Output>,
     ) {
         self.unused_since = None;
         for piece in have.iter() {
             self.touched[piece as usize] = now;
             self.held(piece);
         }
-        if let Some(reader) = self.readers.iter_mut().find(|reader| reader.conn == conn) {
+        let known = self.readers.iter_mut().find(|reader| reader.conn == conn).or(self.waiting.get_mut(&conn));
+        if let Some(reader) = known {
             (reader.have, reader.priority) = (have, priority);
-        } else if self.readers.len() < settings.max_readers {
-            self.readers.push_back(Reader { conn, have, priority, leases: 0, told_drained: false });
-            self.untold = true;
         } else {
-            outputs.push_back(Output::Send(conn, Message::Drained { digest: self.shape.digest() }));
+            let reader = Reader { conn, have, priority, leases: 0, told_drained: false };
+            if self.readers.len() < settings.max_readers {
+                self.readers.push_back(reader);
+                self.untold = true;
+            } else {
+                self.waiting.insert(conn, reader);
+                self.untold_waiting.push(conn);
+            }
         }
         self.count_urgent();
     }
@@ -210,7 +220,15 @@ impl Artifact {
 
     pub(super) fn left(&mut self, conn: ConnId, now: Instant) {
         self.end_leases(now, |lease| lease.conn == conn);
-        self.readers.retain(|reader| reader.conn != conn);
+        if let Some(at) = self.readers.iter().position(|reader| reader.conn == conn) {
+            self.readers.remove(at);
+            if let Some((_, next)) = self.waiting.pop_first() {
+                self.untold |= !next.told_drained;
+                self.readers.push_back(next);
+            }
+        } else {
+            self.waiting.remove(&conn);
+        }
         self.count_urgent();
         if self.readers.is_empty() && self.unused_since.is_none() {
             self.unused_since = Some(now);
@@ -219,7 +237,8 @@ impl Artifact {
 
     /// Lets all readers go; gives who they were.
     pub(super) fn dismiss(&mut self, now: Instant) -> Vec<ConnId> {
-        let readers: Vec<ConnId> = self.readers.iter().map(|reader| reader.conn).collect();
+        let readers: Vec<ConnId> =
+            self.waiting.keys().copied().chain(self.readers.iter().map(|reader| reader.conn)).collect();
         for conn in &readers {
             self.left(*conn, now);
         }
@@ -417,16 +436,27 @@ impl Artifact {
             self.persisting = self.version;
             outputs.push_back(Output::Persist(self.shape.digest(), self.version, self.record.clone()));
         }
-        // While a lease is under way it may fail, and its piece come to a reader that waits. A rotten piece comes when it comes.
-        let is_left = |gate: &mut Self| {
-            gate.next_fresh().is_some() || !gate.again.iter().all(|piece| gate.is_rotten(*piece, now))
-        };
-        if self.untold && !is_left(self) {
-            self.untold = false;
-            for reader in self.readers.iter_mut().filter(|reader| reader.leases == 0 && !reader.told_drained) {
-                reader.told_drained = true;
-                outputs.push_back(Output::Send(reader.conn, Message::Drained { digest: self.shape.digest() }));
-            }
+        self.tell_drained(now, outputs);
+    }
+
+    /// Tells who waits for a lease that nothing is left to lease. While a lease is under way it may fail, and its piece come to a reader that waits. A
+    /// rotten piece comes when it comes.
+    fn tell_drained(&mut self, now: Instant, outputs: &mut VecDeque<Output>) {
+        if !self.untold && self.untold_waiting.is_empty() {
+            return;
         }
+        if self.next_fresh().is_some() || !self.again.iter().all(|piece| self.is_rotten(*piece, now)) {
+            return;
+        }
+        self.untold = false;
+        let (digest, waiting) = (self.shape.digest(), &mut self.waiting);
+        let readers = self.readers.iter_mut().filter(|reader| reader.leases == 0);
+        let late = self.untold_waiting.drain(..).filter_map(|conn| waiting.remove(&conn));
+        let mut late: Vec<Reader> = late.collect();
+        for reader in readers.chain(&mut late).filter(|reader| !reader.told_drained) {
+            reader.told_drained = true;
+            outputs.push_back(Output::Send(reader.conn, Message::Drained { digest }));
+        }
+        self.waiting.extend(late.into_iter().map(|reader| (reader.conn, reader)));
     }
 }

@@ -1,12 +1,13 @@
 //! One artifact at a node: which pieces are here, begun, or promised.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::time::Duration;
 
 use deploycore::port::swarm::{Limits, Priority};
 
 use super::Progress;
+use super::link::Ask;
 use super::rates::Rates;
 use super::turns::Turn;
 use super::zones::Outside;
@@ -81,6 +82,9 @@ impl<B: Payload> Begun<B> {
     }
 }
 
+/// How many pairs of a piece and a member that did not give it are remembered of an artifact.
+const MAX_WITHHELD: usize = 256;
+
 /// A piece that did not verify and came from several members: who sent which block, to be compared with a good copy.
 #[derive(Debug)]
 pub(super) struct Suspect {
@@ -106,6 +110,8 @@ pub(super) struct Artifact<B> {
     /// Verified and not yet announced.
     pub(super) fresh: Vec<u32>,
     pub(super) suspects: Vec<Suspect>,
+    /// Members that said they have a missing piece, and did not give it. It may be with nobody else.
+    pub(super) withheld: BTreeSet<(u32, PeerId)>,
     pub(super) rates: Rates,
     /// Bytes of it asked for and not yet received.
     pub(super) outstanding: u64,
@@ -162,6 +168,7 @@ impl<B: Payload> Artifact<B> {
             drained: false,
             fresh: Vec::new(),
             suspects: Vec::new(),
+            withheld: BTreeSet::new(),
             rates: Rates::new(limits, now),
             outstanding: 0,
             turn_in: turns.0,
@@ -271,6 +278,17 @@ impl<B: Payload> Artifact<B> {
         }
     }
 
+    /// Takes requests back. A piece that nobody is to bring, and that has to come from one source alone, begins anew.
+    pub(super) fn unask(&mut self, asks: &[Ask]) {
+        for ask in asks {
+            let Some(begun) = self.begun_mut(ask.piece) else { continue };
+            begun.unask(ask.block);
+            if begun.source.is_none() {
+                self.release_if_bare(ask.piece);
+            }
+        }
+    }
+
     /// Forgets a begun piece; what came of it came in vain.
     pub(super) fn waste_begun(&mut self, at: usize) {
         let begun = self.drop_begun(at);
@@ -309,6 +327,13 @@ impl<B: Payload> Artifact<B> {
         }
     }
 
+    /// Notes that a member did not give a piece which it said it has.
+    pub(super) fn note_withheld(&mut self, piece: u32, peer: PeerId) {
+        if !self.have.contains(piece) && self.withheld.len() < MAX_WITHHELD {
+            self.withheld.insert((piece, peer));
+        }
+    }
+
     /// Pieces that are here, leased, or on their way from someone.
     pub(super) fn brought(&self) -> Bitfield {
         let mut brought = self.taken.clone();
@@ -320,13 +345,16 @@ impl<B: Payload> Artifact<B> {
     }
 
     /// Missing pieces that no neighbour has and nobody is bringing.
-    pub(super) fn starved(&self, max: usize) -> Vec<u32> {
-        let nowhere = |piece: &u32| {
+    pub(super) fn nowhere(&self) -> impl Iterator<Item = u32> {
+        self.have.missing().filter(|piece| {
             let brought =
                 || self.begun.iter().any(|begun| begun.piece == *piece && (begun.source.is_some() || begun.storing));
-            let leased = || self.leases.iter().any(|(leased, _)| leased == piece);
-            self.availability[*piece as usize] == 0 && !leased() && !brought()
-        };
-        self.have.missing().filter(nowhere).take(max).collect()
+            self.availability[*piece as usize] == 0 && !self.is_leased(*piece) && !brought()
+        })
+    }
+
+    /// Whether a gate leased a piece that is not yet begun.
+    pub(super) fn is_leased(&self, piece: u32) -> bool {
+        self.leases.iter().any(|(leased, _)| *leased == piece)
     }
 }

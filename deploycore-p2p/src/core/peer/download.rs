@@ -329,7 +329,7 @@ impl<B: Payload> Peer<B> {
         for piece in pieces.iter().filter(|piece| **piece < artifact.shape.pieces()) {
             if artifact.have.contains(*piece) {
                 here.push(*piece);
-            } else if !artifact.leases.iter().any(|(leased, _)| leased == piece) {
+            } else if !artifact.is_leased(*piece) {
                 artifact.leases.push_back((*piece, conn));
                 artifact.taken.insert(*piece);
             }
@@ -456,7 +456,8 @@ impl<B: Payload> Peer<B> {
         if !artifact.have.insert(piece) {
             return;
         }
-        let promised = artifact.leases.iter().any(|(leased, _)| *leased == piece);
+        let promised = artifact.is_leased(piece);
+        artifact.withheld.retain(|(withheld, _)| *withheld != piece);
         artifact.leases.retain(|(leased, _)| *leased != piece);
         artifact.bytes += artifact.shape.piece_len(piece);
         for (peer, store, len) in sources {
@@ -517,11 +518,13 @@ impl<B: Payload> Peer<B> {
 
     /// A neighbour does not have, or the gate does not give, what was asked for.
     pub(super) fn rejected(&mut self, at: usize, digest: &Digest, piece: u32, block: u32, count: u32, now: Instant) {
+        let (peer, is_elsewhere) = (self.links[at].peer, self.links[at].is_elsewhere);
         if let Some(remote) = self.links[at].remote_mut(digest)
             && remote.has.remove(piece)
             && let Some(artifact) = self.artifacts.iter_mut().find(|artifact| artifact.shape.digest() == *digest)
         {
-            artifact.count_piece(piece, self.links[at].is_elsewhere, false);
+            artifact.count_piece(piece, is_elsewhere, false);
+            artifact.note_withheld(piece, peer);
         }
         // A lease that waits to be begun stays: nothing was asked for under it, so it is an earlier one that was refused.
         self.unanswered(at, digest, piece, block, count, now);
@@ -534,11 +537,7 @@ impl<B: Payload> Peer<B> {
         self.no_more_asked(digest, asks.iter().map(|ask| u64::from(ask.len)).sum(), false);
         if let Some(artifact) = self.artifact_at(digest).map(|at| &mut self.artifacts[at]) {
             artifact.retries += asks.len() as u32;
-            for ask in &asks {
-                if let Some(begun) = artifact.begun_mut(ask.piece) {
-                    begun.unask(ask.block);
-                }
-            }
+            artifact.unask(&asks);
             artifact.source_gone(conn);
         }
     }

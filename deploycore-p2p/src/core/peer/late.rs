@@ -95,7 +95,12 @@ impl<B: Payload> Peer<B> {
         for (conn, ask) in late {
             let Some(at) = self.link_at(conn) else { continue };
             if self.links[at].role == Role::Node {
-                let until = now + self.settings.busy_retry;
+                let (peer, until) = (self.links[at].peer, now + self.settings.busy_retry);
+                if let Some(own) =
+                    self.artifact_at(&ask.digest).filter(|_| now.since(ask.at) > self.settings.request_timeout)
+                {
+                    self.artifacts[own].note_withheld(ask.piece, peer);
+                }
                 if let Some(remote) = self.links[at].remote_mut(&ask.digest) {
                     remote.ask_after = until;
                 }

@@ -1,5 +1,6 @@
 //! Whom a node knows: trackers, gates, neighbours.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use deploycore::model::Digest;
@@ -19,6 +20,7 @@ pub(super) struct Dial {
     role: Role,
     /// Which node is there, as the tracker says.
     peer: Option<PeerId>,
+    /// How often in a row no connection came about, or each was closed at once.
     failures: u32,
     /// How often in a row no connection came about.
     unreached: u32,
@@ -41,8 +43,11 @@ impl Dial {
 
 /// After the first failure; it doubles.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
-/// Trackers and gates are dialed at least this often.
+/// Trackers and gates are dialed at least this often...
 const MAX_RETRY: Duration = Duration::from_secs(2);
+/// ...but a gate that answers and closes each time. It has as many readers as it takes, and a handshake with all others every second
+/// would be its whole work.
+const MAX_REFUSED_RETRY: Duration = Duration::from_mins(1);
 /// A connection that lasted this long, or brought something, was not in vain.
 const STEADY: Duration = Duration::from_secs(5);
 /// An address at which a member answered that is connected already is not dialed again before.
@@ -57,7 +62,7 @@ const PING: Duration = Duration::from_secs(10);
 const FORGIVEN: u32 = 4;
 /// Pieces named in one call for help.
 const MAX_NEED: usize = 256;
-/// Members in quarantine or out of reach that are named with it.
+/// Members that are named with it: in quarantine, out of reach, or who did not give what they said they have.
 const MAX_REFUSED: usize = 32;
 /// Vain attempts to connect after which a member is out of reach: what only it has, has to come from elsewhere.
 const BEYOND_REACH: u32 = 3;
@@ -82,7 +87,10 @@ impl<B: Payload> Peer<B> {
             }
         };
         if let Some(dial) = link.dialed.as_ref().and_then(|addr| self.dials.get_mut(addr)) {
-            (dial.state, dial.unreached) = (DialState::Connected, 0);
+            if dial.unreached > 0 {
+                (dial.failures, dial.unreached) = (0, 0);
+            }
+            dial.state = DialState::Connected;
         }
         let (role, conn) = (link.role, link.conn);
         self.links.push(link);
@@ -146,6 +154,9 @@ impl<B: Payload> Peer<B> {
         let rest = self.links.take_asks(at, |_| true);
         self.outstanding -= rest.iter().map(|ask| u64::from(ask.len)).sum::<u64>();
         let link = self.links.swap_remove(at);
+        if link.role == Role::Tracker {
+            self.gates.disconnected(conn, now);
+        }
         let dialed = link.dialed.as_ref();
         if let Some(addr) = dialed.filter(|_| !self.links.iter().any(|other| other.dialed.as_ref() == dialed)) {
             if now.since(link.opened) >= STEADY || link.useful > link.opened {
@@ -170,7 +181,9 @@ impl<B: Payload> Peer<B> {
         let jitter = self.rng.f64();
         if let Some(dial) = self.dials.get_mut(addr) {
             dial.failures += 1;
-            let delay = (FIRST_RETRY * (1 << dial.failures.min(6))).min(MAX_RETRY);
+            let is_refused = dial.role == Role::Gate && dial.unreached == 0;
+            let longest = if is_refused { MAX_REFUSED_RETRY } else { MAX_RETRY };
+            let delay = (FIRST_RETRY * (1 << dial.failures.min(11))).min(longest);
             dial.state = DialState::Waits(now + delay.mul_f64(0.5 + 0.5 * jitter));
         }
     }
@@ -223,7 +236,7 @@ impl<B: Payload> Peer<B> {
             if artifact.have.is_full() || artifact.joined_gate.is_some() || artifact.absent_until > now {
                 continue;
             }
-            let Some(gate) = rendezvous(&artifact.shape.digest(), &self.gates).cloned() else {
+            let Some(gate) = rendezvous(&artifact.shape.digest(), self.gates.all()).cloned() else {
                 continue;
             };
             match self.links.iter().find(|link| link.role == Role::Gate && link.peer == gate.peer).map(|link| link.conn)
@@ -238,18 +251,21 @@ impl<B: Payload> Peer<B> {
         }
     }
 
-    pub(super) fn gates_changed(&mut self, gates: Vec<Contact>, now: Instant) {
-        self.gates = gates;
-        let addrs: Vec<Addr> = self.gates.iter().map(|gate| gate.addr.clone()).collect();
+    pub(super) fn gates_told(&mut self, tracker: ConnId, gates: Vec<Contact>, now: Instant) {
         for (addr, dial) in &mut self.dials {
             // A tracker that names a gate has heard of it a moment ago: no backoff.
-            if addrs.contains(addr) && matches!(dial.state, DialState::Waits(_)) {
+            if gates.iter().any(|gate| gate.addr == *addr) && matches!(dial.state, DialState::Waits(_)) {
                 dial.state = DialState::Waits(now);
             }
         }
-        // An artifact may be decided for by another gate now.
+        self.gates.told(tracker, gates, now);
+        self.join_those_that_decide(now);
+    }
+
+    /// An artifact may be decided for by another gate now.
+    fn join_those_that_decide(&mut self, now: Instant) {
         for at in 0..self.artifacts.len() {
-            let decides = rendezvous(&self.artifacts[at].shape.digest(), &self.gates).map(|gate| gate.peer);
+            let decides = rendezvous(&self.artifacts[at].shape.digest(), self.gates.all()).map(|gate| gate.peer);
             let Some(conn) = self.artifacts[at].joined_gate else { continue };
             let joined = self.links.of(conn).map(|link| link.peer);
             if decides.is_some() && decides != joined {
@@ -311,7 +327,7 @@ impl<B: Payload> Peer<B> {
         let artifact = &self.artifacts[at];
         let (digest, size) = (artifact.shape.digest(), artifact.shape.size());
         let complete = artifact.have.is_full();
-        let need = if self.needs_holders(artifact) { artifact.starved(MAX_NEED) } else { Vec::new() };
+        let need = if self.needs_holders(artifact) { self.starved(artifact) } else { Vec::new() };
         let half = usize::from(self.settings.degree / 2).max(1);
         let wanted = if complete { 0 } else { half.saturating_sub(self.neighbours(&digest)) as u16 };
         let have = PackedBits::from(&artifact.have);
@@ -325,8 +341,34 @@ impl<B: Payload> Peer<B> {
     /// themselves; if everyone looked then, everyone would end with as many neighbours as it may have. With thirty random neighbours, less
     /// than one piece in a thousand is with none when everyone has a quarter.
     fn needs_holders(&self, artifact: &Artifact<B>) -> bool {
-        artifact.drained
-            && (artifact.have.count() >= artifact.have.len() / 4 || !self.is_asking(&artifact.shape.digest()))
+        let has_a_quarter = artifact.have.count() >= artifact.have.len() / 4;
+        match artifact.joined_gate {
+            Some(_) => artifact.drained && (has_a_quarter || !self.is_asking(&artifact.shape.digest())),
+            None => has_a_quarter,
+        }
+    }
+
+    /// Missing pieces that no neighbour gives: none has them and nobody is bringing them, or none that has them gave them when it was asked.
+    fn starved(&self, artifact: &Artifact<B>) -> Vec<u32> {
+        let digest = artifact.shape.digest();
+        let gives = |piece: u32, link: &Link| {
+            let has = link.remote(&digest).is_some_and(|remote| remote.has.contains(piece));
+            has && !artifact.withheld.contains(&(piece, link.peer))
+        };
+        let gate = |piece: u32| {
+            artifact.is_leased(piece)
+                || artifact.begun_at(piece).is_some_and(|at| {
+                    let begun = &artifact.begun[at];
+                    begun.storing || begun.source.is_some_and(|source| self.links.is_gate(source))
+                })
+        };
+        let mut withheld: Vec<u32> = artifact.withheld.iter().map(|(piece, _)| *piece).collect();
+        withheld.dedup();
+        withheld.retain(|piece| !gate(*piece) && !self.links.iter().any(|link| gives(*piece, link)));
+        let nowhere = artifact.nowhere().filter(|piece| !withheld.contains(piece));
+        let room = MAX_NEED.saturating_sub(withheld.len());
+        let nowhere: Vec<u32> = nowhere.take(room).collect();
+        withheld.into_iter().chain(nowhere).take(MAX_NEED).collect()
     }
 
     fn is_asking(&self, digest: &Digest) -> bool {
@@ -358,6 +400,9 @@ impl<B: Payload> Peer<B> {
                 self.announce(at, now);
             }
             self.call_for_help(at, now);
+        }
+        if self.gates.forget(now) {
+            self.join_those_that_decide(now);
         }
         self.dial_missing(now);
         // What was dialed in vain is remembered for a while, so that it can be told that it is out of reach.
@@ -404,8 +449,9 @@ impl<B: Payload> Peer<B> {
 
     /// Pieces that are with no neighbour, once the gate has nothing left to lease, are asked of the gate and the tracker.
     fn call_for_help(&mut self, at: usize, now: Instant) {
+        let artifact = &self.artifacts[at];
+        let starved = if artifact.drained { self.starved(artifact) } else { Vec::new() };
         let artifact = &mut self.artifacts[at];
-        let starved = if artifact.drained { artifact.starved(MAX_NEED) } else { Vec::new() };
         if starved.is_empty() {
             artifact.starved_since = None;
             return;
@@ -420,7 +466,9 @@ impl<B: Payload> Peer<B> {
             let digest = artifact.shape.digest();
             let beyond_reach = self.dials.values().filter(|dial| dial.unreached >= BEYOND_REACH);
             let unreached = beyond_reach.filter_map(|dial| dial.peer);
-            let refused = self.quarantine.keys().copied().chain(unreached).take(MAX_REFUSED).collect();
+            let withheld = artifact.withheld.iter().filter(|(piece, _)| starved.contains(piece)).map(|(_, peer)| *peer);
+            let refused: BTreeSet<PeerId> = self.quarantine.keys().copied().chain(unreached).chain(withheld).collect();
+            let refused = refused.into_iter().take(MAX_REFUSED).collect();
             self.send(conn, Message::Stuck { digest, pieces: starved, refused });
         }
     }
@@ -437,7 +485,7 @@ impl<B: Payload> Peer<B> {
         let tracker = self.links.iter().any(|link| link.role == Role::Tracker);
         Some(if peers == 0 && !tracker && artifact.joined_gate.is_none() {
             Waiting::Tracker
-        } else if self.settings.reads_store && self.gates.is_empty() && peers == 0 {
+        } else if self.settings.reads_store && self.gates.all().is_empty() && peers == 0 {
             Waiting::Gate
         } else if self.settings.reads_store && artifact.joined_gate.is_none() && artifact.absent_until > Instant::ZERO {
             Waiting::Artifact

@@ -97,10 +97,8 @@ impl<B: Payload> Peer<B> {
                     continue;
                 }
                 let asks = self.links.take_asks(at, |ask| ask.digest == digest);
+                self.artifacts[artifact].unask(&asks);
                 for ask in &asks {
-                    if let Some(begun) = self.artifacts[artifact].begun_mut(ask.piece) {
-                        begun.unask(ask.block);
-                    }
                     self.send(conn, Message::Cancel { digest, piece: ask.piece, block: ask.block });
                 }
                 self.no_more_asked(&digest, asks.iter().map(|ask| u64::from(ask.len)).sum(), false);
