@@ -160,8 +160,12 @@ impl Disk for LocalDisk {
 
     async fn reserve(&self, artifact: &ArtifactRef) -> Result<Room, Error> {
         let (digest, size, inner) = (artifact.digest, artifact.size, Arc::clone(&self.inner));
-        self.blocking(move |this| this.reserve(digest, size)).await?;
-        Ok(Room::new(self.inner.part(&digest), Reservation { inner, digest }))
+        // Whoever asks may go away meanwhile: then the promise ends with the closure.
+        let promised = self.blocking(move |this| {
+            this.reserve(digest, size)?;
+            Ok(Reservation { inner, digest })
+        });
+        Ok(Room::new(self.inner.part(&digest), promised.await?))
     }
 
     async fn stage(&self, manifest: &Manifest) -> Result<(), Error> {
