@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use deploycore::machine::memory::{MemoryDisk, MemoryRunner, Program};
-use deploycore::machine::{Agent, AgentDeps, AgentSettings, Disk};
+use deploycore::machine::{Agent, AgentDeps, AgentSettings, Disk, Journal};
 use deploycore::memory::{Goals, Store, Swarm, SwarmRegion};
 use deploycore::model::{
     ArtifactName, ArtifactRef, Digest, Generation, Goal, GoalEpoch, GoalPosition, MachineName, MachineReport, Manifest,
@@ -354,4 +354,20 @@ async fn a_blob_that_somebody_took_away_is_fetched_again() {
         ended = agent.run(CancellationToken::new()) => panic!("{ended:?}"),
         () = drive => {}
     }
+}
+
+/// An earlier program took such goals, and journals have them.
+#[tokio::test(start_paused = true)]
+async fn a_span_without_end_is_never_over() {
+    let world = World::new(1 << 30);
+    let artifact = world.deploy(1, b"1").await;
+    let mut goal = world.goals.get(&service()).await.unwrap().unwrap().goal;
+    goal.position.generation = Generation(2);
+    goal.run.readiness = Readiness::Alive(Duration::MAX);
+    goal.run.ready_timeout = Duration::MAX;
+    let journal = Journal { goal: Some(goal), ..Journal::new(service()) };
+    world.disk.write_journal(&journal).await.unwrap();
+    let agent = world.agent();
+    run_for(&agent, Duration::from_hours(1)).await;
+    assert_eq!((world.running(), phase(&agent)), (Some(artifact.digest.to_string()), ServicePhase::Running));
 }

@@ -333,9 +333,15 @@ async fn a_program_that_is_run_once_must_end_with_zero() {
     assert_eq!(machine.log().matches("badly").count(), 3, "it was given its attempts");
     machine.until("back", |s| s.current == Some((first, well.clone()))).await;
 
+    let killed = world.put("echo killed; kill -KILL $$").await;
+    let third = world.deploy(&killed, &run).await;
+    let report = machine.until("reverted", |s| s.goal == third && s.phase == ServicePhase::Reverted).await;
+    assert!(report.message.unwrap().contains("exit code 137"));
+    assert_eq!(machine.log().matches("killed").count(), 3, "a signal is an end as any other");
+
     // Nothing is started for bytes that are only wanted on disk.
-    let third = world.deploy(&badly, &RunSpec::default()).await;
-    machine.until_good(third).await;
+    let fourth = world.deploy(&badly, &RunSpec::default()).await;
+    machine.until_good(fourth).await;
     assert_eq!(current(&world.data()), badly.digest.to_string());
     assert_eq!(machine.log().matches("badly").count(), 3);
     machine.shut_down().await;

@@ -12,6 +12,7 @@ use deploycore::machine::disk::Error;
 use deploycore::machine::journal::{Build, Launched, Links};
 use deploycore::machine::{Disk, Instance, Journal, LocalDisk, LocalDiskSettings, journaled_processes};
 use deploycore::model::{ArtifactName, ArtifactRef, Goal, Manifest, ServiceName};
+use futures::FutureExt;
 
 fn open(data: &Path) -> Result<LocalDisk, Error> {
     LocalDisk::open(data, LocalDiskSettings::default())
@@ -119,20 +120,23 @@ async fn the_next_agent_finds_journal_links_and_blobs() {
     assert!(error.to_string().contains("services/web/journal") && error.to_string().contains("version 9"), "{error}");
 }
 
+/// How many bytes can be promised.
+async fn free(data: &Path) -> u64 {
+    let disk = LocalDisk::open(data, LocalDiskSettings { keep_free: ByteSize::b(0) }).unwrap();
+    let huge = artifact(u64::MAX / 2, &Manifest::of(b"huge"));
+    match disk.reserve(&huge).await.unwrap_err() {
+        Error::NoSpace { needed, free, .. } => {
+            assert_eq!(needed, u64::MAX / 2);
+            free
+        }
+        other => panic!("{other}"),
+    }
+}
+
 #[tokio::test]
 async fn room_is_promised_once() {
     let data = tempfile::tempdir().unwrap();
-    let free = {
-        let disk = LocalDisk::open(data.path(), LocalDiskSettings { keep_free: ByteSize::b(0) }).unwrap();
-        let huge = artifact(u64::MAX / 2, &Manifest::of(b"huge"));
-        match disk.reserve(&huge).await.unwrap_err() {
-            Error::NoSpace { needed, free, .. } => {
-                assert_eq!(needed, u64::MAX / 2);
-                free
-            }
-            other => panic!("{other}"),
-        }
-    };
+    let free = free(data.path()).await;
     let disk = LocalDisk::open(data.path(), LocalDiskSettings { keep_free: ByteSize::b(free / 2) }).unwrap();
     // Others use the disk meanwhile, so the numbers are far apart.
     let (one, two) = (artifact(free / 3, &Manifest::of(b"one")), artifact(free / 3, &Manifest::of(b"two")));
@@ -143,6 +147,23 @@ async fn room_is_promised_once() {
     assert!(matches!(disk.reserve(&two).await, Err(Error::NoSpace { .. })), "the first is still promised");
     drop(again);
     let _room = disk.reserve(&two).await.unwrap();
+}
+
+#[test]
+fn room_that_nobody_waits_for_any_more_is_given_back() {
+    let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+    runtime.block_on(async {
+        let data = tempfile::tempdir().unwrap();
+        let free = free(data.path()).await;
+        let disk = LocalDisk::open(data.path(), LocalDiskSettings { keep_free: ByteSize::b(free / 2) }).unwrap();
+        let (one, two) = (artifact(free / 3, &Manifest::of(b"one")), artifact(free / 3, &Manifest::of(b"two")));
+        // The only thread for such calls is busy until the one that waits has gone away.
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        tokio::task::spawn_blocking(move || wait.recv());
+        assert!(disk.reserve(&one).now_or_never().is_none());
+        drop(go);
+        let _room = disk.reserve(&two).await.unwrap();
+    });
 }
 
 #[tokio::test]

@@ -76,6 +76,7 @@ macro_rules! __goals_cases {
                 a_refused_write_changes_nothing
                 services_do_not_meet
                 a_goal_past_the_bound_is_refused
+                a_span_past_the_bound_is_refused
                 a_dropped_write_has_all_of_its_effect_or_none
             }
             history {

@@ -30,6 +30,9 @@ use crate::port::{
     BackendError, GoalStateStore, MachineDirectory, ReplicationLedger, ReplicationLedgerExt, chain, goals, ledger,
 };
 
+/// Thirty years: instants end.
+const LONGEST_WAIT: Duration = Duration::from_hours(30 * 365 * 24);
+
 type ClockFn = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 /// Writes goals. Any number may work at once: each goal is a conditional write on the one before.
@@ -227,7 +230,7 @@ impl Deployer {
         limit: Duration,
         mut progress: impl FnMut(&Convergence) + Send,
     ) -> Result<Convergence, Error> {
-        let (end, mut pace) = (Instant::now() + limit, self.pace(self.settings.look));
+        let (end, mut pace) = (Instant::now() + limit.min(LONGEST_WAIT), self.pace(self.settings.look));
         loop {
             let last = self.convergence(service).await?;
             if last.position != position {

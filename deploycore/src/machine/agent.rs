@@ -344,7 +344,8 @@ impl<'a> Running<'a> {
 
     fn next_timeout(&self) -> Option<Instant> {
         let due = self.slots.values().filter_map(|slot| slot.core.poll_timeout()).min()?;
-        Some(self.origin + due)
+        // What is due after the end of all instants is never due.
+        self.origin.checked_add(due)
     }
 
     fn take(&mut self, event: Event) {

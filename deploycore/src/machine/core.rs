@@ -239,7 +239,7 @@ impl Core {
             Input::FetchFailed(digest, reason) => {
                 if matches!(self.fetching, Fetching::Running { digest: running, .. } if running == digest) {
                     self.fetch_failures += 1;
-                    let until = now + self.settings.retry.delay(self.fetch_failures);
+                    let until = now.saturating_add(self.settings.retry.delay(self.fetch_failures));
                     self.fetching = Fetching::Waiting { digest, until, reason };
                 }
             }
@@ -277,7 +277,9 @@ impl Core {
             return [fetch, self.retry_at].into_iter().flatten().min();
         }
         let ready = match (&self.process, self.target().map(|target| &target.build.run.readiness)) {
-            (Process::Up { since, ready: false, .. }, Some(Readiness::Alive(span))) => Some(*since + *span),
+            (Process::Up { since, ready: false, .. }, Some(Readiness::Alive(span))) => {
+                Some(since.saturating_add(*span))
+            }
             _ => None,
         };
         let restart = self.restart_at.filter(|_| self.process == Process::None);
@@ -412,7 +414,7 @@ impl Core {
 
     fn delay_effects(&mut self, reason: String, now: Duration) {
         self.effect_failures += 1;
-        self.retry_at = Some(now + self.settings.retry.delay(self.effect_failures));
+        self.retry_at = Some(now.saturating_add(self.settings.retry.delay(self.effect_failures)));
         self.trouble = Some(reason);
     }
 
@@ -451,7 +453,7 @@ impl Core {
         if !trial {
             self.deadline = None;
         }
-        self.restart_at = Some(now + self.settings.restart.delay(self.restarts));
+        self.restart_at = Some(now.saturating_add(self.settings.restart.delay(self.restarts)));
         self.message = Some(reason);
     }
 
@@ -507,7 +509,7 @@ fn runs(target: &Target) -> bool {
 /// How long a start may take. Staying alive counts from the start, so it is always granted.
 fn allowed(target: &Target) -> Duration {
     match target.build.run.readiness {
-        Readiness::Alive(span) => span + target.build.run.ready_timeout,
+        Readiness::Alive(span) => span.saturating_add(target.build.run.ready_timeout),
         _ => target.build.run.ready_timeout,
     }
 }

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -170,7 +171,7 @@ impl Runner for ProcessRunner {
 
     async fn ended(&self, instance: &Instance) -> Option<i32> {
         if let Some(child) = self.child(instance) {
-            return child.lock().await.wait().await.ok().and_then(|status| status.code());
+            return child.lock().await.wait().await.ok().and_then(exit_code);
         }
         while group::is_alive(instance, &self.boot) {
             tokio::time::sleep(LOOK).await;
@@ -249,6 +250,11 @@ pub fn kill_group(instance: &Instance) -> io::Result<bool> {
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(killed)
+}
+
+/// As a shell has it: 128 and the signal's number for what a signal ended.
+fn exit_code(status: ExitStatus) -> Option<i32> {
+    status.code().or_else(|| status.signal().map(|signal| 128 + signal))
 }
 
 fn survives_shell(key: &str) -> bool {

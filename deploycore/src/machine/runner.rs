@@ -89,8 +89,9 @@ pub trait Runner: Send + Sync + Debug + 'static {
     /// Whether the instance, perhaps one of an earlier agent, is alive.
     async fn is_alive(&self, instance: &Instance) -> bool;
 
-    /// Resolves when the instance has ended, with its exit code where that can be known: not for a signal, and not for an instance of
-    /// an earlier agent. May be called by several at once. Cancel safe.
+    /// Resolves when the instance has ended, with its exit code: 128 and the signal's number where a signal ended it. `None` is for
+    /// an instance of an earlier agent alone, whose code nobody can know: what is to be run once is then run again, at once and without
+    /// an end to it. May be called by several at once. Cancel safe.
     async fn ended(&self, instance: &Instance) -> Option<i32>;
 
     /// Called from time to time while an instance of the service with this folder runs: a runner that keeps logs there bounds them.

@@ -112,7 +112,7 @@ pub struct RunSpec {
     pub port: Port,
     /// When it counts as running.
     pub readiness: Readiness,
-    /// How long it may take to become ready; 60 s by default.
+    /// How long it may take to become ready; 60 s by default, a week at most, as each span here.
     #[serde(with = "friendly")]
     pub ready_timeout: Duration,
     /// From SIGTERM to SIGKILL; 10 s by default.

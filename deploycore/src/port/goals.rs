@@ -76,6 +76,8 @@ impl Error {
 pub const MAX_BATCH: usize = 1_000;
 /// The largest goal, 64 KiB as JSON: goals travel to every machine.
 pub const MAX_GOAL: usize = 64 << 10;
+/// The longest span in a run specification, a week: machines add them to instants, and these end.
+pub const MAX_RUN_SPAN: Duration = Duration::from_hours(7 * 24);
 /// How many goals of a service a store keeps at least, the current one included.
 pub const HISTORY: usize = 100;
 
@@ -132,8 +134,9 @@ pub trait GoalStateStore: Send + Sync + Debug + 'static {
     ///
     /// Repeating it with the goal that is stored now succeeds and gives its revision, whatever `expect` says: the reply was lost.
     ///
-    /// Errors, looked for in this order (see [`admit`]): `Invalid` past [`MAX_GOAL`], `Stale`, `Conflict`, `Equivocation`. So of two
-    /// that race for one generation the slower has a conflict, and only who writes over what it has read equivocates.
+    /// Errors, looked for in this order (see [`admit`]): `Invalid` past [`MAX_GOAL`] or [`MAX_RUN_SPAN`], `Stale`, `Conflict`,
+    /// `Equivocation`. So of two that race for one generation the slower has a conflict, and only who writes over what it has read
+    /// equivocates.
     async fn put(&self, goal: &Goal, expect: Expect) -> Result<Revision, Error>;
 
     /// The goals of a service, the current one included, greatest position first, at most `limit` and at most

@@ -24,7 +24,7 @@ use tracing::{info, warn};
 pub use self::plan::{Collectable, CollectionPlan, Kept};
 use self::plan::{Uses, View, plan};
 pub use self::settings::{CollectorSettings, InvalidCollectorSettings};
-use crate::model::{Digest, DigestTombstone, RegionName, Timestamp, TombstoneStage};
+use crate::model::{Digest, DigestTombstone, RegionName, Timestamp, TombstoneStage, elapsed};
 use crate::pace::{Pace, Wake, within};
 use crate::port::ledger::{self, MAX_BATCH, ReplicationLedger, Tombstones};
 use crate::port::store::{self, ArtifactStore, Deletion};
@@ -61,7 +61,7 @@ pub struct CollectorTick {
     pub marked: u64,
     /// Tombstones that were lifted, because something had come to need the bytes.
     pub lifted: u64,
-    /// Tombstones whose grace is not over, and those that wait for a store.
+    /// Tombstones whose grace is not over, those that wait for a store, and those of a collector for which less is old.
     pub waiting: u64,
     /// Digests whose bytes are deleted everywhere now.
     pub deleted: u64,
@@ -214,7 +214,7 @@ impl Collector {
         has_failed: &AtomicBool,
     ) -> Result<Step, CollectorError> {
         if tombstone.stage == TombstoneStage::Marked {
-            if has_failed.load(Ordering::Relaxed) {
+            if has_failed.load(Ordering::Relaxed) || self.is_left(uses, &digest, tombstone.since) {
                 return Ok(Step::Waits);
             }
             match self.begin(tombstones, uses, &digest).await {
@@ -240,6 +240,14 @@ impl Collector {
                 Ok(Step::Failed)
             }
         }
+    }
+
+    /// Whether a mark is left to whoever set it: a collector for which less is old. It has a day from the grace on to come back.
+    fn is_left(&self, uses: &Uses<'_>, digest: &Digest, marked: Timestamp) -> bool {
+        let CollectorSettings { older_than, grace, .. } = self.settings;
+        let now = (self.clock)();
+        let is_young = !uses.is_idle(digest, older_than, now) && uses.of_digest(digest).is_none();
+        is_young && elapsed(marked, now) < grace.saturating_add(CollectorSettings::MIN_AGE)
     }
 
     async fn begin(

@@ -340,6 +340,42 @@ async fn many_collectors_at_once_do_the_same_work_once() {
     assert_eq!(yard.stored().await, [left.clone(), left.clone(), left]);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_mark_is_left_to_the_collector_for_which_less_is_old() {
+    for pinned in [false, true] {
+        let yard = Yard::new().await;
+        yard.builds(1..=3).await;
+        if pinned {
+            sleep(31 * DAY).await;
+            let person: PinHolder = "person".parse().unwrap();
+            yard.ledger.pin(&name(1), &person, &[].into()).await.unwrap();
+            yard.ledger.unpin(&name(1), &person).await.unwrap();
+        }
+        sleep(2 * DAY).await;
+        let eager = yard.collector(CollectorSettings::default().with_older_than(DAY).with_keep(2));
+        assert_eq!(eager.tick().await.unwrap(), CollectorTick { marked: 1, ..CollectorTick::default() });
+        for _ in 0..3 {
+            sleep(Duration::from_hours(1)).await;
+            assert_eq!(yard.tick().await, CollectorTick { waiting: 1, ..CollectorTick::default() });
+        }
+        assert_eq!(eager.tick().await.unwrap(), CollectorTick { deleted: 1, bytes: 1, ..CollectorTick::default() });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_mark_that_its_collector_does_not_come_back_to_is_lifted() {
+    let yard = Yard::new().await;
+    yard.builds(1..=3).await;
+    sleep(2 * DAY).await;
+    let eager = yard.collector(CollectorSettings::default().with_older_than(DAY).with_keep(2));
+    assert_eq!(eager.tick().await.unwrap().marked, 1);
+    sleep(DAY).await;
+    assert_eq!(yard.tick().await, CollectorTick { waiting: 1, ..CollectorTick::default() });
+    sleep(Duration::from_hours(1)).await;
+    assert_eq!(yard.tick().await, CollectorTick { lifted: 1, ..CollectorTick::default() });
+    yard.deploy(1).await.unwrap();
+}
+
 #[test]
 fn settings_that_leave_no_time_are_refused() {
     let build = |settings| {

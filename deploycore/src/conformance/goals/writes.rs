@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures::FutureExt;
 
 use super::{Error, Expect, Revision, Store, goal, goal_in, other, seen, service, write};
-use crate::port::goals::MAX_GOAL;
+use crate::port::goals::{MAX_GOAL, MAX_RUN_SPAN};
 
 /// Revisions are of the store, not of a service.
 pub async fn each_write_has_a_greater_revision(store: Store) {
@@ -151,6 +151,15 @@ pub async fn a_goal_past_the_bound_is_refused(store: Store) {
     assert_eq!(store.get(&large.service).await.unwrap(), None);
     let written = write(&store, &large).await;
     assert_eq!(store.get(&large.service).await.unwrap(), Some(written));
+}
+
+/// No machine is told to wait for what never ends.
+pub async fn a_span_past_the_bound_is_refused(store: Store) {
+    let mut endless = goal("web", 1);
+    endless.run.ready_timeout = MAX_RUN_SPAN + Duration::from_secs(1);
+    let refused = store.put(&endless, Expect::Absent).await;
+    assert!(matches!(refused, Err(Error::Invalid(_))), "{refused:?}");
+    assert_eq!(store.get(&endless.service).await.unwrap(), None);
 }
 
 /// A future that is dropped after its first steps, and the same call again.

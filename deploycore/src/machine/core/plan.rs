@@ -107,13 +107,13 @@ impl Core {
             return;
         }
         if let Readiness::Alive(span) = target.build.run.readiness {
-            *ready |= now >= *since + span;
+            *ready |= now >= since.saturating_add(span);
         }
         if *ready {
             self.prove();
             self.restart_at = None;
         } else {
-            let deadline = *self.deadline.get_or_insert(now + allowed(&target));
+            let deadline = *self.deadline.get_or_insert(now.saturating_add(allowed(&target)));
             if now >= deadline {
                 self.late(&target);
             }
@@ -149,7 +149,7 @@ impl Core {
                 }
                 self.restart_at = None;
                 if self.held.contains(&target.build.artifact.digest) {
-                    self.deadline.get_or_insert(now + allowed(&target));
+                    self.deadline.get_or_insert(now.saturating_add(allowed(&target)));
                     self.emit(Busy::Prepare(target.build.clone()), Output::Prepare(target.build));
                 }
             }

@@ -274,6 +274,23 @@ fn each_kind_of_readiness_has_its_own_end() {
     }
 }
 
+/// Goals that an earlier program took may say so.
+#[test]
+fn a_span_without_end_is_waited_for_until_the_next_goal() {
+    let mut world = World::new(&[("hangs", Behaviour::Hangs), ("b", SERVES)]);
+    for (generation, readiness) in [(2, Readiness::Alive(Duration::MAX)), (3, Readiness::Exit), (4, http())] {
+        let mut endless = goal(generation, "hangs", readiness);
+        endless.run.ready_timeout = Duration::MAX;
+        world.offer(&endless);
+        world.run_for(10 * SECOND);
+        assert_eq!((world.phase(), runs(&world, "hangs")), (ServicePhase::Running, true));
+        world.crash(Crash::Agent);
+    }
+    world.offer(&goal(5, "b", http()));
+    world.run_for(10 * SECOND);
+    assert_eq!((world.phase(), runs(&world, "b")), (ServicePhase::Good, true));
+}
+
 #[test]
 fn one_generation_with_two_contents_keeps_the_first_and_says_so() {
     let mut world = good_with(&["a"]);

@@ -17,6 +17,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,12 +25,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytesize::ByteSize;
-use rustix::fs::{FlockOperation, flock, statvfs};
+use rustix::fs::{AtFlags, CWD, FlockOperation, flock, linkat, statvfs};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::{Disk, Error, Loaded, Room};
 use crate::machine::journal::{self, Journal, Links};
 use crate::model::{ArtifactRef, Digest, Manifest, ManifestHasher, ServiceName};
+
+#[cfg(test)]
+mod tests;
 
 const LAYOUT: u32 = 1;
 const PART: &str = ".part";
@@ -53,7 +58,7 @@ impl Default for LocalDiskSettings {
     }
 }
 
-/// A data folder, locked for this value's lifetime.
+/// A data folder, locked for this value's lifetime. It needs `/proc`.
 #[derive(Debug)]
 pub struct LocalDisk {
     inner: Arc<Inner>,
@@ -86,7 +91,7 @@ impl LocalDisk {
             OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path).map_err(at(&lock_path))?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
-            Err(error) if error == rustix::io::Errno::WOULDBLOCK => return Err(Error::InUse { path: root }),
+            Err(error) if error == Errno::WOULDBLOCK => return Err(Error::InUse { path: root }),
             Err(error) => return Err(at(&lock_path)(error.into())),
         }
         check_version(&root)?;
@@ -155,8 +160,12 @@ impl Disk for LocalDisk {
 
     async fn reserve(&self, artifact: &ArtifactRef) -> Result<Room, Error> {
         let (digest, size, inner) = (artifact.digest, artifact.size, Arc::clone(&self.inner));
-        self.blocking(move |this| this.reserve(digest, size)).await?;
-        Ok(Room::new(self.inner.part(&digest), Reservation { inner, digest }))
+        // Whoever asks may go away meanwhile: then the promise ends with the closure.
+        let promised = self.blocking(move |this| {
+            this.reserve(digest, size)?;
+            Ok(Reservation { inner, digest })
+        });
+        Ok(Room::new(self.inner.part(&digest), promised.await?))
     }
 
     async fn stage(&self, manifest: &Manifest) -> Result<(), Error> {
@@ -288,26 +297,43 @@ impl Inner {
     }
 
     fn stage(&self, manifest: &Manifest) -> Result<(), Error> {
-        let digest = manifest.digest();
-        let (part, blob, folder) = (self.part(&digest), self.blob(&digest), self.blobs());
-        if blob.is_file() {
+        if self.blob(&manifest.digest()).is_file() {
             return Ok(());
         }
+        let file = self.verified(manifest)?;
+        self.name(&file, manifest)
+    }
+
+    /// The fetched file, once its bytes are the artifact.
+    fn verified(&self, manifest: &Manifest) -> Result<File, Error> {
+        let digest = manifest.digest();
+        let part = self.part(&digest);
         let file = match File::open(&part) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::Missing { digest }),
             other => other.map_err(at(&part))?,
         };
         verify(&file, manifest).map_err(at(&part))??;
+        Ok(file)
+    }
+
+    /// Names a verified file as a blob: that very file, not what its name stands for by now. A fetch that is cancelled does not end the
+    /// reading of what it brought, and a later one of the same bytes may have begun since.
+    fn name(&self, file: &File, manifest: &Manifest) -> Result<(), Error> {
+        let digest = manifest.digest();
+        let (part, blob, folder) = (self.part(&digest), self.blob(&digest), self.blobs());
         file.set_permissions(Permissions::from_mode(0o755)).map_err(at(&part))?;
         file.sync_all().map_err(at(&part))?;
         let bytes = serde_json::to_vec(manifest).map_err(|error| at(&part)(error.into()))?;
         // Another service may stage the same bytes now: each writes to a name of its own.
         let fresh = format!("{digest}{MANIFEST}.{}.new", self.staged.fetch_add(1, Ordering::Relaxed));
         replace_by(&folder, &format!("{digest}{MANIFEST}"), &fresh, &bytes)?;
-        match fs::hard_link(&part, &blob) {
+        let open_file = format!("/proc/self/fd/{}", file.as_raw_fd());
+        match linkat(CWD, open_file, CWD, &blob, AtFlags::SYMLINK_FOLLOW) {
             // Another service staged the same bytes.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            other => other.map_err(at(&blob))?,
+            Err(Errno::EXIST) => {}
+            // A file that has no name any more gets no other.
+            Err(Errno::NOENT) => return Err(Error::Missing { digest }),
+            other => other.map_err(|error| at(&blob)(error.into()))?,
         }
         sync_folder(&folder)
     }

@@ -12,6 +12,9 @@ use tokio::time::Instant;
 
 use crate::machine::runner::{Error, Instance, Launch, Runner};
 
+/// The code of a process that was killed.
+const KILLED: i32 = 128 + 9;
+
 /// What a build does once it is let go.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Program {
@@ -147,12 +150,13 @@ impl Runner for MemoryRunner {
                 None => std::future::pending().await,
             }
         };
-        tokio::select! {
+        let code = tokio::select! {
             biased;
             // Also when the host was started anew and nothing is left of it.
-            _ = killed.wait_for(|killed| *killed) => None,
-            code = at_end => known.then_some(code),
-        }
+            _ = killed.wait_for(|killed| *killed) => KILLED,
+            code = at_end => code,
+        };
+        known.then_some(code)
     }
 
     async fn answers(&self, instance: &Instance, _path: &str) -> bool {

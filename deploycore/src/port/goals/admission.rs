@@ -1,7 +1,11 @@
 //! Which goal a store takes: one rule for every backend.
 
-use super::{Error, Expect, MAX_GOAL, Stored};
-use crate::model::{Goal, Revision};
+use std::time::Duration;
+
+use jiff::fmt::friendly::SpanPrinter;
+
+use super::{Error, Expect, MAX_GOAL, MAX_RUN_SPAN, Stored};
+use crate::model::{Goal, Readiness, Revision};
 
 /// What becomes of an offered goal that is not refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +40,7 @@ pub enum Admission {
 /// Errors, looked for in this order: `Invalid`, `Stale`, `Conflict`, `Equivocation`.
 pub fn admit(stored: Option<&Stored>, goal: &Goal, expect: Expect) -> Result<Admission, Error> {
     check_size(goal)?;
+    check_spans(goal)?;
     if let Some(stored) = stored {
         if *goal == stored.goal {
             return Ok(Admission::Repeat(stored.revision));
@@ -67,13 +72,25 @@ fn check_size(goal: &Goal) -> Result<(), Error> {
     Ok(())
 }
 
+fn check_spans(goal: &Goal) -> Result<(), Error> {
+    let run = &goal.run;
+    let alive = match run.readiness {
+        Readiness::Alive(span) => span,
+        _ => Duration::ZERO,
+    };
+    let spans = [("readiness.alive", alive), ("ready_timeout", run.ready_timeout), ("stop_grace", run.stop_grace)];
+    let Some((field, span)) = spans.into_iter().find(|(_, span)| *span > MAX_RUN_SPAN) else { return Ok(()) };
+    let [span, most] = [span, MAX_RUN_SPAN].map(|span| SpanPrinter::new().unsigned_duration_to_string(&span));
+    Err(Error::Invalid(format!("run.{field} of the goal of {} is {span}; {most} is the most", goal.service)))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::super::Index;
     use super::*;
-    use crate::model::{GoalEpoch, GoalPosition};
+    use crate::model::{GoalEpoch, GoalPosition, RunSpec};
 
     fn goal(epoch: u64, generation: u64, content: u64) -> Goal {
         let json = serde_json::json!({
@@ -97,6 +114,24 @@ mod tests {
         let mut large = goal(0, 1, 0);
         large.run.args.push("x".repeat(MAX_GOAL));
         assert!(matches!(admit(None, &large, Expect::At(Revision(1))), Err(Error::Invalid(_))));
+    }
+
+    #[test]
+    fn a_span_past_the_bound_is_refused_by_name() {
+        let alive: fn(Duration) -> RunSpec = |span| RunSpec { readiness: Readiness::Alive(span), ..RunSpec::default() };
+        for (field, run) in [
+            ("readiness.alive", alive),
+            ("ready_timeout", |span| RunSpec { ready_timeout: span, ..RunSpec::default() }),
+            ("stop_grace", |span| RunSpec { stop_grace: span, ..RunSpec::default() }),
+        ] {
+            let put = |span| admit(None, &Goal { run: run(span), ..goal(0, 1, 0) }, Expect::Absent);
+            assert_eq!(put(MAX_RUN_SPAN).unwrap(), Admission::Write);
+            for span in [MAX_RUN_SPAN + Duration::from_secs(1), Duration::MAX] {
+                let refused = put(span).unwrap_err().to_string();
+                assert!(refused.contains(&format!("run.{field} of the goal of web is ")), "{refused}");
+                assert!(refused.ends_with("; 168h is the most"), "{refused}");
+            }
+        }
     }
 
     proptest! {

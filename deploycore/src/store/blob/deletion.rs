@@ -10,11 +10,12 @@
 //!
 //! A deletion that was killed leaves its mark. After [`MARK_LIFE`] nobody minds it, which is why a deletion that took longer than
 //! [`MAX_DELAY`] to get from its mark to the deletion gives up.
+//!
+//! Instants are the store's: a deletion reckons from that of its mark, a put from its own. Hosts may have another time.
 
 use std::time::Duration;
 
 use futures::stream::TryStreamExt;
-use jiff::Timestamp;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStoreExt, PutPayload};
 use tokio::time::{Instant, sleep};
@@ -23,12 +24,14 @@ use tracing::{debug, info};
 use super::BlobStore;
 use super::fault::{fault, io_fault, is_missing, retryable};
 use super::layout::{BlobKey, Layout};
-use crate::model::Digest;
+use crate::model::{Digest, Timestamp, elapsed};
 use crate::port::chain;
 use crate::port::store::{ArtifactStore, Deletion, Error};
 
-/// A mark that is older is of a deletion that was killed.
-pub(super) const MARK_LIFE: Duration = Duration::from_mins(10);
+/// A mark that is so much older than a put is of a deletion that was killed.
+const MARK_LIFE: Duration = Duration::from_mins(10);
+/// A sweep goes by its host's clock, so it gives marks longer.
+const SWEEP_AGE: Duration = Duration::from_hours(24);
 /// From a mark to the deletion.
 const MAX_DELAY: Duration = Duration::from_mins(1);
 /// How long a put waits for deletions, and how often it looks.
@@ -36,27 +39,37 @@ const MAX_WAIT: Duration = Duration::from_mins(2);
 const LOOK: Duration = Duration::from_millis(200);
 
 pub(super) async fn delete_idle(store: &BlobStore, digest: &Digest, idle: Duration) -> Result<Deletion, Error> {
-    // A mark makes puts wait: none for what is plainly in use, or gone.
-    match age(store, digest).await? {
-        Some(age) if age < idle => return Ok(Deletion::InUse),
+    // A mark makes puts wait: none for what is plainly in use, or gone. This host's clock is good enough for that.
+    match last_put(store, digest).await? {
+        Some(put) if elapsed(put, Timestamp::now()) < idle => return Ok(Deletion::InUse),
         Some(_) => {}
         None => return Ok(Deletion::Gone),
     }
     let (mark, marked) = (store.layout.fresh_mark(digest), Instant::now());
     prepare(store, Layout::DELETIONS).await?;
     store.objects.put(&mark, PutPayload::default()).await.map_err(fault)?;
-    let deleted = delete_marked(store, digest, idle, marked).await;
+    let deleted = delete_marked(store, digest, idle, &mark, marked).await;
     if let Err(error) = store.remove(&mark).await {
         debug!(%mark, error = %chain(&error), "the mark of a deletion is left to the sweep");
     }
     deleted
 }
 
-async fn delete_marked(store: &BlobStore, digest: &Digest, idle: Duration, marked: Instant) -> Result<Deletion, Error> {
+async fn delete_marked(
+    store: &BlobStore,
+    digest: &Digest,
+    idle: Duration,
+    mark: &Path,
+    marked: Instant,
+) -> Result<Deletion, Error> {
+    // Both instants are the store's: this host may have another time.
+    let Some(now) = modified(store, mark).await? else {
+        return Err(retryable("the mark of the deletion is gone: nothing was deleted"));
+    };
     // Before the look at its age: the blob of a put that comes after it is not touched.
     let blob = blob_of(store, digest).await?;
-    match age(store, digest).await? {
-        Some(age) if age < idle => return Ok(Deletion::InUse),
+    match last_put(store, digest).await? {
+        Some(put) if elapsed(put, now) < idle => return Ok(Deletion::InUse),
         _ if marked.elapsed() > MAX_DELAY => {
             return Err(retryable("the deletion was held up: nothing was deleted"));
         }
@@ -88,23 +101,25 @@ pub(super) async fn erase(store: &BlobStore, digest: &Digest, blob: Option<BlobK
     store.remove(&store.layout.touch(digest)).await
 }
 
-/// How long ago the artifact was put last, by the store's clock; `None` when it is not there.
-async fn age(store: &BlobStore, digest: &Digest) -> Result<Option<Duration>, Error> {
-    let modified = async |path: Path| match store.objects.head(&path).await {
-        Ok(meta) => Ok(Some(age_of(&meta))),
-        Err(error) if is_missing(&error) => Ok(None),
-        Err(error) => Err(fault(error)),
-    };
-    let Some(stored) = modified(store.layout.manifest(digest)).await? else {
+/// When the artifact was put last, by the store's clock; `None` when it is not there.
+async fn last_put(store: &BlobStore, digest: &Digest) -> Result<Option<Timestamp>, Error> {
+    let Some(stored) = modified(store, &store.layout.manifest(digest)).await? else {
         return Ok(None);
     };
-    let touched = modified(store.layout.touch(digest)).await?;
-    Ok(Some(touched.map_or(stored, |touched| touched.min(stored))))
+    let touched = modified(store, &store.layout.touch(digest)).await?;
+    Ok(Some(touched.map_or(stored, |touched| touched.max(stored))))
 }
 
-fn age_of(meta: &ObjectMeta) -> Duration {
-    let millis = Timestamp::now().as_millisecond().saturating_sub(meta.last_modified.timestamp_millis());
-    Duration::from_millis(u64::try_from(millis).unwrap_or_default())
+async fn modified(store: &BlobStore, path: &Path) -> Result<Option<Timestamp>, Error> {
+    match store.objects.head(path).await {
+        Ok(meta) => Ok(Some(instant(&meta))),
+        Err(error) if is_missing(&error) => Ok(None),
+        Err(error) => Err(fault(error)),
+    }
+}
+
+fn instant(meta: &ObjectMeta) -> Timestamp {
+    Timestamp::from_millisecond(meta.last_modified.timestamp_millis()).unwrap_or(Timestamp::MAX)
 }
 
 /// Makes an artifact young that another put has stored.
@@ -120,13 +135,16 @@ pub(super) async fn is_safe(store: &BlobStore, digest: &Digest) -> Result<bool, 
 }
 
 async fn is_under_way(store: &BlobStore, digest: &Digest) -> Result<bool, Error> {
-    let mut marks = store.objects.list(Some(&store.layout.deletions()));
+    let (mut marks, mut newest) = (store.objects.list(Some(&store.layout.deletions())), None);
     while let Some(meta) = marks.try_next().await.map_err(fault)? {
-        if Layout::marks(&meta.location, digest) && age_of(&meta) < MARK_LIFE {
-            return Ok(true);
+        if Layout::marks(&meta.location, digest) {
+            newest = newest.max(Some(instant(&meta)));
         }
     }
-    Ok(false)
+    let Some(newest) = newest else { return Ok(false) };
+    // The put is of just now: its instant is the store's time.
+    let put = last_put(store, digest).await?;
+    Ok(put.is_none_or(|put| elapsed(newest, put) < MARK_LIFE))
 }
 
 /// A put that found a deletion under way looks again after a while.
@@ -142,8 +160,8 @@ pub(super) async fn wait(since: Instant) -> Result<(), Error> {
 
 /// Removes marks of deletions that were killed; how many.
 pub(super) async fn sweep_marks(store: &BlobStore) -> Result<u64, Error> {
-    let marks = store.objects.list(Some(&store.layout.deletions()));
-    let old = marks.try_filter(|meta| std::future::ready(age_of(meta) >= MARK_LIFE));
+    let (marks, now) = (store.objects.list(Some(&store.layout.deletions())), Timestamp::now());
+    let old = marks.try_filter(|meta| std::future::ready(elapsed(instant(meta), now) >= SWEEP_AGE));
     let old: Vec<_> = old.try_collect().await.map_err(fault)?;
     for meta in &old {
         store.remove(&meta.location).await?;

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use futures::stream::TryStreamExt;
 use object_store::memory::InMemory;
 use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, PutMultipartOptions, PutOptions,
@@ -24,6 +25,8 @@ struct Line {
     read: AtomicU64,
     /// What was written, looked at and listed, in this order.
     calls: Mutex<Vec<String>>,
+    /// How far its clock is behind the host's.
+    behind: Duration,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -99,7 +102,8 @@ impl ObjectStore for Line {
     async fn get_opts(&self, at: &Path, how: GetOptions) -> object_store::Result<GetResult> {
         let is_head = how.head;
         self.note(if is_head { "head" } else { "get" }, at);
-        let answer = self.objects.get_opts(at, how).await?;
+        let mut answer = self.objects.get_opts(at, how).await?;
+        answer.meta.last_modified -= self.behind;
         let Range { start, end } = answer.range;
         self.read.fetch_add(if is_head { 0 } else { end - start }, Ordering::SeqCst);
         Ok(answer)
@@ -112,7 +116,9 @@ impl ObjectStore for Line {
     }
     fn list(&self, below: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
         self.note("list", below.unwrap_or(&Path::default()));
-        self.objects.list(below)
+        let behind = self.behind;
+        let found = self.objects.list(below);
+        found.map_ok(move |meta| ObjectMeta { last_modified: meta.last_modified - behind, ..meta }).boxed()
     }
     async fn list_with_delimiter(&self, below: Option<&Path>) -> object_store::Result<ListResult> {
         self.objects.list_with_delimiter(below).await
@@ -235,8 +241,21 @@ async fn a_deletion_says_so_before_it_looks_how_old_the_artifact_is() {
     let calls = line.calls();
     let marked = calls.iter().position(|call| call == "put deletions").unwrap();
     // The blob to delete is found before the look, so that what is stored after it is not touched.
-    assert_eq!(calls[marked + 1..], ["get manifests", "head manifests", "head touches"]);
+    assert_eq!(calls[marked + 1..], ["head deletions", "get manifests", "head manifests", "head touches"]);
     assert_eq!(line.objects.list(None).count().await, 0, "nothing is left, and no mark");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_that_is_ahead_of_the_store_takes_nothing_for_old() {
+    let line = Arc::new(Line { behind: 2 * HOUR, ..Line::default() });
+    let store = BlobStore::new(line.clone(), Path::default());
+    let bytes = Bytes::from_static(b"some bytes");
+    let digest = store.put_bytes(bytes.clone()).await.unwrap().digest();
+    assert_eq!(store.delete_idle(&digest, HOUR).await.unwrap(), Deletion::InUse);
+    // Nor the mark of a deletion that has just begun.
+    line.put(&store.layout.fresh_mark(&digest), PutPayload::default()).await.unwrap();
+    assert_eq!(store.sweep(HOUR).await.unwrap().objects, 0);
+    assert!(store.put_bytes(bytes).await.unwrap_err().is_retryable(), "it waits for the end of the deletion");
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
     ArtifactName, ArtifactStatus, CopyState, Digest, GoalPosition, KnownMachines, MachineName, PinHolder, RegionName,
-    ServiceName, Tombstone,
+    ServiceName, Timestamp, Tombstone, elapsed,
 };
 use crate::port::goals::Stored;
 
@@ -133,12 +134,18 @@ pub(super) struct Uses<'a> {
     goals: BTreeMap<Digest, (&'a ServiceName, GoalPosition)>,
     machines: BTreeMap<Digest, (&'a RegionName, &'a MachineName)>,
     unknown_goals: BTreeMap<&'a ServiceName, (&'a RegionName, &'a MachineName)>,
+    /// When the bytes of the artifacts in the view were needed last.
+    needed: BTreeMap<Digest, Timestamp>,
 }
 
 impl<'a> Uses<'a> {
     pub(super) fn of(view: &'a View) -> Self {
         let (goals, machines, unknown_goals) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        let mut uses = Self { view, goals, machines, unknown_goals };
+        let mut uses = Self { view, goals, machines, unknown_goals, needed: BTreeMap::new() };
+        for status in &view.artifacts {
+            let place = uses.needed.entry(status.registered.artifact.digest).or_insert(Timestamp::MIN);
+            *place = status.last_needed_at().max(*place);
+        }
         for stored in view.goals.values().flatten() {
             let goal = &stored.goal;
             let place = uses.goals.entry(goal.artifact.digest).or_insert((&goal.service, goal.position));
@@ -172,6 +179,11 @@ impl<'a> Uses<'a> {
         }
         let (region, machine) = self.machines.get(digest)?;
         Some(Kept::Machine { region: (*region).clone(), machine: (*machine).clone() })
+    }
+
+    /// Whether nobody has needed the bytes for `older_than`, for all that the ledger knows of the old artifacts that they are.
+    pub(super) fn is_idle(&self, digest: &Digest, older_than: Duration, now: Timestamp) -> bool {
+        self.needed.get(digest).is_some_and(|needed| elapsed(*needed, now) >= older_than)
     }
 
     /// What keeps an artifact for itself.

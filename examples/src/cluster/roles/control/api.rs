@@ -380,7 +380,11 @@ impl From<store::Error> for Error {
 
 impl From<goals::Error> for Error {
     fn from(error: goals::Error) -> Self {
-        Self::of(StatusCode::SERVICE_UNAVAILABLE, "backend", &error)
+        let (status, code) = match &error {
+            goals::Error::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid"),
+            _ => (StatusCode::SERVICE_UNAVAILABLE, "backend"),
+        };
+        Self::of(status, code, &error)
     }
 }
 
