@@ -90,6 +90,20 @@ async fn node(region: &Region, files: Arc<SlowFiles>) -> Running<Node> {
     Running::spawn(service, async move { own.run(CancellationToken::new()).await })
 }
 
+const SLOW: Limits = Limits { ingress: Some(4 << 20), egress: None, disk: None };
+
+/// Begins a fetch, and drops it while a checkpoint is under way.
+async fn abandon_a_fetch(region: &Region, node: &Running<Node>, files: &SlowFiles) {
+    let fetch = region.fetch_limited(node, "m", SLOW).await;
+    in_time(async {
+        while !files.writing.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    drop(fetch);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leaving_does_not_wait_for_a_verification() {
     trace();
@@ -118,15 +132,7 @@ async fn leaving_waits_for_what_an_abandoned_fetch_still_writes() {
     let digest = region.store.manifest.digest();
     let files = SlowFiles::new(9);
     let node = node(&region, Arc::clone(&files)).await;
-    let slow = Limits { ingress: Some(4 << 20), egress: None, disk: None };
-    let fetch = region.fetch_limited(&node, "m", slow).await;
-    in_time(async {
-        while !files.writing.load(Ordering::SeqCst) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    })
-    .await;
-    drop(fetch);
+    abandon_a_fetch(&region, &node, &files).await;
     let leave = node.service.leave(&digest);
     tokio::pin!(leave);
     let soon = tokio::time::timeout(Duration::from_millis(200), &mut leave).await;
@@ -146,15 +152,7 @@ async fn a_fetch_that_comes_while_an_abandoned_one_ends_goes_on_from_it() {
     let region = Region::new(OneArtifact::new(8 << 20, 1)).await;
     let files = SlowFiles::new(9);
     let node = node(&region, Arc::clone(&files)).await;
-    let slow = Limits { ingress: Some(4 << 20), egress: None, disk: None };
-    let fetch = region.fetch_limited(&node, "m", slow).await;
-    in_time(async {
-        while !files.writing.load(Ordering::SeqCst) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    })
-    .await;
-    drop(fetch);
+    abandon_a_fetch(&region, &node, &files).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
     let next = region.fetch(&node, "m");
     let release = async {
@@ -174,18 +172,10 @@ async fn a_fetch_that_waited_for_the_end_of_another_does_not_begin_after_a_leave
     let digest = region.store.manifest.digest();
     let files = SlowFiles::new(9);
     let node = node(&region, Arc::clone(&files)).await;
-    let slow = Limits { ingress: Some(4 << 20), egress: None, disk: None };
-    let fetch = region.fetch_limited(&node, "m", slow).await;
-    in_time(async {
-        while !files.writing.load(Ordering::SeqCst) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    })
-    .await;
-    drop(fetch);
+    abandon_a_fetch(&region, &node, &files).await;
     tokio::time::sleep(Duration::from_millis(50)).await;
     let (manifest, destination) = (Arc::new(region.store.manifest.clone()), region.destination("m"));
-    let request = FetchRequest { manifest, destination, priority: Priority::Normal, limits: slow };
+    let request = FetchRequest { manifest, destination, priority: Priority::Normal, limits: SLOW };
     let waiting = node.service.fetch(request);
     let leave = async {
         // The command of the fetch is ahead of it.

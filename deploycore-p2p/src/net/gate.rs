@@ -1,5 +1,7 @@
 //! The store gate as a service.
 
+mod health;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
@@ -18,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant as Clock, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use self::health::Health;
 use super::connection::{Event, Hub};
 use super::counts::{Counts, DiskCounts};
 use super::outgoing::{BlockSource, Broken, OutgoingBlock};
@@ -374,47 +377,6 @@ async fn load_in_time(
 /// The first pause before counts are written again, which doubles, and the longest.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const MAX_RETRY: Duration = Duration::from_secs(5);
-
-/// Whether the gate can do its work.
-#[derive(Debug, Default)]
-struct Health {
-    store: Part,
-    counts: Part,
-    away_until: Option<Clock>,
-}
-
-/// The first and the last of its failures since it worked.
-#[derive(Debug, Default)]
-struct Part {
-    failures: Option<(Clock, Clock)>,
-}
-
-/// A part that has failed for so long is left alone...
-const PATIENCE: Duration = Duration::from_secs(5);
-/// ...for so long.
-const AWAY: Duration = Duration::from_secs(30);
-
-impl Part {
-    fn note(&mut self, works: bool, now: Clock) {
-        self.failures = if works { None } else { Some((self.failures.map_or(now, |(first, _)| first), now)) };
-    }
-}
-
-impl Health {
-    /// Whether the gate is to leave its artifacts to others now, for a while.
-    fn leaves(&mut self, now: Clock) -> bool {
-        let fails = |part: &Part| part.failures.is_some_and(|(first, last)| last - first >= PATIENCE);
-        let leaves = fails(&self.store) || fails(&self.counts);
-        if leaves {
-            (self.store, self.counts, self.away_until) = (Part::default(), Part::default(), Some(now + AWAY));
-        }
-        leaves
-    }
-
-    fn is_away(&self, now: Clock) -> bool {
-        self.away_until.is_some_and(|until| now < until)
-    }
-}
 
 #[derive(Debug)]
 struct StoreSource {
