@@ -17,10 +17,11 @@ use deploycore::model::{
 };
 use deploycore::port::goals::{self, Changes, Expect, Snapshot, Stored};
 use deploycore::port::swarm::{self, Fetch, FetchProgress, FetchRequest, FetchSummary, Limits, Priority, SwarmStats};
-use deploycore::port::{ArtifactStoreExt, BackendError, GoalStateStore, PeerSwarm, ReportSink};
+use deploycore::port::{ArtifactStoreExt, BackendError, GoalStateStore, ManifestSource, PeerSwarm, ReportSink};
 use futures::stream::{BoxStream, StreamExt};
 use futures::{FutureExt, TryFutureExt};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// A swarm that believes to have what it fetched until it is left, and that lets go of nothing while it is told so.
@@ -239,6 +240,40 @@ async fn an_agent_goes_on_without_its_region() {
     assert_eq!(world.runner.running()[0].0.pid, pid);
     assert_eq!(phase(&agent), ServicePhase::Good);
     assert_eq!(world.sink.taken.load(Ordering::SeqCst), taken);
+}
+
+/// A region that has no manifest, and notes when it is asked for one.
+#[derive(Debug, Default)]
+struct Without {
+    asked: Mutex<Vec<Instant>>,
+}
+
+#[async_trait]
+impl ManifestSource for Without {
+    async fn region_manifest(&self, _: &Digest) -> Result<Option<Manifest>, BackendError> {
+        self.asked.lock().unwrap().push(Instant::now());
+        Ok(None)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn machines_that_found_no_manifest_together_come_back_at_different_times() {
+    const MACHINES: u64 = 10;
+    let machines = (0..MACHINES).map(|seed| async move {
+        let world = World::new(1 << 30);
+        world.deploy(1, b"one").await;
+        let manifests = Arc::<Without>::default();
+        let settings = AgentSettings::new(MachineName::new("m1").unwrap(), RegionName::new("r1").unwrap());
+        let agent = Agent::new(settings, AgentDeps { manifests: manifests.clone(), ..world.deps() }).with_seed(seed);
+        run_for(&agent, Duration::from_mins(10)).await;
+        manifests.asked.lock().unwrap().clone()
+    });
+    let asked = futures::future::join_all(machines).await;
+    for (nth, longest) in [(1, 500), (2, 1_000), (8, 30_000)] {
+        let gaps: BTreeSet<_> = asked.iter().map(|asked| (asked[nth] - asked[nth - 1]).as_millis()).collect();
+        assert!(gaps.len() as u64 > MACHINES / 2, "they march in step: {gaps:?}");
+        assert!(gaps.iter().all(|gap| (longest / 2..=longest + 2).contains(gap)), "{gaps:?}");
+    }
 }
 
 /// Goals whose first watch ends at once.

@@ -268,6 +268,8 @@ struct Running<'a> {
     /// They end when this is dropped.
     tasks: JoinSet<()>,
     fetches: u64,
+    /// For the retries of fetches.
+    random: fastrand::Rng,
     /// What the last sweep kept.
     kept: Option<BTreeSet<Digest>>,
     /// Whether the artifacts on disk are being listed, for a sweep.
@@ -303,6 +305,7 @@ impl<'a> Running<'a> {
             events,
             tasks: JoinSet::new(),
             fetches: 0,
+            random: agent.seed.map_or_else(fastrand::Rng::new, |seed| fastrand::Rng::with_seed(seed.wrapping_add(2))),
             kept: None,
             listing: false,
             damaged: BTreeSet::new(),
@@ -406,7 +409,7 @@ impl<'a> Running<'a> {
                     Output::Fetch(artifact, priority) => {
                         self.fetches += 1;
                         let door = effect::Door { fetch: Some(self.fetches), ..door };
-                        let fetch = effect::fetch(deps, artifact, priority, settings.limits, door);
+                        let fetch = effect::fetch(deps, artifact, priority, settings.limits, self.random.f64(), door);
                         slot.fetch = Some((self.fetches, self.tasks.spawn(fetch)));
                     }
                     Output::CancelFetch(_) => {
@@ -469,7 +472,8 @@ impl<'a> Running<'a> {
                 self.fetches += 1;
                 let (service, sender) = (service.clone(), self.sender.clone());
                 let door = effect::Door { service, fetch: Some(self.fetches), sender };
-                let fetch = effect::fetch(deps.clone(), artifact, priority, settings.limits, door);
+                let (deps, sooner) = (deps.clone(), self.random.f64());
+                let fetch = effect::fetch(deps, artifact, priority, settings.limits, sooner, door);
                 slot.fetch = Some((self.fetches, self.tasks.spawn(fetch)));
             }
         }
