@@ -57,8 +57,8 @@ pub struct AgentSettings {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Rhythm {
-    /// Between two reads of the goals, unless the region wishes for longer pauses because it has much to do; 10 s by default. A watch makes
-    /// it sooner.
+    /// Between two reads of all goals, unless the region wishes for longer pauses because it has much to do; 10 s by default. What changes between is
+    /// brought by a watch.
     #[serde(with = "friendly")]
     pub poll: Duration,
     /// Between two reports of the same; 10 s by default.
@@ -227,7 +227,7 @@ async fn sleep_until(due: Option<Instant>) {
 /// What reaches the loop.
 #[derive(Debug)]
 enum Event {
-    /// Goals as the region has them.
+    /// Goals as the region has them: all, or those that changed.
     Goals(Vec<Goal>),
     /// What happened to a service.
     Input(ServiceName, Input),
