@@ -9,7 +9,7 @@
 //! | `GET /v1/goals/{service}/history?limit=` | its goals, greatest position first |
 //! | `GET /v1/changes?since=7&wait=30s` | what changed since a revision, as soon as something has |
 //! | `POST /v1/compact` `{"through": 7}` | `204` |
-//! | `GET /v1/manifests/{digest}` | the manifest, for ever cacheable; `404` with code `no_manifest` |
+//! | `GET /v1/manifests/{digest}` | the manifest, for ever cacheable; `404` with code `no_manifest`, up to a second after it came |
 //! | `PUT /v1/machines/{name}` with a report | `204` |
 //! | `GET /v1/machines` | `{"machines": [...], "settling": false}`: each machine that reported, and whether some that are live may be missing |
 //! | `POST /v1/tally` with a goal | how many machines are where with it, counted here: a control plane reads counts, not reports |
@@ -34,8 +34,11 @@
 //! - A poll or wait may say that the machine's last report still holds, in `deploycore-last-report: REGION MACHINE DIGEST`: that is a sign
 //!   of life, at its start and at its end. The answer has `deploycore-report-wanted` when the report is not known here. So a report comes whole
 //!   only when it changed.
-//! - `429` with `Retry-After` past [`max_waiters`](GatewaySettings::max_waiters), [`max_requests`](GatewaySettings::max_requests) and
-//!   [`max_connections`](GatewaySettings::max_connections). The client leaves a gateway alone that long, with as much again at random.
+//! - Those who come for one manifest share one read of the store, and for a second what it gave where that was none. They have a bound of their
+//!   own, [`max_manifests`](GatewaySettings::max_manifests): a store that is slow or away keeps no poll and no report waiting.
+//! - `429` with `Retry-After` past [`max_waiters`](GatewaySettings::max_waiters), [`max_requests`](GatewaySettings::max_requests),
+//!   [`max_manifests`](GatewaySettings::max_manifests) and [`max_connections`](GatewaySettings::max_connections). The client sends no more of
+//!   what was refused for that long, with as much again at random.
 //! - A connection that says nothing, that does not finish to ask, or does not take its answer is closed in bounded time.
 //!
 //! A region has two gateways or more, each with a store and a mirror of its own. A [`GatewayClient`] of
@@ -71,6 +74,7 @@
 mod client;
 mod connections;
 mod listener;
+mod manifests;
 mod outgoing;
 mod release;
 mod routes;

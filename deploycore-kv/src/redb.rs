@@ -4,7 +4,8 @@
 //! one thread owns the database. It takes the writes that have gathered, decides about each, commits them together with one
 //! sync, and only then answers. What is current is also kept in memory, so that a read or a watch touches no disk.
 //!
-//! A crash leaves the last commit: what was acknowledged is there, and of a write that was under way all or nothing.
+//! A crash leaves the last commit: what was acknowledged is there, and of a write that was under way all or nothing. If the thread panics, every call
+//! fails from then on, reads too: goals that can no longer change are not shown as if they were current.
 
 mod disk;
 #[cfg(test)]
@@ -73,6 +74,11 @@ impl Goals {
             // redb may panic on a file whose bytes were changed.
             BackendError::permanent(BACKEND, format!("{} could not be opened: {panic}", path.display()))
         })??;
+        Self::on(disk, index)
+    }
+
+    /// The store on a file that is open; `index` is what it holds.
+    fn on(disk: Disk, index: Index) -> Result<Self, Error> {
         let (index, receiver) = watch::channel(index);
         let (commands, waiting) = mpsc::channel(WAITING);
         let thread = std::thread::Builder::new()
@@ -88,8 +94,22 @@ impl Goals {
         Self::open(path_of(url)?).await
     }
 
+    /// Resolves when the thread that owns the file has panicked: from then on each call fails, and whoever runs the store shall open it anew, best by
+    /// ending its process. Cancel safe.
+    pub async fn failed(&self) {
+        let mut index = self.index.clone();
+        while index.changed().await.is_ok() {}
+    }
+
+    /// The goals as they are. Without the thread they would stay so for ever, and look well.
+    fn now(&self) -> Result<watch::Ref<'_, Index>, Error> {
+        match self.index.has_changed() {
+            Ok(_) => Ok(self.index.borrow()),
+            Err(_) => Err(gone()),
+        }
+    }
+
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Command) -> Result<T, Error> {
-        let gone = || BackendError::permanent(BACKEND, "the thread that owns the goal file has ended");
         let (reply, answer) = oneshot::channel();
         let commands = self.owner.commands.as_ref().expect("it is taken only when dropped");
         commands.send(command(reply)).await.map_err(|_| gone())?;
@@ -97,14 +117,19 @@ impl Goals {
     }
 }
 
+/// It may pass: a process that starts anew opens the file again, and until then machines turn to another gateway of their region.
+fn gone() -> Error {
+    BackendError::retryable(BACKEND, "the thread that owns the goal file has ended").into()
+}
+
 #[async_trait]
 impl GoalStateStore for Goals {
     async fn get(&self, service: &ServiceName) -> Result<Option<Stored>, Error> {
-        Ok(self.index.borrow().get(service).cloned())
+        Ok(self.now()?.get(service).cloned())
     }
 
     async fn list(&self, prefix: &str) -> Result<Snapshot, Error> {
-        Ok(self.index.borrow().list(prefix))
+        Ok(self.now()?.list(prefix))
     }
 
     async fn put(&self, goal: &Goal, expect: Expect) -> Result<Revision, Error> {
@@ -117,7 +142,7 @@ impl GoalStateStore for Goals {
     }
 
     async fn changes(&self, since: Revision) -> Result<Changes, Error> {
-        self.index.borrow().changes(since)
+        self.now()?.changes(since)
     }
 
     fn watch(&self, since: Revision) -> BoxStream<'static, Result<Changes, Error>> {
@@ -153,5 +178,76 @@ fn path_of(url: &str) -> Result<PathBuf, Error> {
         _ => Err(Error::Invalid(format!(
             "{url:?} is not the URL of a goal file: use redb:///absolute/path or redb://relative/path, with no '?', '#' or '%'"
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
+
+    use ::redb::StorageBackend;
+    use ::redb::backends::InMemoryBackend;
+
+    use super::*;
+
+    /// A file that panics under its next sync when it is told to.
+    #[derive(Debug, Default)]
+    struct Fragile {
+        bytes: InMemoryBackend,
+        breaks: Arc<AtomicBool>,
+    }
+
+    impl StorageBackend for Fragile {
+        fn len(&self) -> io::Result<u64> {
+            self.bytes.len()
+        }
+        fn read(&self, at: u64, out: &mut [u8]) -> io::Result<()> {
+            self.bytes.read(at, out)
+        }
+        fn set_len(&self, length: u64) -> io::Result<()> {
+            self.bytes.set_len(length)
+        }
+        fn sync_data(&self) -> io::Result<()> {
+            assert!(!self.breaks.swap(false, Ordering::SeqCst), "as a test wants it");
+            self.bytes.sync_data()
+        }
+        fn write(&self, at: u64, data: &[u8]) -> io::Result<()> {
+            self.bytes.write(at, data)
+        }
+    }
+
+    fn goal(generation: u64) -> Goal {
+        serde_json::from_value(serde_json::json!({
+            "service": "web", "epoch": 0, "generation": generation,
+            "artifact": {"name": "a", "digest": deploycore::model::Digest::of(b""), "size": 1},
+            "run": {}, "selector": {}, "origin": {"kind": "deploy"}, "created_at": "2026-01-01T00:00:00Z",
+        }))
+        .unwrap()
+    }
+
+    #[tokio::test]
+    async fn goals_whose_thread_has_panicked_are_not_shown_as_if_they_were_current() {
+        let breaks = Arc::<AtomicBool>::default();
+        let file = Fragile { breaks: breaks.clone(), ..Fragile::default() };
+        let (disk, index) = Disk::on("fragile".into(), disk::builder().create_with_backend(file).unwrap()).unwrap();
+        let goals = Goals::on(disk, index).unwrap();
+        let revision = goals.put(&goal(1), Expect::Absent).await.unwrap();
+        assert_eq!(goals.list("").await.unwrap().goals.len(), 1);
+
+        breaks.store(true, Ordering::SeqCst);
+        goals.put(&goal(2), Expect::At(revision)).await.unwrap_err();
+        tokio::time::timeout(Duration::from_secs(30), goals.failed()).await.expect("nobody hears of it");
+        let service = ServiceName::new("web").unwrap();
+        for error in [
+            goals.get(&service).await.map(drop),
+            goals.list("").await.map(drop),
+            goals.changes(revision).await.map(drop),
+            goals.history(&service, 1).await.map(drop),
+        ] {
+            // Retryable: a gateway says 503 then, and machines turn to another.
+            assert!(error.unwrap_err().is_retryable());
+        }
     }
 }

@@ -72,6 +72,8 @@ impl GoalStateStore for Counted {
 struct Region {
     manifest: Mutex<Option<Manifest>>,
     manifest_reads: AtomicUsize,
+    /// While it is, reads of manifests wait.
+    shut: watch::Sender<bool>,
     reports: Mutex<Vec<MachineReport>>,
 }
 
@@ -80,6 +82,7 @@ impl ManifestSource for Region {
     async fn region_manifest(&self, digest: &Digest) -> Result<Option<Manifest>, BackendError> {
         self.manifest_reads.fetch_add(1, Ordering::SeqCst);
         tokio::task::yield_now().await;
+        self.shut.subscribe().wait_for(|shut| !shut).await.unwrap();
         Ok(self.manifest.lock().unwrap().clone().filter(|manifest| manifest.digest() == *digest))
     }
 }
@@ -401,21 +404,61 @@ async fn bad_requests_are_named_and_change_nothing() {
 }
 
 #[tokio::test]
-async fn a_manifest_is_read_once_for_all_who_come_and_its_absence_is_not_kept() {
+async fn a_manifest_is_read_once_for_all_who_come() {
     let served = serve(GatewaySettings::default()).await;
     let manifest = Manifest::of(b"an artifact");
-    let client = served.client();
-    assert_eq!(client.region_manifest(&manifest.digest()).await.unwrap(), None);
     *served.region.manifest.lock().unwrap() = Some(manifest.clone());
-    served.region.manifest_reads.store(0, Ordering::SeqCst);
-    let digest = manifest.digest();
+    let (client, digest) = (served.client(), manifest.digest());
     let found = join_all((0..50).map(|_| client.region_manifest(&digest))).await;
     assert!(found.into_iter().all(|found| found.unwrap().as_ref() == Some(&manifest)));
     assert_eq!(served.region.manifest_reads.load(Ordering::SeqCst), 1);
-    let answer = served.get(&format!("/v1/manifests/{}", manifest.digest()), None).await;
+    let answer = served.get(&format!("/v1/manifests/{digest}"), None).await;
     assert!(answer.headers()["cache-control"].to_str().unwrap().contains("immutable"));
     let held = tag(&answer);
-    assert_eq!(served.get(&format!("/v1/manifests/{}", manifest.digest()), Some(&held)).await.status(), 304);
+    assert_eq!(served.get(&format!("/v1/manifests/{digest}"), Some(&held)).await.status(), 304);
+}
+
+#[tokio::test]
+async fn who_comes_for_a_manifest_that_is_not_there_shares_a_read_and_it_is_found_soon_after_it_came() {
+    let served = serve(GatewaySettings::default()).await;
+    let manifest = Manifest::of(b"an artifact");
+    let (client, digest) = (served.client(), manifest.digest());
+    let start = Instant::now();
+    let found = join_all((0..50).map(|_| client.region_manifest(&digest))).await;
+    assert!(found.into_iter().all(|found| found.unwrap().is_none()));
+    for _ in 0..50 {
+        assert_eq!(client.region_manifest(&digest).await.unwrap(), None);
+    }
+    // On a machine that does nothing else it is one.
+    let seconds = start.elapsed().as_secs() as usize;
+    assert!(served.region.manifest_reads.load(Ordering::SeqCst) <= 1 + seconds);
+    *served.region.manifest.lock().unwrap() = Some(manifest.clone());
+    let look = async {
+        while client.region_manifest(&digest).await.unwrap().as_ref() != Some(&manifest) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(Duration::from_secs(10), look).await.expect("its absence is kept");
+}
+
+#[tokio::test]
+async fn a_store_that_is_slow_with_a_manifest_is_asked_once_and_keeps_no_poll_waiting() {
+    let settings = GatewaySettings { max_requests: 2, max_manifests: 8, ..GatewaySettings::default() };
+    let served = serve(settings.with_request_timeout(SOON * 2)).await;
+    served.region.shut.send_replace(true);
+    let path = format!("/v1/manifests/{}", Digest::of(b"an artifact"));
+    let waiting = join_all((0..9).map(|_| async { code(served.get(&path, None).await).await }));
+    let polls = async {
+        until(|| served.region.manifest_reads.load(Ordering::SeqCst) > 0).await;
+        for _ in 0..20 {
+            assert_eq!(served.get("/v1/goals", None).await.status(), 200);
+        }
+    };
+    let (mut answers, ()) = tokio::join!(waiting, polls);
+    answers.sort();
+    assert_eq!(answers[0], (429, "overloaded".to_owned()));
+    assert!(answers[1..].iter().all(|answer| *answer == (503, "unavailable".to_owned())), "{answers:?}");
+    assert_eq!(served.region.manifest_reads.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use deploycore::deploy::ReportBoard;
 use deploycore::memory;
 use deploycore::model::{Digest, Goal, LastReport, MachineReport, Revision};
 use deploycore::port::goals::{Expect, GoalStateStore};
-use deploycore::port::{BackendError, MachineDirectory, ReportSink, chain};
+use deploycore::port::{BackendError, MachineDirectory, ManifestSource, ReportSink, chain};
 use deploycore_kv::gateway::{Gateway, GatewayClient, GatewayClientSettings, GatewaySettings};
 use futures::StreamExt;
 use serde_json::json;
@@ -195,6 +195,43 @@ async fn a_client_leaves_a_gateway_alone_that_asked_for_it_and_asks_what_it_may(
         }
     };
     timeout(LONG, again).await.expect("it is never asked again");
+}
+
+#[tokio::test]
+async fn a_gateway_that_gives_no_manifest_is_asked_for_all_else_as_before() {
+    // Both gateways give goals and no manifests.
+    for status in ["429 Too Many Requests", "503 Service Unavailable"] {
+        let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0"));
+        let mut urls: Vec<url::Url> = Vec::new();
+        for listener in listeners {
+            let listener = listener.await.unwrap();
+            urls.push(format!("http://{}", listener.local_addr().unwrap()).parse().unwrap());
+            tokio::spawn(async move {
+                loop {
+                    let (mut line, _) = listener.accept().await.unwrap();
+                    let mut asked = [0; 4_096];
+                    let _ = line.read(&mut asked).await;
+                    let answer = if asked.starts_with(b"GET /v1/manifests/") {
+                        format!(
+                            "HTTP/1.1 {status}\r\nretry-after: 60\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+                        )
+                    } else {
+                        let body = r#"{"revision": 0, "goals": []}"#;
+                        let length = body.len();
+                        format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}")
+                    };
+                    line.write_all(answer.as_bytes()).await.unwrap();
+                }
+            });
+        }
+        let client = GatewayClient::of_replicas(urls, GatewayClientSettings::default()).unwrap();
+        let first = client.base().clone();
+        for _ in 0..3 {
+            assert!(client.region_manifest(&Digest::of(b"")).await.unwrap_err().is_retryable());
+            assert_eq!(*client.base(), first, "{status}");
+            client.list("").await.unwrap();
+        }
+    }
 }
 
 #[tokio::test]

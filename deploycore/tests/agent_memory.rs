@@ -1,6 +1,6 @@
 //! The agent in virtual time, on a machine in memory: its region goes away, its disk is full, and it is lost at any await.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -17,10 +17,11 @@ use deploycore::model::{
 };
 use deploycore::port::goals::{self, Changes, Expect, Snapshot, Stored};
 use deploycore::port::swarm::{self, Fetch, FetchProgress, FetchRequest, FetchSummary, Limits, Priority, SwarmStats};
-use deploycore::port::{ArtifactStoreExt, BackendError, GoalStateStore, PeerSwarm, ReportSink};
+use deploycore::port::{ArtifactStoreExt, BackendError, GoalStateStore, ManifestSource, PeerSwarm, ReportSink};
 use futures::stream::{BoxStream, StreamExt};
 use futures::{FutureExt, TryFutureExt};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// A swarm that believes to have what it fetched until it is left, and that lets go of nothing while it is told so.
@@ -241,19 +242,66 @@ async fn an_agent_goes_on_without_its_region() {
     assert_eq!(world.sink.taken.load(Ordering::SeqCst), taken);
 }
 
-/// Goals whose first watch ends at once.
-#[derive(Debug)]
-struct Cut {
-    goals: Goals,
-    uncut: AtomicBool,
+/// A region that has no manifest, and notes when it is asked for one.
+#[derive(Debug, Default)]
+struct Without {
+    asked: Mutex<Vec<Instant>>,
 }
 
 #[async_trait]
-impl GoalStateStore for Cut {
+impl ManifestSource for Without {
+    async fn region_manifest(&self, _: &Digest) -> Result<Option<Manifest>, BackendError> {
+        self.asked.lock().unwrap().push(Instant::now());
+        Ok(None)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn machines_that_found_no_manifest_together_come_back_at_different_times() {
+    const MACHINES: u64 = 10;
+    let machines = (0..MACHINES).map(|seed| async move {
+        let world = World::new(1 << 30);
+        world.deploy(1, b"one").await;
+        let manifests = Arc::<Without>::default();
+        let settings = AgentSettings::new(MachineName::new("m1").unwrap(), RegionName::new("r1").unwrap());
+        let agent = Agent::new(settings, AgentDeps { manifests: manifests.clone(), ..world.deps() }).with_seed(seed);
+        run_for(&agent, Duration::from_mins(10)).await;
+        manifests.asked.lock().unwrap().clone()
+    });
+    let asked = futures::future::join_all(machines).await;
+    for (nth, longest) in [(1, 500), (2, 1_000), (8, 30_000)] {
+        let gaps: BTreeSet<_> = asked.iter().map(|asked| (asked[nth] - asked[nth - 1]).as_millis()).collect();
+        assert!(gaps.len() as u64 > MACHINES / 2, "they march in step: {gaps:?}");
+        assert!(gaps.iter().all(|gap| (longest / 2..=longest + 2).contains(gap)), "{gaps:?}");
+    }
+}
+
+/// Goals whose lists are counted. The first watches say what is told and end; later ones are as they should be.
+#[derive(Debug)]
+struct Told {
+    goals: Goals,
+    lists: AtomicU64,
+    first: Mutex<VecDeque<Vec<Result<Changes, goals::Error>>>>,
+}
+
+impl Told {
+    fn new(world: &World, first: impl IntoIterator<Item = Vec<Result<Changes, goals::Error>>>) -> Arc<Self> {
+        let first = Mutex::new(first.into_iter().collect());
+        Arc::new(Self { goals: world.goals.clone(), lists: AtomicU64::new(0), first })
+    }
+
+    fn lists(&self) -> u64 {
+        self.lists.load(Ordering::SeqCst)
+    }
+}
+
+#[async_trait]
+impl GoalStateStore for Told {
     async fn get(&self, service: &ServiceName) -> Result<Option<Stored>, goals::Error> {
         self.goals.get(service).await
     }
     async fn list(&self, prefix: &str) -> Result<Snapshot, goals::Error> {
+        self.lists.fetch_add(1, Ordering::SeqCst);
         self.goals.list(prefix).await
     }
     async fn put(&self, goal: &Goal, expect: Expect) -> Result<Revision, goals::Error> {
@@ -266,26 +314,92 @@ impl GoalStateStore for Cut {
         self.goals.changes(since).await
     }
     fn watch(&self, since: Revision) -> BoxStream<'static, Result<Changes, goals::Error>> {
-        if self.uncut.swap(true, Ordering::SeqCst) { self.goals.watch(since) } else { futures::stream::empty().boxed() }
+        match self.first.lock().unwrap().pop_front() {
+            Some(told) => futures::stream::iter(told).boxed(),
+            None => self.goals.watch(since),
+        }
     }
     async fn compact(&self, through: Revision) -> Result<(), goals::Error> {
         self.goals.compact(through).await
     }
 }
 
+fn agent_that_polls(world: &World, goals: &Arc<Told>, poll: Duration) -> Agent {
+    let mut settings = AgentSettings::new(MachineName::new("m1").unwrap(), RegionName::new("r1").unwrap());
+    settings.rhythm.poll = poll;
+    Agent::new(settings, AgentDeps { goals: goals.clone(), ..world.deps() })
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_watch_that_is_cut_is_opened_again_before_the_next_poll() {
     let world = World::new(1 << 30);
-    let mut settings = AgentSettings::new(MachineName::new("m1").unwrap(), RegionName::new("r1").unwrap());
-    settings.rhythm.poll = Duration::from_hours(1);
-    let goals = Arc::new(Cut { goals: world.goals.clone(), uncut: AtomicBool::new(false) });
-    let agent = Agent::new(settings, AgentDeps { goals, ..world.deps() });
+    let agent = agent_that_polls(&world, &Told::new(&world, [vec![]]), Duration::from_hours(1));
     let deploy = async {
         tokio::time::sleep(Duration::from_secs(10)).await;
         world.deploy(1, b"one").await
     };
     let ((), artifact) = tokio::join!(run_for(&agent, Duration::from_secs(20)), deploy);
     assert_eq!(world.running(), Some(artifact.digest.to_string()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_reaches_a_machine_without_a_list_of_all_goals() {
+    let world = World::new(1 << 30);
+    let goals = Told::new(&world, []);
+    let agent = agent_that_polls(&world, &goals, Duration::from_hours(1));
+    let deploy = async {
+        for generation in 1..=5_u8 {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            let artifact = world.deploy(u64::from(generation), &[generation]).await;
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            assert_eq!(world.running(), Some(artifact.digest.to_string()));
+        }
+    };
+    tokio::join!(run_for(&agent, Duration::from_mins(2)), deploy);
+    assert_eq!(goals.lists(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_goals_are_listed_in_the_rhythm_however_many_changes_come() {
+    let world = World::new(1 << 30);
+    let goals = Told::new(&world, []);
+    let agent = agent_that_polls(&world, &goals, Duration::from_secs(10));
+    let deploy = async {
+        for generation in 1..=15_u8 {
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            world.deploy(u64::from(generation), &[generation]).await;
+        }
+    };
+    tokio::join!(run_for(&agent, Duration::from_mins(1)), deploy);
+    assert!((6..=8).contains(&goals.lists()), "{}", goals.lists());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gap_between_what_a_machine_knows_and_the_watch_leads_to_a_list() {
+    let world = World::new(1 << 30);
+    let gap = goals::Error::Compacted { since: Revision(0), oldest: Revision(1) };
+    let goals = Told::new(&world, [vec![Err(gap)]]);
+    let agent = agent_that_polls(&world, &goals, Duration::from_hours(1));
+    run_for(&agent, Duration::from_secs(20)).await;
+    assert_eq!(goals.lists(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_tells_of_older_or_other_goals_moves_no_machine() {
+    let world = World::new(1 << 30);
+    world.deploy(1, b"old").await;
+    let old = world.goals.get(&service()).await.unwrap().unwrap();
+    let new = world.deploy(2, b"new").await;
+    let mut other = old.clone();
+    other.goal.position.generation = Generation(2);
+    let told = Changes { revision: Revision(9), goals: vec![old, other] };
+    let goals = Told::new(&world, [vec![Ok(told)]]);
+    let agent = agent_that_polls(&world, &goals, Duration::from_hours(1));
+    run_for(&agent, Duration::from_mins(1)).await;
+    assert_eq!((world.running(), phase(&agent)), (Some(new.digest.to_string()), ServicePhase::Good));
+    let message = agent.status().borrow().services[0].message.clone().unwrap();
+    assert!(message.contains("written twice"), "{message}");
+    assert!(goals.first.lock().unwrap().is_empty(), "not all was told");
 }
 
 #[tokio::test(start_paused = true)]

@@ -51,7 +51,8 @@ const IDLE: Duration = Duration::from_secs(5);
 /// mirror has not yet copied: whoever acts on goals keeps the greatest position, as agents and mirrors do.
 ///
 /// **A gateway under load** answers `429`; then nothing more of that kind is sent to it until the `Retry-After` that it named is
-/// over, with as much again at random: such a call fails at once, or goes to another gateway.
+/// over, with as much again at random: such a call fails at once, or goes to another gateway. Waits are one kind, manifests another, the rest a third.
+/// What a gateway cannot give of a manifest moves nothing else to another.
 ///
 /// **Reports**: one that the gateway holds already is not sent again while polls carry a word that it still holds.
 #[derive(Debug, Clone)]

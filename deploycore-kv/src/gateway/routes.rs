@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
+use super::manifests::Manifests;
 use super::release::Release;
 use super::source::{Closed, Prepared, Source, View};
 use super::wire::{Compact, LAST_REPORT, NEXT_POLL, Problem, Put, REPORT_WANTED, Report, Written};
@@ -37,7 +38,7 @@ type Shared = State<Arc<Inner>>;
 pub(super) struct Inner {
     pub(super) settings: GatewaySettings,
     pub(super) source: Source,
-    manifests: Option<(Arc<dyn ManifestSource>, ManifestCache)>,
+    manifests: Option<Manifests>,
     reports: Option<Arc<dyn ReportSink>>,
     machines: Option<Arc<dyn MachineDirectory>>,
     waiters: Semaphore,
@@ -45,17 +46,6 @@ pub(super) struct Inner {
     requests: Semaphore,
     /// Of connections, where the gateway serves them itself.
     pub(super) places: Arc<Semaphore>,
-}
-
-type ManifestCache = quick_cache::sync::Cache<Digest, Bytes, ByLength>;
-
-#[derive(Debug, Clone, Copy)]
-struct ByLength;
-
-impl quick_cache::Weighter<Digest, Bytes> for ByLength {
-    fn weight(&self, _: &Digest, body: &Bytes) -> u64 {
-        body.len().max(1) as u64
-    }
 }
 
 impl Inner {
@@ -67,10 +57,9 @@ impl Inner {
         machines: Option<Arc<dyn MachineDirectory>>,
     ) -> Self {
         let permits = |most: usize| Semaphore::new(most.min(Semaphore::MAX_PERMITS));
-        let cache = || ManifestCache::with_weighter(1_000, settings.manifest_cache.as_u64(), ByLength);
         Self {
             source: Source::new(goals, settings.request_timeout),
-            manifests: manifests.map(|manifests| (manifests, cache())),
+            manifests: manifests.map(|source| Manifests::new(source, &settings)),
             reports,
             machines,
             waiters: permits(settings.max_waiters),
@@ -265,16 +254,10 @@ async fn compact(State(inner): Shared, body: Result<Whole, Report>) -> Outcome {
 }
 
 async fn manifest(State(inner): Shared, digest: Result<Path<String>, PathRejection>, headers: HeaderMap) -> Outcome {
-    let (source, cache) = inner.manifests.as_ref().ok_or_else(|| not_offered("manifests"))?;
+    let manifests = inner.manifests.as_ref().ok_or_else(|| not_offered("manifests"))?;
     let digest: Digest = named(digest)?;
     let tag = HeaderValue::from_str(&format!("\"{digest}\"")).expect("a digest is plain text");
-    // Those who come for a new manifest together share one read of the store; that there is none is not kept.
-    let read = cache.get_or_insert_async(&digest, async {
-        let manifest = source.region_manifest(&digest).await.map_err(Report::from)?;
-        let manifest = manifest.ok_or_else(|| Problem::NoManifest.says(format!("{digest} is not in this region")))?;
-        Ok::<_, Report>(encode(&manifest))
-    });
-    let body = inner.within(read).await?;
+    let body = manifests.get(&digest).await?;
     Ok(tagged(&Held::of(&headers), Prepared { tag, body }, IMMUTABLE))
 }
 
@@ -409,6 +392,6 @@ fn json(value: &impl Serialize) -> Response {
     answer(encode(value))
 }
 
-fn encode(value: &impl Serialize) -> Bytes {
+pub(super) fn encode(value: &impl Serialize) -> Bytes {
     serde_json::to_vec(value).expect("what is answered is plain data").into()
 }

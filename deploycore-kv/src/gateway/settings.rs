@@ -34,8 +34,11 @@ pub struct GatewaySettings {
     /// How long the store may take, and before that the body of the request, until it is answered with an error; 10 s by default.
     #[serde(with = "friendly")]
     pub request_timeout: Duration,
-    /// Calls to the store at once, waits not counted; 10,000 by default. Past that a request is answered with `429`.
+    /// Calls to the store at once, waits and manifests not counted; 10,000 by default. Past that a request is answered with `429`.
     pub max_requests: usize,
+    /// Requests at once that wait for a manifest to be read; 10,000 by default. They share one read for each artifact. Past that a request for one
+    /// that is not at hand is answered with `429`.
+    pub max_manifests: usize,
     /// Connections at once; 60,000 by default. One too many is told to come again and closed. The process must be allowed as many open
     /// files, and some more.
     pub max_connections: usize,
@@ -67,6 +70,7 @@ impl Default for GatewaySettings {
             release_within: Duration::from_secs(1),
             request_timeout: Duration::from_secs(10),
             max_requests: 10_000,
+            max_manifests: 10_000,
             max_connections: 60_000,
             idle_timeout: Duration::from_mins(1),
             send_timeout: Duration::from_secs(30),

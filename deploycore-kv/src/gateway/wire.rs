@@ -42,7 +42,7 @@ pub(super) struct Envelope {
     pub(super) error: Report,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Report {
     /// For people.
     pub(super) message: String,
@@ -50,7 +50,7 @@ pub(super) struct Report {
     pub(super) problem: Problem,
 }
 
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "code", rename_all = "snake_case")]
 pub(super) enum Problem {
     Conflict {

@@ -237,6 +237,7 @@ impl Mirror {
     async fn hint(&self, hints: Option<&mut GoalHints>) {
         let Some(hints) = hints else { return std::future::pending().await };
         let through = self.seen.lock().await.through;
+        // What changed is read by the next look, page by page.
         hints.given(through).await;
     }
 

@@ -57,8 +57,8 @@ pub struct AgentSettings {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Rhythm {
-    /// Between two reads of the goals, unless the region wishes for longer pauses because it has much to do; 10 s by default. A watch makes
-    /// it sooner.
+    /// Between two reads of all goals, unless the region wishes for longer pauses because it has much to do; 10 s by default. What changes between is
+    /// brought by a watch.
     #[serde(with = "friendly")]
     pub poll: Duration,
     /// Between two reports of the same; 10 s by default.
@@ -227,7 +227,7 @@ async fn sleep_until(due: Option<Instant>) {
 /// What reaches the loop.
 #[derive(Debug)]
 enum Event {
-    /// Goals as the region has them.
+    /// Goals as the region has them: all, or those that changed.
     Goals(Vec<Goal>),
     /// What happened to a service.
     Input(ServiceName, Input),
@@ -268,6 +268,8 @@ struct Running<'a> {
     /// They end when this is dropped.
     tasks: JoinSet<()>,
     fetches: u64,
+    /// For the retries of fetches.
+    random: fastrand::Rng,
     /// What the last sweep kept.
     kept: Option<BTreeSet<Digest>>,
     /// Whether the artifacts on disk are being listed, for a sweep.
@@ -303,6 +305,7 @@ impl<'a> Running<'a> {
             events,
             tasks: JoinSet::new(),
             fetches: 0,
+            random: agent.seed.map_or_else(fastrand::Rng::new, |seed| fastrand::Rng::with_seed(seed.wrapping_add(2))),
             kept: None,
             listing: false,
             damaged: BTreeSet::new(),
@@ -407,7 +410,7 @@ impl<'a> Running<'a> {
                     Output::Fetch(artifact, priority) => {
                         self.fetches += 1;
                         let door = effect::Door { fetch: Some(self.fetches), ..door };
-                        let fetch = effect::fetch(deps, artifact, priority, settings.limits, door);
+                        let fetch = effect::fetch(deps, artifact, priority, settings.limits, self.random.f64(), door);
                         slot.fetch = Some((self.fetches, self.tasks.spawn(fetch)));
                     }
                     Output::CancelFetch(_) => {
@@ -470,7 +473,8 @@ impl<'a> Running<'a> {
                 self.fetches += 1;
                 let (service, sender) = (service.clone(), self.sender.clone());
                 let door = effect::Door { service, fetch: Some(self.fetches), sender };
-                let fetch = effect::fetch(deps.clone(), artifact, priority, settings.limits, door);
+                let (deps, sooner) = (deps.clone(), self.random.f64());
+                let fetch = effect::fetch(deps, artifact, priority, settings.limits, sooner, door);
                 slot.fetch = Some((self.fetches, self.tasks.spawn(fetch)));
             }
         }

@@ -50,7 +50,7 @@ pub struct CoreSettings {
     pub start_attempts: u32,
     /// Between two starts of a build that ends by itself.
     pub restart: Backoff,
-    /// Between two attempts at an effect that failed: a fetch, a write.
+    /// Between two attempts at an effect that failed: a fetch, which may come up to half of it sooner, or a write.
     pub retry: Backoff,
 }
 
@@ -236,10 +236,12 @@ impl Core {
                     *bytes = so_far;
                 }
             }
-            Input::FetchFailed(digest, reason) => {
+            Input::FetchFailed(digest, reason, sooner) => {
                 if matches!(self.fetching, Fetching::Running { digest: running, .. } if running == digest) {
                     self.fetch_failures += 1;
-                    let until = now.saturating_add(self.settings.retry.delay(self.fetch_failures));
+                    let delay = self.settings.retry.delay(self.fetch_failures);
+                    let sooner = (delay / 2).mul_f64(sooner.clamp(0.0, 1.0));
+                    let until = now.saturating_add(delay.saturating_sub(sooner));
                     self.fetching = Fetching::Waiting { digest, until, reason };
                 }
             }

@@ -1,4 +1,4 @@
-//! A watch on goals as a hint, opened again whenever it ends.
+//! A watch on goals, opened again whenever it ends.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::model::Revision;
 use crate::port::goals::{Changes, Error};
 use crate::port::{GoalStateStore, chain};
 
-/// What tells a service that goals have changed, for [`Pace::wait`].
+/// What tells a service that goals have changed, and how, for [`Pace::wait`].
 pub(crate) struct GoalHints {
     goals: Arc<dyn GoalStateStore>,
     /// Between a watch that failed and the next.
@@ -21,6 +21,8 @@ pub(crate) struct GoalHints {
 
 struct Watch {
     changes: BoxStream<'static, Result<Changes, Error>>,
+    /// What it tells next comes after this.
+    through: Revision,
     opened_at: Instant,
 }
 
@@ -30,20 +32,30 @@ impl GoalHints {
         Self { goals, pace, watch: None, reopen_at: None }
     }
 
-    /// Resolves when the store has something newer than `seen`, or no longer keeps what changed since: a look will tell. A watch that fails
-    /// is opened again after a backoff, because the next look may be an hour away. Cancel safe.
-    pub(crate) async fn given(&mut self, seen: Revision) {
+    /// What changed after `seen`, as soon as something has, with nothing left out; `None` when the store no longer keeps that: a look will tell. A
+    /// watch that fails is opened again after a backoff, because the next look may be an hour away. Cancel safe.
+    pub(crate) async fn given(&mut self, seen: Revision) -> Option<Changes> {
         loop {
             if self.watch.is_none()
                 && let Some(at) = self.reopen_at
             {
                 tokio::time::sleep_until(at).await;
             }
-            let open = || Watch { changes: self.goals.watch(seen), opened_at: Instant::now() };
-            match self.watch.get_or_insert_with(open).changes.next().await {
-                Some(Ok(changes)) if changes.revision <= seen => {}
-                Some(Ok(_)) => return,
-                Some(Err(error @ Error::Compacted { .. })) => return self.ended(Some(&error)),
+            // One that is ahead of what its listener has seen would leave out what lies between.
+            self.watch.take_if(|watch| watch.through > seen);
+            let open = || Watch { changes: self.goals.watch(seen), through: seen, opened_at: Instant::now() };
+            let watch = self.watch.get_or_insert_with(open);
+            match watch.changes.next().await {
+                Some(Ok(changes)) => {
+                    watch.through = changes.revision;
+                    if changes.revision > seen {
+                        return Some(changes);
+                    }
+                }
+                Some(Err(error @ Error::Compacted { .. })) => {
+                    self.ended(Some(&error));
+                    return None;
+                }
                 Some(Err(error)) => self.ended(Some(&error)),
                 None => self.ended(None),
             }
@@ -139,7 +151,8 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(1_500)).await;
             goals.put(&goal(), Expect::Absent).await.unwrap();
         };
-        tokio::join!(hints.given(Revision(0)), change);
+        let (given, ()) = tokio::join!(hints.given(Revision(0)), change);
+        assert_eq!(given.expect("it is kept").goals[0].goal, goal());
         let opened = std::mem::take(&mut *goals.opened.lock().unwrap());
         let gaps: Vec<_> = opened.windows(2).map(|pair| (pair[1] - pair[0]).as_secs_f64().ceil() as u64).collect();
         assert_eq!(gaps, [1, 2, 4, 4]);
@@ -152,9 +165,22 @@ mod tests {
         let compacted = || Error::Compacted { since: Revision(0), oldest: Revision(9) };
         goals.errors.lock().unwrap().extend([compacted(), compacted()]);
         let (mut hints, start) = (hints(&goals), Instant::now());
-        hints.given(Revision(0)).await;
+        assert!(hints.given(Revision(0)).await.is_none());
         assert_eq!(start.elapsed(), Duration::ZERO);
-        hints.given(Revision(0)).await;
+        assert!(hints.given(Revision(0)).await.is_none());
         assert!(start.elapsed() > Duration::from_millis(500), "{:?}", start.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_its_listener_has_not_seen_is_told_again() {
+        let goals = Arc::<Flaky>::default();
+        let (mut hints, patience) = (hints(&goals), Duration::from_secs(9));
+        let revision = goals.put(&goal(), Expect::Absent).await.unwrap();
+        for _ in 0..2 {
+            let given = tokio::time::timeout(patience, hints.given(Revision(0))).await.expect("it is left out");
+            let changes = given.expect("it is kept");
+            assert_eq!((changes.revision, changes.goals.len()), (revision, 1));
+        }
+        assert!(tokio::time::timeout(patience, hints.given(revision)).await.is_err(), "nothing changed");
     }
 }

@@ -17,8 +17,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use deploycore::machine::{journaled_processes, kill_group};
 use deploycore::pace::{Backoff, Pace, Wake};
-use deploycore::port::chain;
-use deploycore::store::BlobStore;
+use deploycore::port::{chain, store};
+use deploycore::store::{BlobStore, Swept};
 use deploycore_kv::gateway::{Gateway, keeping_alive};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -177,17 +177,11 @@ impl Services {
 
     /// Removes what puts that were cut short left in a store, from time to time.
     fn sweep(&mut self, store: Arc<BlobStore>) {
-        let shutdown = self.shutdown.clone();
-        self.add("store sweep", async move {
-            let mut pace = Pace::new(SWEEP_PERIOD, Backoff::default());
-            while pace.wait(std::future::pending(), &shutdown).await != Wake::Shutdown {
-                match store.sweep(SWEEP_AGE).await {
-                    Ok(swept) => tracing::info!(?swept, "store swept"),
-                    Err(error) => tracing::warn!(error = chain(&error), "the store cannot be swept"),
-                }
-            }
-            Ok(())
-        });
+        let sweep = move || {
+            let store = store.clone();
+            async move { store.sweep(SWEEP_AGE).await }
+        };
+        self.add("store sweep", sweep_until(self.shutdown.clone(), sweep));
     }
 
     /// Waits until all have ended; one that ends early takes the others with it.
@@ -208,6 +202,22 @@ impl Services {
         }
         first
     }
+}
+
+/// Sweeps in the rhythm. A sweep lists the whole store, which may take minutes: an end in order does not wait for that.
+async fn sweep_until<F>(shutdown: CancellationToken, sweep: impl Fn() -> F) -> Result<()>
+where
+    F: Future<Output = Result<Swept, store::Error>>,
+{
+    let mut pace = Pace::new(SWEEP_PERIOD, Backoff::default());
+    while pace.wait(std::future::pending(), &shutdown).await != Wake::Shutdown {
+        match shutdown.run_until_cancelled(sweep()).await {
+            Some(Ok(swept)) => tracing::info!(?swept, "store swept"),
+            Some(Err(error)) => tracing::warn!(error = chain(&error), "the store cannot be swept"),
+            None => break,
+        }
+    }
+    Ok(())
 }
 
 /// Ends what the journals of a machine say is running.
@@ -231,5 +241,26 @@ async fn listen(address: SocketAddr) -> Result<TcpListener> {
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_end_in_order_does_not_wait_for_a_sweep() {
+        let shutdown = CancellationToken::new();
+        let (begun, sweeps) = tokio::sync::watch::channel(false);
+        let sweep = || {
+            begun.send_replace(true);
+            std::future::pending()
+        };
+        let told = async {
+            sweeps.clone().wait_for(|begun| *begun).await.unwrap();
+            shutdown.cancel();
+        };
+        let ended = async { tokio::join!(sweep_until(shutdown.clone(), sweep), told).0 };
+        tokio::time::timeout(SWEEP_PERIOD * 2, ended).await.expect("it is waited for").unwrap();
     }
 }

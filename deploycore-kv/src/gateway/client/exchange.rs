@@ -72,7 +72,11 @@ impl<'a> Ask<'a> {
     }
 
     fn load(&self) -> Load {
-        if self.wait.is_zero() { Load::Other } else { Load::Wait }
+        match self.path {
+            ["manifests", ..] => Load::Manifest,
+            _ if self.wait.is_zero() => Load::Other,
+            _ => Load::Wait,
+        }
     }
 }
 
@@ -142,6 +146,8 @@ impl GatewayClient {
     /// each other is asked once at most.
     async fn exchange(&self, ask: Ask<'_>) -> Result<Result<Answer, Refusal>, Error> {
         let (replicas, load) = (&self.inner.replicas, ask.load());
+        // Whether a gateway's store can give a manifest now says nothing of who is to be asked first for the rest.
+        let steers = load != Load::Manifest;
         let mut last: Option<Result<Refusal, Error>> = None;
         let mut rest = MOST_REST;
         for replica in replicas.in_order() {
@@ -154,7 +160,7 @@ impl GatewayClient {
             }
             match self.once(replica, &ask).await {
                 Ok(Ok(answer)) => {
-                    if !matches!(ask.whom, Whom::One(_)) {
+                    if steers && !matches!(ask.whom, Whom::One(_)) {
                         replicas.answered(replica);
                     }
                     return Ok(Ok(answer));
@@ -164,10 +170,14 @@ impl GatewayClient {
                         StatusCode::TOO_MANY_REQUESTS => {
                             replicas.let_rest(replica, load, wanted);
                             // One that is full for some is left to those whom it serves.
-                            replicas.failed(replica);
+                            if steers {
+                                replicas.failed(replica);
+                            }
                         }
                         StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
-                            self.forget(replica);
+                            if steers {
+                                self.forget(replica);
+                            }
                         }
                         _ => return Ok(Err(refusal)),
                     }

@@ -17,6 +17,8 @@ const GIVEN: usize = 64;
 pub(super) enum Load {
     /// Waiting for a change.
     Wait,
+    /// A manifest, which may be slow to come from the store behind.
+    Manifest,
     /// The rest.
     Other,
 }
@@ -39,8 +41,9 @@ struct Replica {
 /// Until when a gateway wants to be left alone.
 #[derive(Debug, Default)]
 struct Rests {
-    by_all: Option<Instant>,
-    by_waits: Option<Instant>,
+    all: Option<Instant>,
+    waits: Option<Instant>,
+    manifests: Option<Instant>,
 }
 
 impl Replicas {
@@ -93,8 +96,9 @@ impl Replicas {
     pub(super) fn let_rest(&self, replica: usize, load: Load, span: Duration) {
         let (mut rests, until) = (self.rests(replica), Some(Instant::now() + span));
         match load {
-            Load::Wait => rests.by_waits = rests.by_waits.max(until),
-            Load::Other => rests.by_all = rests.by_all.max(until),
+            Load::Wait => rests.waits = rests.waits.max(until),
+            Load::Manifest => rests.manifests = rests.manifests.max(until),
+            Load::Other => rests.all = rests.all.max(until),
         }
     }
 
@@ -102,8 +106,9 @@ impl Replicas {
     pub(super) fn rests_for(&self, replica: usize, load: Load) -> Option<Duration> {
         let rests = self.rests(replica);
         let until = match load {
-            Load::Wait => rests.by_waits.max(rests.by_all),
-            Load::Other => rests.by_all,
+            Load::Wait => rests.waits.max(rests.all),
+            Load::Manifest => rests.manifests.max(rests.all),
+            Load::Other => rests.all,
         };
         until?.checked_duration_since(Instant::now()).filter(|rest| !rest.is_zero())
     }

@@ -99,14 +99,21 @@ pub(super) async fn watch(deps: AgentDeps, instance: Instance, path: Option<Stri
     }
 }
 
-/// Brings a blob onto the disk, whole and verified.
-pub(super) async fn fetch(deps: AgentDeps, artifact: ArtifactRef, priority: Priority, limits: Limits, door: Door) {
+/// Brings a blob onto the disk, whole and verified. Where that fails, `sooner` says how soon the next try comes.
+pub(super) async fn fetch(
+    deps: AgentDeps,
+    artifact: ArtifactRef,
+    priority: Priority,
+    limits: Limits,
+    sooner: f64,
+    door: Door,
+) {
     let digest = artifact.digest;
     let input = match fetch_blob(&deps, &artifact, priority, limits, &door).await {
         Ok(bytes) => Input::Fetched(digest, bytes),
         Err(reason) => {
             tracing::warn!(service = %door.service, %digest, reason, "a fetch failed");
-            Input::FetchFailed(digest, reason)
+            Input::FetchFailed(digest, reason, sooner)
         }
     };
     door.answer(input).await;

@@ -7,11 +7,12 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Event;
-use crate::model::MachineReport;
+use crate::model::{MachineReport, Revision};
 use crate::pace::{GoalHints, Pace};
+use crate::port::goals::{Changes, Stored};
 use crate::port::{GoalStateStore, ReportSink, chain};
 
-/// Reads all goals in the rhythm, sooner when the watch says that something changed.
+/// Reads all goals in the rhythm, and takes what the watch says has changed between.
 pub(super) async fn goals(store: Arc<dyn GoalStateStore>, watches: bool, mut pace: Pace, events: mpsc::Sender<Event>) {
     let never = CancellationToken::new();
     let mut hints = GoalHints::new(Arc::clone(&store), pace.clone());
@@ -23,8 +24,7 @@ pub(super) async fn goals(store: Arc<dyn GoalStateStore>, watches: bool, mut pac
                 pace.note(true);
                 pace.wish(store.next_poll());
                 seen = Some(snapshot.revision);
-                let goals = snapshot.goals.into_iter().map(|stored| stored.goal).collect();
-                if events.send(Event::Goals(goals)).await.is_err() {
+                if events.send(goals_event(snapshot.goals)).await.is_err() {
                     return;
                 }
             }
@@ -34,13 +34,30 @@ pub(super) async fn goals(store: Arc<dyn GoalStateStore>, watches: bool, mut pac
             }
         }
         let hint = async {
-            match seen.filter(|_| watches) {
-                Some(seen) => hints.given(seen).await,
+            match seen.as_mut().filter(|_| watches) {
+                Some(seen) => follow(&mut hints, seen, &events).await,
                 None => std::future::pending().await,
             }
         };
         pace.wait(hint, &never).await;
     }
+}
+
+/// Hands on what the watch brings: a machine does not read all goals for each that changes. Resolves when only a list can tell more. The timer
+/// beside it goes on all the while, so that a list comes in any case.
+async fn follow(hints: &mut GoalHints, seen: &mut Revision, events: &mpsc::Sender<Event>) {
+    // The place comes first: from then on nothing that was received can be lost to the timer.
+    while let Ok(place) = events.reserve().await
+        && let Some(Changes { revision, goals }) = hints.given(*seen).await
+    {
+        *seen = revision;
+        place.send(goals_event(goals));
+    }
+}
+
+/// Wherever goals come from, what is old or has two contents is for the services' cores to refuse.
+fn goals_event(goals: Vec<Stored>) -> Event {
+    Event::Goals(goals.into_iter().map(|stored| stored.goal).collect())
 }
 
 /// Sends the newest report when it changed and in the rhythm.

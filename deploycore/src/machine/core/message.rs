@@ -8,7 +8,7 @@ use crate::model::{ArtifactRef, Digest, Goal};
 use crate::port::swarm::Priority;
 
 /// What happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Input {
     /// A goal of this service was seen. Old ones may come again.
     Goal(Box<Goal>),
@@ -30,8 +30,9 @@ pub enum Input {
     Fetched(Digest, u64),
     /// So many bytes of a fetch are on disk.
     Progress(Digest, u64),
-    /// The fetch cannot go on.
-    FetchFailed(Digest, String),
+    /// The fetch cannot go on. The number, from 0 to 1 and drawn by the shell, says how much of half the delay before the next is let go: machines
+    /// that failed together come back at different times.
+    FetchFailed(Digest, String, f64),
     /// The blob turned out to be damaged and was removed.
     Lost(Digest),
     /// The process answers on its port.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::routing::get;
@@ -13,6 +13,7 @@ use deploycore::deploy::{Mirror, MirrorSettings, ReportBoard};
 use deploycore::model::{Digest, RegionName};
 use deploycore::port::ArtifactStore;
 use deploycore::store::{Replicator, ReplicatorSettings};
+use deploycore_kv::RedbGoals;
 use deploycore_kv::gateway::{Gateway, GatewaySettings};
 use deploycore_p2p::core::bound::Links;
 use deploycore_p2p::core::tracker::SwarmStanding;
@@ -36,7 +37,7 @@ pub(super) async fn run(
     let store = backends::region_store(config, name).await?;
     let ledger = backends::ledger(config).await?;
     let folder = config.replica_dir(name, replica.name.as_str());
-    let goals = deploycore_kv::open_url(&format!("redb://{}", folder.join("goals.redb").display())).await?;
+    let goals = Arc::new(RedbGoals::open(folder.join("goals.redb")).await?);
     let global = Arc::new(backends::global_goals(config)?);
     let board = Arc::new(ReportBoard::default());
 
@@ -60,6 +61,13 @@ pub(super) async fn run(
 
     let mut services = Services::new(shutdown.clone());
     services.sweep(store.clone());
+    let (file, stop) = (goals.clone(), shutdown.clone());
+    // A process that starts anew opens it again.
+    services.add("goal file", async move {
+        let failed = stop.run_until_cancelled(file.failed()).await.is_some();
+        ensure!(!failed, "the thread that owns it has panicked");
+        Ok(())
+    });
     let gateway = Gateway::new(GatewaySettings::default(), goals, Some(store), Some(board.clone()), Some(board));
     let usage = Router::new().route("/v1/usage/{digest}", get(usage)).with_state(gate.clone());
     let swarm = Router::new().route("/v1/swarm", get(swarm)).with_state(tracker.standings());

@@ -355,6 +355,8 @@ impl From<ledger::Error> for Error {
             ledger::Error::NotFound { .. } => (StatusCode::NOT_FOUND, "not_found"),
             ledger::Error::NotDeployable { .. } => (StatusCode::CONFLICT, "not_deployable"),
             ledger::Error::Collected { .. } => (StatusCode::CONFLICT, "collected"),
+            ledger::Error::Conflict { .. } | ledger::Error::InUse { .. } => (StatusCode::CONFLICT, "conflict"),
+            ledger::Error::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid"),
             error if error.is_retryable() => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
             _ => (StatusCode::INTERNAL_SERVER_ERROR, "backend"),
         };
@@ -381,8 +383,11 @@ impl From<store::Error> for Error {
 impl From<goals::Error> for Error {
     fn from(error: goals::Error) -> Self {
         let (status, code) = match &error {
+            goals::Error::Conflict { .. } | goals::Error::Stale { .. } => (StatusCode::CONFLICT, "moved_on"),
+            goals::Error::Equivocation { .. } => (StatusCode::CONFLICT, "conflict"),
             goals::Error::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "invalid"),
-            _ => (StatusCode::SERVICE_UNAVAILABLE, "backend"),
+            error if error.is_retryable() => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
+            _ => (StatusCode::INTERNAL_SERVER_ERROR, "backend"),
         };
         Self::of(status, code, &error)
     }
@@ -402,5 +407,42 @@ impl From<deploy::Error> for Error {
             _ => (StatusCode::SERVICE_UNAVAILABLE, "backend"),
         };
         Self::of(status, code, &error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use deploycore::model::{Generation, GoalEpoch, GoalPosition, Revision};
+    use deploycore::port::BackendError;
+
+    use super::*;
+
+    fn status(error: impl Into<Error>) -> (u16, String) {
+        let Error { status, body } = error.into();
+        (status.as_u16(), body.code)
+    }
+
+    /// Clients repeat a call for as long as the answer is a failure of the server's.
+    #[test]
+    fn what_a_repetition_cannot_mend_is_no_failure_of_the_server() {
+        let service = || ServiceName::new("web").unwrap();
+        let artifact = || ArtifactName::new("web-1").unwrap();
+        let position = GoalPosition { epoch: GoalEpoch(0), generation: Generation(1) };
+        let invalid = || "too large".to_owned();
+        let conflict = goals::Error::Conflict { service: service(), expected: None, found: Some(Revision(1)) };
+        let stale = goals::Error::Stale { service: service(), stored: position, offered: position };
+        for (answer, expected) in [
+            (status(goals::Error::Invalid(invalid())), (422, "invalid")),
+            (status(deploy::Error::Goals(goals::Error::Invalid(invalid()))), (422, "invalid")),
+            (status(conflict), (409, "moved_on")),
+            (status(stale), (409, "moved_on")),
+            (status(goals::Error::Equivocation { service: service(), position }), (409, "conflict")),
+            (status(goals::Error::Backend(BackendError::retryable("redb", "busy"))), (503, "busy")),
+            (status(ledger::Error::Invalid(invalid())), (422, "invalid")),
+            (status(ledger::Error::Conflict { artifact: artifact() }), (409, "conflict")),
+            (status(ledger::Error::NotFound { artifact: artifact() }), (404, "not_found")),
+        ] {
+            assert_eq!((answer.0, answer.1.as_str()), expected);
+        }
     }
 }
