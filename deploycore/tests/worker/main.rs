@@ -14,6 +14,7 @@ use deploycore::build::{
 };
 use deploycore::memory::Store;
 use deploycore::model::{AttemptOutcome, Completion, Digest, FailureKind, Job, JobStatus, LogName};
+use deploycore::pace::Horizon;
 use deploycore::port::queue::{Beat, ClaimRequest};
 use deploycore::port::{ArtifactStore, ArtifactStoreExt, JobQueue};
 use tokio::time::{Instant, sleep, timeout};
