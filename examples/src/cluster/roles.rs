@@ -40,7 +40,7 @@ const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(15);
 /// How long a port is waited for. Whoever holds the lock has no predecessor any more, but a port may be let go of a little later.
 const PORT_PATIENCE: Duration = Duration::from_secs(3);
 
-/// How often a store is swept of what unfinished puts left, and how old that must be.
+/// How often a store is swept, and how old what unfinished puts left must be.
 const SWEEP_PERIOD: Duration = Duration::from_hours(6);
 const SWEEP_AGE: Duration = Duration::from_hours(24);
 
@@ -175,8 +175,8 @@ impl Services {
         Ok(())
     }
 
-    /// Removes what puts that were cut short left in a store, from time to time.
-    fn sweep(&mut self, store: Arc<BlobStore>) {
+    /// Removes from a store, from time to time, what puts that were cut short left, and logs that were kept for long enough.
+    fn sweep(&mut self, store: Arc<BlobStore>, keep_logs: Duration) {
         let shutdown = self.shutdown.clone();
         self.add("store sweep", async move {
             let mut pace = Pace::new(SWEEP_PERIOD, Backoff::default());
@@ -184,6 +184,9 @@ impl Services {
                 match store.sweep(SWEEP_AGE).await {
                     Ok(swept) => tracing::info!(?swept, "store swept"),
                     Err(error) => tracing::warn!(error = chain(&error), "the store cannot be swept"),
+                }
+                if let Err(error) = store.sweep_logs(keep_logs).await {
+                    tracing::warn!(error = chain(&error), "old logs cannot be removed");
                 }
             }
             Ok(())

@@ -59,7 +59,7 @@ pub(super) async fn run(
     let replicator = Replicator::new(ReplicatorSettings::default().with_period(config.poll), ledger, main, lanes);
 
     let mut services = Services::new(shutdown.clone());
-    services.sweep(store.clone());
+    services.sweep(store.clone(), config.stores.keep_logs);
     let gateway = Gateway::new(GatewaySettings::default(), goals, Some(store), Some(board.clone()), Some(board));
     let usage = Router::new().route("/v1/usage/{digest}", get(usage)).with_state(gate.clone());
     let swarm = Router::new().route("/v1/swarm", get(swarm)).with_state(tracker.standings());
