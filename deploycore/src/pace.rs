@@ -5,11 +5,12 @@
 mod hints;
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::model::friendly;
@@ -144,6 +145,29 @@ impl Nudge {
     /// Resolves at the next hint, or at once when one was given since the last. Cancel safe. Made for [`Pace::wait`].
     pub async fn given(&self) {
         self.notify.notified().await;
+    }
+}
+
+/// Up to when one service of a process has dealt with everything, for another that must not go past it. Clones are one horizon.
+#[derive(Debug, Clone, Default)]
+pub struct Horizon {
+    reached: Arc<Mutex<Option<Instant>>>,
+}
+
+impl Horizon {
+    /// Everything up to this instant is dealt with. It never goes back.
+    pub fn reach(&self, instant: Instant) {
+        let mut reached = self.lock();
+        *reached = (*reached).max(Some(instant));
+    }
+
+    /// How long ago that instant was; `None` before there is one.
+    pub fn age(&self) -> Option<Duration> {
+        self.lock().map(|reached| reached.elapsed())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.reached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use bytesize::ByteSize;
-use deploycore::model::Digest;
+use deploycore::model::{Digest, Epoch, JobId, LogName};
 use deploycore::port::store::{ArtifactStore, ArtifactStoreExt, Deletion, Error};
-use deploycore::store::{BlobStore, BlobStoreSettings};
+use deploycore::store::{BlobStore, BlobStoreSettings, Swept};
 use futures::TryStreamExt;
 use futures::stream::StreamExt;
 use url::Url;
@@ -134,6 +134,67 @@ async fn a_sweep_removes_nothing_while_a_manifest_does_not_say_what_it_names() {
     std::fs::write(folder.path().join("manifests").join(digest.to_string()), b"?").unwrap();
     assert!(matches!(store.sweep(Duration::ZERO).await, Err(Error::Corrupt { .. })));
     assert_eq!(files(&folder.path().join("blobs")).len(), 1);
+}
+
+#[tokio::test]
+async fn a_sweep_of_logs_takes_old_ones_and_nothing_else() {
+    const DAY: Duration = Duration::from_hours(24);
+    let (folder, store) = local();
+    let digest = store.put_bytes(bytes(1000)).await.unwrap().digest();
+    let name = |job, epoch| LogName { job, epoch: Epoch::new(epoch) };
+    let (first, second) = (JobId::new(), JobId::new());
+    // More than are removed at once.
+    let old: Vec<_> = (1..40).map(|epoch| name(first, epoch)).chain([name(second, 1)]).collect();
+    let young = name(second, 2);
+    let at = |log: &LogName| folder.path().join("logs").join(log.to_string());
+    for log in old.iter().chain([&young]) {
+        store.put_log(log, bytes(10)).await.unwrap();
+    }
+    for log in &old {
+        age(&at(log), 2 * DAY);
+    }
+    let note = folder.path().join("logs/note");
+    std::fs::write(&note, b"not ours").unwrap();
+    age(&note, 2 * DAY);
+
+    assert_eq!(store.sweep_logs(3 * DAY).await.unwrap(), Swept::default());
+    assert_eq!(store.sweep_logs(DAY).await.unwrap(), Swept { objects: 40, bytes: 400 });
+    assert_eq!(store.sweep_logs(DAY).await.unwrap(), Swept::default());
+    for log in &old {
+        assert_eq!(store.log(log).await.unwrap(), None, "{log}");
+    }
+    assert_eq!(store.log(&young).await.unwrap(), Some(bytes(10)));
+    assert!(note.exists());
+    store.verify(&digest).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_folder_without_logs_goes_once_nobody_has_changed_it_for_long() {
+    let (folder, store) = local();
+    let log = LogName { job: JobId::new(), epoch: Epoch::new(1) };
+    store.put_log(&log, bytes(10)).await.unwrap();
+    let job = folder.path().join("logs").join(log.job.to_string());
+    assert_eq!(store.sweep_logs(Duration::ZERO).await.unwrap().objects, 1);
+    assert!(job.exists(), "another log of the job may just be written");
+    let long_ago = std::time::SystemTime::now() - Duration::from_hours(1);
+    std::fs::File::open(&job).unwrap().set_modified(long_ago).unwrap();
+    store.sweep_logs(Duration::ZERO).await.unwrap();
+    assert!(!job.exists());
+    store.put_log(&log, bytes(10)).await.unwrap();
+    assert_eq!(store.log(&log).await.unwrap(), Some(bytes(10)));
+}
+
+#[tokio::test]
+async fn a_sweep_of_logs_leaves_those_of_another_prefix() {
+    let objects = Arc::new(object_store::memory::InMemory::new());
+    let (a, b) = (BlobStore::new(objects.clone(), "a".into()), BlobStore::new(objects, "a/logs".into()));
+    let log = LogName { job: JobId::new(), epoch: Epoch::new(1) };
+    for store in [&a, &b] {
+        store.put_log(&log, bytes(10)).await.unwrap();
+    }
+    assert_eq!(a.sweep_logs(Duration::ZERO).await.unwrap(), Swept { objects: 1, bytes: 10 });
+    assert_eq!(a.log(&log).await.unwrap(), None);
+    assert_eq!(b.log(&log).await.unwrap(), Some(bytes(10)));
 }
 
 #[tokio::test]

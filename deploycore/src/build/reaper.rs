@@ -12,7 +12,7 @@ use self::contact::{Contact, Now, Step};
 use super::InvalidSettings;
 use super::settings::{Check, RELAXED_HEARTBEAT, RELAXED_LOST_AFTER};
 use crate::model::{friendly, friendly_option};
-use crate::pace::{Backoff, Pace, Wake, within};
+use crate::pace::{Backoff, Horizon, Pace, Wake, within};
 use crate::port::queue::{Error, Fate, MAX_BATCH, RescueRequest, Rescued};
 use crate::port::{JobQueue, chain};
 
@@ -33,8 +33,8 @@ pub struct ReaperSettings {
     pub lost_after: Duration,
     /// The delay before a job's second rescue; it doubles with each further one. The first has none.
     pub rescue: Backoff,
-    /// Finished jobs are deleted at this age; never by default. It must leave the registrar time to see them. Written in hours:
-    /// `720h`.
+    /// Finished jobs are deleted at this age; never by default. It must leave the registrar time to see them, and
+    /// where that runs in the same process, [`Reaper::with_horizon`] sees to it. Written in hours: `720h`.
     #[serde(with = "friendly_option")]
     pub prune_after: Option<Duration>,
     /// How long one call to the queue may take; 30 s by default. Less where `heartbeat` and `lost_after` lie close together.
@@ -130,6 +130,7 @@ pub struct Reaper {
     settings: ReaperSettings,
     queue: Arc<dyn JobQueue>,
     contact: Mutex<Contact>,
+    horizon: Option<Horizon>,
     seed: Option<u64>,
 }
 
@@ -154,13 +155,21 @@ impl Reaper {
     pub fn new(settings: ReaperSettings, queue: Arc<dyn JobQueue>) -> Result<Self, InvalidSettings> {
         settings.check()?;
         let contact = Mutex::new(Contact::new(settings.longest_gap(), settings.heartbeat));
-        Ok(Self { settings, queue, contact, seed: None })
+        Ok(Self { settings, queue, contact, horizon: None, seed: None })
     }
 
     /// Seeds the jitter.
     #[must_use]
     pub fn with_seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
+        self
+    }
+
+    /// Deletes no job that finished after this horizon, whatever its age: that of a registrar, so that no artifact is forgotten before it is
+    /// in the ledger.
+    #[must_use]
+    pub fn with_horizon(mut self, horizon: Horizon) -> Self {
+        self.horizon = Some(horizon);
         self
     }
 
@@ -236,13 +245,21 @@ impl Reaper {
     }
 
     async fn prune(&self) -> Result<usize, Error> {
-        let Some(age) = self.settings.prune_after else {
+        let Some(age) = self.prune_age() else {
             return Ok(0);
         };
         // What is left is for the next look.
         let pruned = self.call(self.queue.prune(age, MAX_BATCH)).await?;
         metrics::counter!("deploycore_reaper_pruned_total").increment(pruned as u64);
         Ok(pruned)
+    }
+
+    fn prune_age(&self) -> Option<Duration> {
+        let age = self.settings.prune_after?;
+        match &self.horizon {
+            Some(horizon) => horizon.age().map(|least| age.max(least)),
+            None => Some(age),
+        }
     }
 
     async fn call<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {

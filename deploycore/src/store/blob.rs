@@ -5,7 +5,7 @@
 //! ```text
 //! blobs/<uuid>            the bytes of one put, under a fresh key
 //! manifests/<digest>      line 1: {"format":1,"blob":"<uuid>","size":N}; line 2: the manifest; both JSON
-//! logs/<job>/<epoch>      the log of an attempt
+//! logs/<job>/<epoch>      the log of an attempt, until [`BlobStore::sweep_logs`] finds it too old
 //! touches/<digest>        empty: written when bytes are put that are there already
 //! deletions/<digest>-<uuid>   empty: a deletion of what is idle is under way
 //! ```

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::model::{ArtifactName, CopyPriority, Job, JobStatus, NewArtifact, RegionName, Timestamp, friendly};
-use crate::pace::{Backoff, Nudge, Pace, Wake, within};
+use crate::pace::{Backoff, Horizon, Nudge, Pace, Wake, within};
 use crate::port::chain;
 use crate::port::ledger::{self, Registered, ReplicationLedger};
 use crate::port::queue::{self, JobFilter, JobQueue};
@@ -137,6 +137,7 @@ pub struct Registrar {
     ledger: Arc<dyn ReplicationLedger>,
     nudge: Nudge,
     hints: Vec<Nudge>,
+    horizon: Horizon,
     seed: Option<u64>,
     state: Mutex<State>,
 }
@@ -151,8 +152,8 @@ struct State {
 impl Registrar {
     /// A registrar between a queue and a ledger.
     pub fn new(settings: RegistrarSettings, jobs: Arc<dyn JobQueue>, ledger: Arc<dyn ReplicationLedger>) -> Self {
-        let (nudge, state) = (Nudge::default(), Mutex::default());
-        Self { settings, jobs, ledger, nudge, hints: Vec::new(), seed: None, state }
+        let (nudge, horizon, state) = (Nudge::default(), Horizon::default(), Mutex::default());
+        Self { settings, jobs, ledger, nudge, hints: Vec::new(), horizon, seed: None, state }
     }
 
     /// Seeds the jitter.
@@ -172,6 +173,11 @@ impl Registrar {
     /// The handle that makes it look at once: for a worker in the same process.
     pub fn nudge(&self) -> Nudge {
         self.nudge.clone()
+    }
+
+    /// Each job that had finished by then was seen: its artifact is in the ledger, or was refused by it. For a reaper that prunes.
+    pub fn horizon(&self) -> Horizon {
+        self.horizon.clone()
     }
 
     /// Looks again and again until `shutdown`.
@@ -213,6 +219,10 @@ impl Registrar {
         let mut state = self.lock();
         if tick.held_back == 0 {
             state.watermark = state.watermark.max(newest);
+            // Not up to now: a finish that was stamped before may not be visible yet.
+            if let Some(seen) = now.checked_sub(self.settings.overlap) {
+                self.horizon.reach(seen);
+            }
         }
         if full {
             state.full_sweep_at = Some(now);

@@ -422,6 +422,7 @@ async fn a_build_whose_bytes_are_being_deleted_is_registered_after_that() {
     let other = finish_job(&jobs, &some_artifact()).await.artifact.unwrap();
     let first = registrar.tick().await.unwrap();
     assert_eq!((first.registered, first.held_back, first.refused), (1, 1, 0), "it holds no other back");
+    assert_eq!(registrar.horizon().age(), None, "the queue must keep what is held back");
     world.ledger.require(&other.name).await.unwrap();
     // Long before all jobs are looked at again, and further than an ordinary look reaches back.
     let later = async || {
@@ -433,6 +434,7 @@ async fn a_build_whose_bytes_are_being_deleted_is_registered_after_that() {
     assert_eq!((second.registered, second.held_back), (1, 1));
     tombstones.end_deletion(&old.digest).await.unwrap();
     assert_eq!(later().await.registered, 2);
+    assert_eq!(registrar.horizon().age(), Some(registrar_settings().overlap));
     world.ledger.require(&held.name).await.unwrap();
 }
 

@@ -14,6 +14,7 @@ use deploycore::build::{
 };
 use deploycore::memory::Store;
 use deploycore::model::{AttemptOutcome, Completion, Digest, FailureKind, Job, JobStatus, LogName};
+use deploycore::pace::Horizon;
 use deploycore::port::queue::{Beat, ClaimRequest};
 use deploycore::port::{ArtifactStore, ArtifactStoreExt, JobQueue};
 use tokio::time::{Instant, sleep, timeout};
@@ -118,6 +119,9 @@ async fn a_cancel_stops_the_build() {
     assert_eq!(yard.finished(id).await.status, JobStatus::Cancelled);
     assert!(asked.elapsed() <= secs(31), "{:?}", asked.elapsed());
     assert_eq!(yard.builder.stopped.load(Ordering::SeqCst), 1);
+    let lease = yard.line.attempts(id).await.unwrap()[0].lease;
+    let log = yard.store.log(&LogName { job: id, epoch: lease.epoch }).await.unwrap();
+    assert!(log.unwrap().starts_with(b"building abcdef0\n"));
 }
 
 #[tokio::test(start_paused = true)]

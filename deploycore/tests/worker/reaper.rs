@@ -24,6 +24,30 @@ async fn a_reaper_rescues_the_jobs_of_a_dead_worker() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_reaper_prunes_no_job_past_its_horizon() {
+    let yard = Yard::new([]);
+    let horizon = Horizon::default();
+    let settings = ReaperSettings::default().with_prune_after(Some(secs(100)));
+    let reaper = Reaper::new(settings, yard.line.clone()).unwrap().with_horizon(horizon.clone());
+    let shutdown = yard.shutdown.clone();
+    let _reaper = AbortOnDropHandle::new(tokio::spawn(async move { reaper.with_seed(1).run(shutdown).await }));
+    let _worker = yard.run(WorkerSettings::default());
+    let first = yard.enqueue(job()).await;
+    yard.finished(first).await;
+    sleep(secs(1000)).await;
+    assert_eq!(yard.job(first).await.status, JobStatus::Succeeded, "nobody has seen it");
+    horizon.reach(Instant::now());
+    let second = yard.enqueue(job()).await;
+    yard.finished(second).await;
+    sleep(secs(1000)).await;
+    assert!(yard.line.queue.get(first).await.unwrap().is_none());
+    assert_eq!(yard.job(second).await.status, JobStatus::Succeeded, "nobody has seen it");
+    horizon.reach(Instant::now());
+    sleep(secs(90)).await;
+    assert!(yard.line.queue.get(second).await.unwrap().is_none());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_reaper_that_was_away_waits_one_heartbeat() {
     let yard = Yard::new([]);
     yard.enqueue(job()).await;

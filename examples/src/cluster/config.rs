@@ -27,6 +27,9 @@ pub use read::read;
 pub use replica::Replica;
 pub use server::{Server, without_password};
 
+/// How long what is over is kept: 90 days.
+const KEPT: Duration = Duration::from_hours(90 * 24);
+
 /// Everything that the roles of a cluster are told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -100,6 +103,9 @@ pub struct Control {
     /// Which build goes first among those of one priority: `oldest`, or `fair_share`, where services take turns. Control sets it when it
     /// starts; where it is not said, it stays as it was set last, at first `oldest`.
     pub queue_order: Option<Order>,
+    /// How long jobs are kept in the queue after their end; 90 days by default, a day at least.
+    #[serde(with = "friendly")]
+    pub keep_jobs: Duration,
 }
 
 impl Default for Control {
@@ -111,18 +117,28 @@ impl Default for Control {
             listen: None,
             api_listen: None,
             queue_order: None,
+            keep_jobs: KEPT,
         }
     }
 }
 
 /// The stores of artifacts that belong to no region.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Stores {
     /// URL of the main store, which workers write: `s3://`, `gs://`, `az://`, or `file://`, by default in the state folder.
     pub main: Option<Url>,
     /// Every `file://` store is the same folder on every host that uses it, by NFS for instance; false by default.
     pub shared_folders: bool,
+    /// How long the logs of builds are kept in the main store; 90 days by default, a day at least.
+    #[serde(with = "friendly")]
+    pub keep_logs: Duration,
+}
+
+impl Default for Stores {
+    fn default() -> Self {
+        Self { main: None, shared_folders: false, keep_logs: KEPT }
+    }
 }
 
 /// How the swarm's connections are protected. Across hosts one of the two must be said.

@@ -17,8 +17,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use deploycore::machine::{journaled_processes, kill_group};
 use deploycore::pace::{Backoff, Pace, Wake};
-use deploycore::port::{chain, store};
-use deploycore::store::{BlobStore, Swept};
+use deploycore::port::chain;
+use deploycore::store::BlobStore;
 use deploycore_kv::gateway::{Gateway, keeping_alive};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -40,7 +40,7 @@ const PREDECESSOR_PATIENCE: Duration = Duration::from_secs(15);
 /// How long a port is waited for. Whoever holds the lock has no predecessor any more, but a port may be let go of a little later.
 const PORT_PATIENCE: Duration = Duration::from_secs(3);
 
-/// How often a store is swept of what unfinished puts left, and how old that must be.
+/// How often a store is swept, and how old what unfinished puts left must be.
 const SWEEP_PERIOD: Duration = Duration::from_hours(6);
 const SWEEP_AGE: Duration = Duration::from_hours(24);
 
@@ -175,11 +175,11 @@ impl Services {
         Ok(())
     }
 
-    /// Removes what puts that were cut short left in a store, from time to time.
-    fn sweep(&mut self, store: Arc<BlobStore>) {
+    /// Removes from a store, from time to time, what puts that were cut short left, and logs that were kept for long enough.
+    fn sweep(&mut self, store: Arc<BlobStore>, keep_logs: Duration) {
         let sweep = move || {
             let store = store.clone();
-            async move { store.sweep(SWEEP_AGE).await }
+            async move { sweep_store(&store, keep_logs).await }
         };
         self.add("store sweep", sweep_until(self.shutdown.clone(), sweep));
     }
@@ -204,17 +204,22 @@ impl Services {
     }
 }
 
+async fn sweep_store(store: &BlobStore, keep_logs: Duration) {
+    match store.sweep(SWEEP_AGE).await {
+        Ok(swept) => tracing::info!(?swept, "store swept"),
+        Err(error) => tracing::warn!(error = chain(&error), "the store cannot be swept"),
+    }
+    if let Err(error) = store.sweep_logs(keep_logs).await {
+        tracing::warn!(error = chain(&error), "old logs cannot be removed");
+    }
+}
+
 /// Sweeps in the rhythm. A sweep lists the whole store, which may take minutes: an end in order does not wait for that.
-async fn sweep_until<F>(shutdown: CancellationToken, sweep: impl Fn() -> F) -> Result<()>
-where
-    F: Future<Output = Result<Swept, store::Error>>,
-{
+async fn sweep_until<F: Future<Output = ()>>(shutdown: CancellationToken, sweep: impl Fn() -> F) -> Result<()> {
     let mut pace = Pace::new(SWEEP_PERIOD, Backoff::default());
     while pace.wait(std::future::pending(), &shutdown).await != Wake::Shutdown {
-        match shutdown.run_until_cancelled(sweep()).await {
-            Some(Ok(swept)) => tracing::info!(?swept, "store swept"),
-            Some(Err(error)) => tracing::warn!(error = chain(&error), "the store cannot be swept"),
-            None => break,
+        if shutdown.run_until_cancelled(sweep()).await.is_none() {
+            break;
         }
     }
     Ok(())

@@ -34,6 +34,7 @@ fn its_comments_tell_the_defaults() {
         (with.control.api_port, with.control.goals_port),
         (without.control.api_port, without.control.goals_port)
     );
+    assert_eq!((with.control.keep_jobs, with.stores.keep_logs), (without.control.keep_jobs, without.stores.keep_logs));
     assert_eq!((with.worker.heartbeat, with.worker.lost_after), (without.worker.heartbeat, without.worker.lost_after));
     assert_eq!((with.local.machines, with.local.workers, with.local.time_limit), (4, 2, without.local.time_limit));
     assert_eq!(with.agent.listen, Some(without.agent.listening(false)));

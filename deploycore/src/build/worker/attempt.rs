@@ -69,6 +69,7 @@ impl Attempt {
                 self.complete(Completion::Failed { failure }).await
             }
             End::Stopped(Verdict::Cancelled) => {
+                // Its name is not told: it follows from the lease, which stands in the attempt.
                 self.store_log().await;
                 self.complete(Completion::Cancelled).await
             }

@@ -118,7 +118,7 @@ async fn modified(store: &BlobStore, path: &Path) -> Result<Option<Timestamp>, E
     }
 }
 
-fn instant(meta: &ObjectMeta) -> Timestamp {
+pub(super) fn instant(meta: &ObjectMeta) -> Timestamp {
     Timestamp::from_millisecond(meta.last_modified.timestamp_millis()).unwrap_or(Timestamp::MAX)
 }
 

@@ -11,6 +11,9 @@ use std::time::{Duration, SystemTime};
 
 use super::layout::Layout;
 
+/// A job's folder that is empty and has not changed for so long is nobody's.
+const EMPTY_AGE: Duration = Duration::from_hours(1);
+
 /// The folder of a local store.
 #[derive(Debug, Clone)]
 pub(super) struct Folder {
@@ -57,6 +60,26 @@ impl Folder {
                 }
             }
             Ok(swept)
+        })
+        .await
+    }
+
+    /// Removes the folders of jobs that hold no log any more. One whose first log is just being written has changed lately, and stays.
+    pub(super) async fn sweep_empty_logs(&self) -> io::Result<()> {
+        let logs = self.root.join(Layout::LOGS);
+        blocking(move || {
+            let now = SystemTime::now();
+            for job in fs::read_dir(logs)? {
+                let job = job?;
+                // Another sweep may take the folder meanwhile.
+                let Ok(metadata) = job.metadata() else { continue };
+                let age = now.duration_since(metadata.modified()?).unwrap_or_default();
+                if metadata.is_dir() && age >= EMPTY_AGE {
+                    // One that holds something is not removed.
+                    let _ = fs::remove_dir(job.path());
+                }
+            }
+            Ok(())
         })
         .await
     }

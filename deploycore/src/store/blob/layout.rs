@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::fault::permanent;
-use crate::model::{Digest, LogName, Manifest};
+use crate::model::{Digest, Epoch, LogName, Manifest};
 use crate::port::store::Error;
 
 /// The first line of a manifest object is shorter than this.
@@ -100,8 +100,21 @@ impl Layout {
         rest.is_some_and(|rest| rest.starts_with('-'))
     }
 
+    pub(super) fn logs(&self) -> Path {
+        self.prefix.clone().join(Self::LOGS)
+    }
+
     pub(super) fn log(&self, log: &LogName) -> Path {
-        self.prefix.clone().join(Self::LOGS).join(log.job.to_string()).join(log.epoch.to_string())
+        self.logs().join(log.job.to_string()).join(log.epoch.to_string())
+    }
+
+    /// Whether a path is that of a log of this layout.
+    pub(super) fn is_log(&self, path: &Path) -> bool {
+        let mut parts = path.as_ref().rsplit('/');
+        let epoch = parts.next().and_then(|epoch| epoch.parse().ok());
+        let job = parts.next().and_then(|job| job.parse().ok());
+        let name = job.zip(epoch).map(|(job, epoch)| LogName { job, epoch: Epoch::new(epoch) });
+        name.is_some_and(|name| self.log(&name) == *path)
     }
 
     /// The key in a blob's path; `None` for what is not a blob of this layout.

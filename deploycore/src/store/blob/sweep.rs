@@ -1,18 +1,20 @@
-//! Removing what puts left behind.
+//! Removing what puts left behind, and logs that are old.
 
 use std::collections::HashMap;
+use std::future::ready;
 use std::time::Duration;
 
 use futures::stream::{StreamExt, TryStreamExt};
-use jiff::Timestamp;
+use object_store::ObjectMeta;
 use tracing::info;
 
 use super::fault::{fault, io_fault};
 use super::layout::{BlobKey, Layout};
 use super::{BlobStore, deletion};
+use crate::model::{Timestamp, elapsed};
 use crate::port::store::{ArtifactStore, Error};
 
-/// Manifests read at once.
+/// Manifests read, or logs removed, at once.
 const PARALLEL: usize = 16;
 
 /// What a sweep removed.
@@ -51,6 +53,36 @@ impl BlobStore {
         }
         if swept.objects > 0 {
             info!(objects = swept.objects, bytes = swept.bytes, "leftovers of puts removed");
+        }
+        Ok(swept)
+    }
+
+    /// Removes the logs that were stored at least `min_age` ago, by the store's instants and this host's clock, whatever has become of their
+    /// jobs. Idempotent; safe to run many times at once and beside everything else, and cancel safe: what is left is for the next. A log that
+    /// two remove at once may be counted by both.
+    ///
+    /// It goes through the list of all logs, removes a few at once as it finds them, and holds no more than a page of the list.
+    ///
+    /// Errors: `Backend`. What was removed until then stays so.
+    pub async fn sweep_logs(&self, min_age: Duration) -> Result<Swept, Error> {
+        let now = Timestamp::now();
+        let is_old =
+            |meta: &ObjectMeta| self.layout.is_log(&meta.location) && elapsed(deletion::instant(meta), now) >= min_age;
+        let found = self.objects.list(Some(&self.layout.logs())).map_err(fault);
+        let old = found.try_filter(|meta| ready(is_old(meta)));
+        let mut removals = old
+            .map_ok(|meta| async move { self.remove(&meta.location).await.map(|()| meta.size) })
+            .try_buffer_unordered(PARALLEL);
+        let mut swept = Swept::default();
+        while let Some(size) = removals.try_next().await? {
+            swept.objects += 1;
+            swept.bytes += size;
+        }
+        if let Some(folder) = &self.folder {
+            folder.sweep_empty_logs().await.map_err(io_fault)?;
+        }
+        if swept.objects > 0 {
+            info!(objects = swept.objects, bytes = swept.bytes, "old logs removed");
         }
         Ok(swept)
     }

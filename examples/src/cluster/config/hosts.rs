@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use url::Url;
 
@@ -14,6 +15,9 @@ const STORES: &str = "name a cloud's, as in s3://BUCKET/PREFIX, gs:// or az://";
 const SHARED: &str = ", or a file:// folder that all its hosts share, and say shared_folders = true in [stores]";
 /// Options of a store's URL with such a word in their names hold secrets.
 const SECRET: [&str; 6] = ["secret", "password", "token", "sas", "account_key", "service_account_key"];
+
+/// Whoever asks for a build asks again if the answer was lost, and reads the log of one that failed: both are still there after a night.
+const LEAST_KEPT: Duration = Duration::from_hours(24);
 
 /// What a URL is good for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +72,7 @@ impl Config {
             let key = format!("[regions.{name}] store");
             self.check_store(&key, region.store.as_ref(), hosts.len() == 1 || self.is_one_host(), &mut problems);
         }
+        self.check_kept(&mut problems);
         if let Some(problem) = self.collect.as_ref().and_then(|_| self.out_of_reach()) {
             problems.push(format!("[collect] cannot be: {problem}"));
         }
@@ -144,6 +149,16 @@ impl Config {
                 "[{section}] url holds a password, and every host has this file: leave it out, and name by password_file a file of the \
                  hosts that need it, or by password_env a variable"
             ));
+        }
+    }
+
+    fn check_kept(&self, problems: &mut Vec<String>) {
+        for (key, kept) in
+            [("[control] keep_jobs", self.control.keep_jobs), ("[stores] keep_logs", self.stores.keep_logs)]
+        {
+            if kept < LEAST_KEPT {
+                problems.push(format!("{key} is {kept:?}: a day, 24h, is the least"));
+            }
         }
     }
 
@@ -276,6 +291,15 @@ mod tests {
         assert!(problem("").contains("plain_tcp = true"));
         assert!(problem("swarm.certificate = 'c'").contains("all three"));
         assert!(problem("swarm.plain_tcp = true\nswarm.key = 'k'").contains("leave one out"));
+    }
+
+    #[test]
+    fn what_is_over_is_kept_for_a_day_at_least() {
+        let problem = |key: &str| problem("control.host = 'a'", &format!("control.host = 'a'\n{key}"));
+        assert_eq!(problem("control.keep_jobs = '1h'"), "[control] keep_jobs is 3600s: a day, 24h, is the least");
+        assert_eq!(problem("stores.keep_logs = '0s'"), "[stores] keep_logs is 0ns: a day, 24h, is the least");
+        let kept = config(&format!("control.keep_jobs = '24h'\nstores.keep_logs = '720h'\n{APART}"));
+        assert_eq!(kept.problems(), Vec::<String>::new());
     }
 
     #[test]

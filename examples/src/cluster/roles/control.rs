@@ -66,24 +66,19 @@ pub(super) async fn run(config: Config, with_gauges: bool, shutdown: Cancellatio
         deployer = deployer.with_directory(name.clone(), region.gateway.clone());
     }
     let deployer = Arc::new(deployer);
-    // No later than a lost worker can be found.
-    let heartbeat = config.worker.heartbeat;
-    let reaper = Reaper::new(
-        ReaperSettings::default().with_period(heartbeat).with_heartbeat(heartbeat, config.worker.lost_after),
-        queue.clone(),
-    )?;
     let required = config.regions.keys().cloned();
     let registrar = Registrar::new(
         RegistrarSettings::default().with_required(required).with_period(config.poll),
         queue.clone(),
         ledger.clone(),
     );
+    let reaper = Reaper::new(reaper_settings(&config), queue.clone())?.with_horizon(registrar.horizon());
 
     let mut services = Services::new(shutdown.clone());
     // Read-only: goals are written by the deployer alone, which holds the store itself.
     let gateway = Gateway::new(GatewaySettings::default(), goals.clone(), None, None, None);
     services.serve_gateway(config.control.goals_listening(), &gateway, axum::Router::new()).await?;
-    services.sweep(store.clone());
+    services.sweep(store.clone(), config.stores.keep_logs);
     let http = reqwest::Client::builder().timeout(std::time::Duration::from_secs(5)).no_proxy().build();
     let collection =
         Collection { config: config.clone(), ledger: ledger.clone(), goals: goals.clone(), main: store.clone() };
@@ -133,4 +128,13 @@ pub(super) async fn run(config: Config, with_gauges: bool, shutdown: Cancellatio
         Ok(())
     });
     services.run().await
+}
+
+fn reaper_settings(config: &Config) -> ReaperSettings {
+    // No later than a lost worker can be found.
+    let heartbeat = config.worker.heartbeat;
+    ReaperSettings::default()
+        .with_period(heartbeat)
+        .with_heartbeat(heartbeat, config.worker.lost_after)
+        .with_prune_after(Some(config.control.keep_jobs))
 }

@@ -60,7 +60,7 @@ pub(super) async fn run(
     let replicator = Replicator::new(ReplicatorSettings::default().with_period(config.poll), ledger, main, lanes);
 
     let mut services = Services::new(shutdown.clone());
-    services.sweep(store.clone());
+    services.sweep(store.clone(), config.stores.keep_logs);
     let (file, stop) = (goals.clone(), shutdown.clone());
     // A process that starts anew opens it again.
     services.add("goal file", async move {

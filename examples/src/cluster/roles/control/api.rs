@@ -165,14 +165,21 @@ async fn attempts(Shared(state): Context, Path(job): Path<JobId>) -> Answer<Vec<
 
 async fn log(Shared(state): Context, Path(job): Path<JobId>) -> Result<Response, Error> {
     let attempts = state.queue.attempts(job).await?;
-    let name: Option<LogName> = attempts.iter().rev().find_map(|attempt| match &attempt.outcome {
-        Some(AttemptOutcome::Completed { completion: Completion::Succeeded { log, .. } }) => *log,
-        Some(AttemptOutcome::Completed { completion: Completion::Failed { failure } }) => failure.log,
-        _ => None,
-    });
+    let name = attempts.iter().rev().find_map(log_name);
     let missing = || Error::new(StatusCode::NOT_FOUND, "not_found", format!("job {job} has no log"));
     let bytes = state.store.log(&name.ok_or_else(missing)?).await?.ok_or_else(missing)?;
     Ok(([("content-type", "text/plain; charset=utf-8")], bytes).into_response())
+}
+
+/// The log that the worker left of an attempt. A cancelled one does not name it, but keeps it under the usual name.
+fn log_name(attempt: &Attempt) -> Option<LogName> {
+    let Some(AttemptOutcome::Completed { completion }) = &attempt.outcome else { return None };
+    match completion {
+        Completion::Succeeded { log, .. } => *log,
+        Completion::Failed { failure } => failure.log,
+        Completion::Cancelled => Some(LogName { job: attempt.lease.job, epoch: attempt.lease.epoch }),
+        _ => None,
+    }
 }
 
 async fn artifact(Shared(state): Context, Path(artifact): Path<ArtifactName>) -> Answer<ArtifactStatus> {
@@ -412,7 +419,9 @@ impl From<deploy::Error> for Error {
 
 #[cfg(test)]
 mod tests {
-    use deploycore::model::{Generation, GoalEpoch, GoalPosition, Revision};
+    use deploycore::model::{
+        ClaimId, Epoch, Failure, FailureKind, Generation, GoalEpoch, GoalPosition, Lease, Revision,
+    };
     use deploycore::port::BackendError;
 
     use super::*;
@@ -444,5 +453,20 @@ mod tests {
         ] {
             assert_eq!((answer.0, answer.1.as_str()), expected);
         }
+    }
+
+    #[test]
+    fn the_log_of_a_cancelled_attempt_goes_by_its_lease() {
+        let lease = Lease { job: JobId::new(), claim: ClaimId::new(), epoch: Epoch::new(3) };
+        let name = |outcome| {
+            let worker = "w".parse().unwrap();
+            log_name(&Attempt { lease, worker, claimed_at: Timestamp::UNIX_EPOCH, ended_at: None, outcome })
+        };
+        let completed = |completion| Some(AttemptOutcome::Completed { completion });
+        let failure = Failure::new(FailureKind::Build, "no log was stored");
+        assert_eq!(name(completed(Completion::Cancelled)), Some(LogName { job: lease.job, epoch: lease.epoch }));
+        assert_eq!(name(completed(Completion::Failed { failure })), None);
+        assert_eq!(name(Some(AttemptOutcome::LeaseLost)), None);
+        assert_eq!(name(None), None);
     }
 }
