@@ -23,8 +23,7 @@ use deploycore::port::queue::{
     AttemptEnd, Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, Order, QueueStats,
     ReadyHint, RescueRequest, Rescued, bounds,
 };
-use sqlx::Connection as _;
-use sqlx::postgres::PgConnection;
+use sqlx::{Connection as _, Transaction};
 
 use super::database::{Database, NAME, failed};
 use crate::stored;
@@ -47,17 +46,20 @@ impl Queue {
     ///
     /// Keep the transaction short: others who enqueue the same id or dedup key wait for its end. Where services take turns
     /// ([`Order::FairShare`]), what others enqueue meanwhile for the same service may share turns with these jobs.
-    pub async fn enqueue_in(connection: &mut PgConnection, jobs: &[NewJob]) -> Result<Vec<Enqueued>, Error> {
+    pub async fn enqueue_in(
+        transaction: &mut Transaction<'_, sqlx::Postgres>,
+        jobs: &[NewJob],
+    ) -> Result<Vec<Enqueued>, Error> {
         bounds::check_enqueue(jobs)?;
-        let mut transaction = connection.begin().await.map_err(failed)?;
-        match enqueue::enqueue(&mut transaction, jobs).await {
+        let mut own = transaction.begin().await.map_err(failed)?;
+        match enqueue::enqueue(&mut own, jobs).await {
             Ok(answers) => {
-                transaction.commit().await.map_err(failed)?;
+                own.commit().await.map_err(failed)?;
                 count_enqueued(&answers);
                 Ok(answers)
             }
             Err(error) => {
-                transaction.rollback().await.map_err(failed)?;
+                own.rollback().await.map_err(failed)?;
                 Err(error)
             }
         }

@@ -47,12 +47,13 @@ async fn claim_on(
     floors: &Floors,
     request: &ClaimRequest,
 ) -> Result<Claimed, BackendError> {
-    if let Way::Plain(floor) = floors.way() {
-        let jobs = plain(&mut *connection, floor.as_ref(), request).await?;
+    if let Way::Plain(kept) = floors.way() {
+        let floor = kept.as_ref().map(|kept| &kept.floor);
+        let jobs = plain(&mut *connection, floor, request).await?;
         if !jobs.is_empty() {
-            if floors.is_due(floor.as_ref(), &jobs) {
-                let (learnt, walk) = Floor::learn(connection, floor.as_ref()).await?;
-                floors.put(floor.as_ref(), learnt, walk);
+            if floors.is_due(floor, &jobs) {
+                let (learnt, walk) = Floor::learn(connection, floor).await?;
+                floors.put(kept.as_ref(), learnt, walk);
             }
             return Ok(Claimed { jobs, is_new: true });
         }

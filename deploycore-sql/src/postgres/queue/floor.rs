@@ -23,7 +23,9 @@ use crate::stored;
 const JOBS_OF_FLOOR: usize = 32;
 /// A floor that the server finds sooner is not worth its price, which is a fifth of a claim.
 const WORTH: Duration = Duration::from_micros(200);
-/// How long a floor is used at most. Programs of earlier versions do not note when a job comes back: it is passed over no longer than this.
+/// A floor that is found no sooner than this, and no sooner than from the beginning, is given up: what became ready since `since` is too much.
+const DEAR: Duration = Duration::from_millis(2);
+/// How long a floor is used at most, and how long claims go without one that was given up. Programs of earlier versions do not note when a job comes back: it is passed over no longer than this.
 const AGE_OF_FLOOR: Duration = Duration::from_secs(10);
 /// How long claims are made by the function after one that had to be, for instance while jobs with a concurrency key are ready.
 const FUNCTION_FIRST: Duration = Duration::from_secs(1);
@@ -44,25 +46,37 @@ pub(super) struct Floor {
 pub(super) struct Floors {
     state: Mutex<State>,
     worth: Duration,
+    dear: Duration,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    floor: Option<(Floor, Instant)>,
+    floor: Option<Kept>,
     claimed: usize,
     function_until: Option<Instant>,
+    /// None is learnt before.
+    learnt_after: Option<Instant>,
+}
+
+/// A floor that is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Kept {
+    pub(super) floor: Floor,
+    until: Instant,
+    /// How long the server looked for the first floor of this line, from the beginning.
+    from_beginning: Duration,
 }
 
 impl Default for Floors {
     fn default() -> Self {
-        Self { state: Mutex::default(), worth: WORTH }
+        Self { state: Mutex::default(), worth: WORTH, dear: DEAR }
     }
 }
 
 /// How to claim.
 pub(super) enum Way {
     /// From this floor, or from the beginning.
-    Plain(Option<Floor>),
+    Plain(Option<Kept>),
     /// By the function, which can do all.
     Function,
 }
@@ -73,8 +87,8 @@ impl Floors {
         if state.function_until.is_some_and(|until| now < until) {
             return Way::Function;
         }
-        state.floor = state.floor.filter(|(_, until)| now < *until);
-        Way::Plain(state.floor.map(|(floor, _)| floor))
+        state.floor = state.floor.filter(|kept| now < kept.until);
+        Way::Plain(state.floor)
     }
 
     /// A claim that was not plain got jobs: those soon after it hardly will be plain.
@@ -85,6 +99,9 @@ impl Floors {
     /// Whether it is time to learn a floor, after a claim from `floor` that gave these jobs.
     pub(super) fn is_due(&self, floor: Option<&Floor>, jobs: &[Job]) -> bool {
         let mut state = self.lock();
+        if state.learnt_after.is_some_and(|after| Instant::now() < after) {
+            return false;
+        }
         state.claimed += jobs.len();
         let is_before = |job: &Job| floor.is_some_and(|floor| floor.is_after(job));
         let is_due = state.claimed >= JOBS_OF_FLOOR || jobs.iter().any(is_before);
@@ -95,11 +112,18 @@ impl Floors {
     }
 
     /// Takes what [`Floor::learn`] gave. A floor that came from another keeps the age of that one: it knows no more of what passed it.
-    pub(super) fn put(&self, from: Option<&Floor>, floor: Option<Floor>, walk: Duration) {
-        let mut state = self.lock();
-        let known = state.floor.filter(|_| from.is_some());
-        let until = known.map_or_else(|| Instant::now() + AGE_OF_FLOOR, |(_, until)| until);
-        state.floor = floor.filter(|_| from.is_some() || walk >= self.worth).map(|floor| (floor, until));
+    pub(super) fn put(&self, from: Option<&Kept>, floor: Option<Floor>, walk: Duration) {
+        let (mut state, now) = (self.lock(), Instant::now());
+        let line = match from {
+            // A transaction that has written is open for long, and much became ready since: a claim looks through all of that.
+            Some(kept) if walk >= self.dear.max(kept.from_beginning) => {
+                state.learnt_after = Some(now + AGE_OF_FLOOR);
+                None
+            }
+            Some(kept) => Some((kept.until, kept.from_beginning)),
+            None => (walk >= self.worth).then_some((now + AGE_OF_FLOOR, walk)),
+        };
+        state.floor = floor.zip(line).map(|(floor, (until, from_beginning))| Kept { floor, until, from_beginning });
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -1,22 +1,26 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use deploycore::model::{ClaimId, Completion, Failure, FailureKind, Lease, NewJob, Retry};
+use deploycore::model::{ClaimId, Completion, Failure, FailureKind, JobId, Lease, NewJob, Retry, Timestamp};
 use deploycore::port::JobQueue;
 use deploycore::port::queue::turn::TURNS_OF_AN_ORDER;
 use deploycore::port::queue::{ClaimRequest, MAX_BATCH, Order};
 use servers::postgres::Database;
 use sqlx::{Connection as _, PgConnection};
+use tokio::time::Instant;
 
 use super::super::bed;
 use super::super::claim::{Claims, PLAIN, PLAIN_FROM_FLOOR};
-use super::{Floor, Floors, Way};
+use super::{Floor, Floors, Kept, State, Way};
 use crate::postgres::Queue;
 
 async fn open() -> (Arc<Queue>, Database<'static>, PgConnection) {
+    // Each floor is worth it, and none is dear.
+    open_with(Floors { worth: Duration::ZERO, dear: Duration::MAX, ..Floors::default() }).await
+}
+
+async fn open_with(floors: Floors) -> (Arc<Queue>, Database<'static>, PgConnection) {
     let (opened, database, connection) = bed::open().await;
-    // Each floor is worth it.
-    let floors = Floors { worth: Duration::ZERO, ..Floors::default() };
     let claims = Arc::new(Claims { floors, ..Claims::default() });
     let queue = Arc::new(Queue { claims, ..Queue::new(opened.database) });
     (queue, database, connection)
@@ -52,7 +56,7 @@ async fn claim(queue: &Queue, limit: usize) -> Vec<Lease> {
 
 fn floor(queue: &Queue) -> Option<Floor> {
     match queue.claims.floors.way() {
-        Way::Plain(floor) => floor,
+        Way::Plain(kept) => kept.map(|kept| kept.floor),
         Way::Function => None,
     }
 }
@@ -95,6 +99,38 @@ async fn a_claim_does_not_walk_over_what_was_claimed_while_a_transaction_is_open
             "{analyzed_at:?}: {from_floor} pages from the floor, {plain} from the beginning"
         );
     }
+}
+
+/// What became ready since an open transaction wrote first is looked through by each claim from a floor: all of the queue, where it is older.
+#[tokio::test]
+async fn a_floor_is_given_up_while_a_transaction_that_wrote_is_older_than_the_queue() {
+    let floors = Floors { worth: Duration::ZERO, dear: Duration::ZERO, ..Floors::default() };
+    let (queue, database, _connection) = open_with(floors).await;
+    let mut writer = PgConnection::connect(&database.url()).await.unwrap();
+    sqlx::raw_sql("BEGIN; SELECT pg_current_xact_id()").execute(&mut writer).await.unwrap();
+    fill(&queue, 6_000).await;
+    // A server that is held up once may take long from the beginning too.
+    for _ in 0..5 {
+        *queue.claims.floors.lock() = State::default();
+        for _ in 0..10 {
+            assert_eq!(claim(&queue, 100).await.len(), 100);
+        }
+        if floor(&queue).is_none() {
+            return;
+        }
+    }
+    panic!("the way from the beginning is shorter");
+}
+
+/// A claim that began with a floor makes none younger that others have given up meanwhile.
+#[test]
+fn a_floor_ends_in_time_whoever_learns_on_from_it() {
+    let floors = Floors { worth: Duration::ZERO, ..Floors::default() };
+    let floor = Floor { priority: 0, turn: 0, created_at: Timestamp::UNIX_EPOCH, job: JobId::new(), since: 1 };
+    floors.put(None, Some(floor), Duration::ZERO);
+    let Way::Plain(Some(kept)) = floors.way() else { panic!("it was put") };
+    floors.put(Some(&Kept { until: Instant::now(), ..kept }), Some(floor), Duration::ZERO);
+    assert!(matches!(floors.way(), Way::Plain(None)), "it is as old as before");
 }
 
 /// The statistics of a table with a history and an empty queue say that next to nothing is ready, and that a sort of it costs nothing. Claims
