@@ -36,6 +36,31 @@ macro_rules! job_columns {
 }
 pub(crate) use job_columns;
 
+/// The columns that are read of the table of artifacts as `a`: the ledger's tables get columns while programs that know nothing of those run.
+macro_rules! artifact_columns {
+    () => {
+        "a.name, a.digest, a.size, a.service, a.job, a.registered_at, a.precedence, a.last_pinned_at, a.deleted_at, a.deleted_because"
+    };
+}
+pub(crate) use artifact_columns;
+
+/// The columns that are read of the table of copies as `c`.
+macro_rules! copy_columns {
+    () => {
+        "c.artifact, c.region, c.state, c.registered_at, c.precedence, c.pending_since, c.epoch, c.attempts, c.bytes, c.eligible_at, \
+         c.claim_id, c.leased_until, c.updated_at, c.completed_at, c.last_error"
+    };
+}
+pub(crate) use copy_columns;
+
+/// The columns that are read of the table of tombstones as `t`.
+macro_rules! tombstone_columns {
+    () => {
+        "t.digest, t.stage, t.reason, t.since"
+    };
+}
+pub(crate) use tombstone_columns;
+
 /// What an engine reads of a row, by column name.
 pub(crate) trait StoredRow {
     fn integer(&self, column: &'static str) -> Result<i64, BackendError>;
@@ -182,7 +207,7 @@ impl<R: StoredRow> Columns<'_, R> {
         })
     }
 
-    /// Reads a row of `artifacts`.
+    /// Reads [`artifact_columns`].
     pub(crate) fn artifact(&self, required: BTreeSet<RegionName>) -> Result<NewArtifact, BackendError> {
         let (artifact, service) = (self.artifact_ref("name")?, self.parse("service")?);
         Ok(NewArtifact { artifact, service, job: self.job_id("job")?, required, priority: self.copy_priority()? })
@@ -198,14 +223,14 @@ impl<R: StoredRow> Columns<'_, R> {
         Ok(ArtifactRef { name: self.parse(name)?, digest: self.parse("digest")?, size: self.number("size")? })
     }
 
-    /// The tombstone that a row of `artifacts` says: of one that is deleted.
+    /// The tombstone that [`artifact_columns`] say: of one that is deleted.
     pub(crate) fn deleted(&self) -> Result<Option<Tombstone>, BackendError> {
         let Some(since) = self.optional_time("deleted_at")? else { return Ok(None) };
         let reason = self.optional_text("deleted_because")?.unwrap_or_default();
         Ok(Some(Tombstone { stage: TombstoneStage::Deleted, reason, since }))
     }
 
-    /// Reads a row of `tombstones`.
+    /// Reads [`tombstone_columns`].
     pub(crate) fn tombstone(&self) -> Result<DigestTombstone, BackendError> {
         let stages = [TombstoneStage::Marked, TombstoneStage::Deleting];
         let stage = self.word("stage", |word| stages.into_iter().find(|stage| stage.as_str() == word))?;
@@ -213,7 +238,7 @@ impl<R: StoredRow> Columns<'_, R> {
         Ok(DigestTombstone { digest: self.parse("digest")?, tombstone })
     }
 
-    /// Reads a row of `copies`.
+    /// Reads [`copy_columns`].
     pub(crate) fn copy(&self) -> Result<CopyRow, BackendError> {
         let status = CopyStatus {
             state: self.word("state", CopyState::parse)?,

@@ -12,6 +12,8 @@ mod faults;
 mod host;
 #[path = "server/jobs.rs"]
 mod jobs;
+#[path = "postgres/ledger.rs"]
+mod ledger;
 #[path = "postgres/open.rs"]
 mod open;
 #[path = "postgres/own.rs"]

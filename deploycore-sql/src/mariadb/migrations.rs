@@ -56,11 +56,13 @@ pub(super) async fn migrate(connection: &mut MySqlConnection, found: i64, wanted
 #[cfg(test)]
 pub(super) mod tests {
     use std::sync::OnceLock;
+    use std::time::Duration;
 
     use deploycore::model::{ArtifactName, JobId, JobStatus};
     use deploycore::port::{JobQueueExt as _, ReplicationLedger as _};
     use servers::mariadb::{Database, MariaDb as Server, Options};
     use sqlx::{Connection as _, MySqlConnection};
+    use tokio::time::{sleep, timeout};
 
     use super::{NEWEST, migrate};
     use crate::Schema;
@@ -72,7 +74,7 @@ pub(super) mod tests {
     }
 
     /// A database of an earlier version.
-    async fn at_version(version: i64) -> (Database<'static>, MySqlConnection) {
+    pub(in crate::mariadb) async fn at_version(version: i64) -> (Database<'static>, MySqlConnection) {
         let database = server().create_database().unwrap();
         let mut connection = MySqlConnection::connect(&database.url()).await.unwrap();
         migrate(&mut connection, 0, version).await.unwrap();
@@ -118,6 +120,31 @@ pub(super) mod tests {
         assert!(!error.is_retryable());
         let told = MariaDb::schema(&database.url()).await.unwrap_err();
         assert!(matches!(told, OpenError::NewerSchema { .. }), "{told:?}");
+    }
+
+    /// A dump, for instance, or a transaction that a program left open.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_migration_that_waits_for_a_reader_lets_others_go_on() {
+        const WAITS: &str = "
+            SELECT EXISTS (SELECT 1 FROM information_schema.processlist
+                           WHERE db = DATABASE() AND state = 'Waiting for table metadata lock')";
+        const CHANGE: &str = "UPDATE deploycore_artifacts SET size = size WHERE name = 'web-1'";
+        let (database, mut other) = at_version(NEWEST - 1).await;
+        let url = database.url();
+        let mut reader = MySqlConnection::connect(&url).await.unwrap();
+        sqlx::raw_sql("START TRANSACTION").execute(&mut reader).await.unwrap();
+        sqlx::raw_sql("SELECT name FROM deploycore_artifacts").execute(&mut reader).await.unwrap();
+        let migration = tokio::spawn(async move { MariaDb::open(&url).await });
+        while !sqlx::query_scalar::<_, bool>(WAITS).fetch_one(&mut other).await.unwrap() {
+            assert!(!migration.is_finished(), "it waits for the reader");
+            sleep(Duration::from_millis(20)).await;
+        }
+        let changed = timeout(Duration::from_secs(10), sqlx::raw_sql(CHANGE).execute(&mut other)).await;
+        changed.expect("a change goes through").unwrap();
+        assert!(!migration.is_finished(), "it waits for the reader");
+        sqlx::raw_sql("COMMIT").execute(&mut reader).await.unwrap();
+        migration.await.unwrap().unwrap();
+        assert!(MariaDb::schema(&database.url()).await.unwrap().is_current());
     }
 
     #[tokio::test]

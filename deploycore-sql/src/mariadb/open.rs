@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::str::FromStr as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::ConnectOptions as _;
 use sqlx::Connection as _;
 use sqlx::mysql::{MySqlConnectOptions, MySqlConnection};
 use tokio::time::error::Elapsed;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::database::{Database, may_pass, number};
 use super::{Settings, migrations};
@@ -112,6 +112,19 @@ pub enum OpenError {
         /// What the server says.
         source: sqlx::Error,
     },
+    /// Others held the tables all the time that a migration waits for them.
+    #[error(
+        "cannot bring the tables of {place} to version {known}: a transaction holds them; look for the oldest in \
+         information_schema.innodb_trx (a dump, or one that a program left open), end it, and start again"
+    )]
+    TablesHeld {
+        /// Where.
+        place: String,
+        /// The newest version that this program knows.
+        known: i64,
+        /// What the server says.
+        source: sqlx::Error,
+    },
     /// Anything else that the server reports.
     #[error("cannot open {place}")]
     Failed {
@@ -125,12 +138,17 @@ pub enum OpenError {
 impl OpenError {
     /// Whether opening may succeed later without anyone's doing.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::NotReady { .. })
+        matches!(self, Self::Unreachable { .. } | Self::NotReady { .. } | Self::TablesHeld { .. })
     }
 }
 
 /// Who migrates a large database takes its time; those who wait for it give up after this.
 const MIGRATE_WITHIN: Duration = Duration::from_mins(10);
+/// How long a migration stands in line for a table. Everybody else stands behind it meanwhile, heartbeats too: far below the time after which
+/// a build counts as lost.
+const LOCK_WITHIN: Duration = Duration::from_secs(2);
+/// In which everybody else goes on before a migration stands in line again.
+const PAUSE: Duration = Duration::from_secs(5);
 
 pub(super) async fn open(url: &str, settings: &Settings) -> Result<Database, OpenError> {
     let options = parse(url)?;
@@ -241,7 +259,7 @@ async fn prepare(place: &Place, connection: &mut MySqlConnection, settings: &Set
     if inspect(place, connection, settings).await?.is_current() {
         return Ok(());
     }
-    migrate(connection).await.map_err(|error| place.explain(error))
+    migrate(place, connection, MIGRATE_WITHIN).await
 }
 
 /// Looks at the server and at the version of its tables.
@@ -304,26 +322,66 @@ fn check(place: &Place, variables: &BTreeMap<String, String>, lossy: bool) -> Re
     Ok(())
 }
 
-/// Under a lock: of several processes that open a database at once, one does the work.
-async fn migrate(connection: &mut MySqlConnection) -> Result<(), sqlx::Error> {
+/// Under a lock: of several processes that open a database at once, one does the work. It goes on from where it was while others hold a table.
+async fn migrate(place: &Place, connection: &mut MySqlConnection, within: Duration) -> Result<(), OpenError> {
+    let begun = Instant::now();
+    lock(connection).await.map_err(|error| place.explain(error))?;
+    loop {
+        let found = migrations::found(connection).await.map_err(|error| place.explain(error))?;
+        let error = match migrations::migrate(connection, found, migrations::NEWEST).await {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        // A lock that did not come in time, a deadlock.
+        if !matches!(number(&error), Some(1205 | 1213)) {
+            return Err(place.explain(error));
+        }
+        if begun.elapsed() + PAUSE + LOCK_WITHIN >= within {
+            let (place, known) = (place.name.clone(), migrations::NEWEST);
+            return Err(OpenError::TablesHeld { place, known, source: error });
+        }
+        tracing::warn!(place = place.name, %error, "a migration waits for transactions that hold the tables");
+        sleep(PAUSE).await;
+    }
+}
+
+/// Takes the lock of those who migrate.
+async fn lock(connection: &mut MySqlConnection) -> Result<(), sqlx::Error> {
     // The name of a lock is the whole server's, and has 64 characters at most. It ends with the connection.
     const LOCK: &str = "SELECT GET_LOCK(CONCAT('deploycore ', MD5(DATABASE())), 600)";
     const SETTINGS: &str = "
         SET SESSION sql_mode = 'STRICT_ALL_TABLES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION',
             autocommit = 1, unique_checks = 1, foreign_key_checks = 1";
+    const LOCK_WAIT: &str = "SET SESSION lock_wait_timeout = ?";
     sqlx::raw_sql(SETTINGS).execute(&mut *connection).await?;
+    sqlx::query(LOCK_WAIT).bind(LOCK_WITHIN.as_secs()).execute(&mut *connection).await?;
     let locked: Option<i64> = sqlx::query_scalar(LOCK).fetch_one(&mut *connection).await?;
     if locked != Some(1) {
         let late = std::io::Error::new(std::io::ErrorKind::TimedOut, "another program still migrates the tables");
         return Err(sqlx::Error::Io(late));
     }
-    let found = migrations::found(connection).await?;
-    migrations::migrate(connection, found, migrations::NEWEST).await
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mariadb::migrations::tests::at_version;
+
+    #[tokio::test]
+    async fn who_holds_a_table_for_too_long_is_asked_for() {
+        let (database, mut reader) = at_version(migrations::NEWEST - 1).await;
+        sqlx::raw_sql("START TRANSACTION").execute(&mut reader).await.unwrap();
+        sqlx::raw_sql("SELECT name FROM deploycore_artifacts").execute(&mut reader).await.unwrap();
+        let options = parse(&database.url()).unwrap();
+        let place = Place::of(&options);
+        let mut connection = options.connect().await.unwrap();
+        let error = migrate(&place, &mut connection, Duration::ZERO).await.unwrap_err();
+        assert!(matches!(error, OpenError::TablesHeld { .. }) && error.is_retryable(), "{error:?}");
+        assert!(error.to_string().contains(database.name()) && error.to_string().contains("innodb_trx"), "{error}");
+        sqlx::raw_sql("COMMIT").execute(&mut reader).await.unwrap();
+        migrate(&place, &mut connection, Duration::ZERO).await.unwrap();
+    }
 
     #[test]
     fn versions_of_both_servers_are_told_apart() {

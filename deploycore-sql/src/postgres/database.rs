@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use deploycore::model::Timestamp;
-use deploycore::port::BackendError;
+use deploycore::port::{BackendError, ledger, queue};
+use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use tokio::time::timeout;
 
@@ -78,6 +79,30 @@ impl Database {
     }
 }
 
+/// What a transaction may end with.
+pub(super) trait Failure: From<BackendError> {
+    /// Whether the database failed, and did not merely answer no.
+    fn is_of_backend(&self) -> bool;
+}
+
+impl Failure for BackendError {
+    fn is_of_backend(&self) -> bool {
+        true
+    }
+}
+
+impl Failure for queue::Error {
+    fn is_of_backend(&self) -> bool {
+        matches!(self, Self::Backend(_))
+    }
+}
+
+impl Failure for ledger::Error {
+    fn is_of_backend(&self) -> bool {
+        matches!(self, Self::Backend(_))
+    }
+}
+
 /// A transaction. Dropped, it has had no effect.
 #[derive(Debug)]
 pub(super) struct Moment {
@@ -94,8 +119,9 @@ impl Moment {
         self.borrowed.connection()
     }
 
-    /// Makes the effect durable if there was success; else there is none.
-    pub(super) async fn end<T, E: From<BackendError>>(mut self, outcome: Result<T, E>) -> Result<T, E> {
+    /// Makes the effect durable if there was success; else there is none. A connection on which a statement failed is closed, as after a call
+    /// without a transaction: it may keep what failed, a plan for instance, and fail again with each call.
+    pub(super) async fn end<T, E: Failure>(mut self, outcome: Result<T, E>) -> Result<T, E> {
         match outcome {
             Ok(value) => {
                 sqlx::raw_sql("COMMIT").execute(self.connection()).await.map_err(failed)?;
@@ -103,7 +129,8 @@ impl Moment {
                 Ok(value)
             }
             Err(error) => {
-                if sqlx::raw_sql("ROLLBACK").execute(self.connection()).await.is_ok() {
+                let is_rolled_back = sqlx::raw_sql("ROLLBACK").execute(self.connection()).await.is_ok();
+                if is_rolled_back && !error.is_of_backend() {
                     self.borrowed.give_back();
                 }
                 Err(error)
@@ -121,7 +148,14 @@ pub(super) async fn now(connection: &mut PgConnection) -> Result<Timestamp, Back
 
 /// What a failed statement means to the caller.
 pub(super) fn failed(error: sqlx::Error) -> BackendError {
-    if may_pass(&error) { BackendError::retryable(NAME, error) } else { BackendError::permanent(NAME, error) }
+    let is_retryable = may_pass(&error) || is_stale(&error);
+    if is_retryable { BackendError::retryable(NAME, error) } else { BackendError::permanent(NAME, error) }
+}
+
+/// "cached plan must not change result type": the connection prepared the statement before a table was changed. Another one does not know it yet.
+fn is_stale(error: &sqlx::Error) -> bool {
+    const FEATURE_NOT_SUPPORTED: &str = "0A000";
+    error.as_database_error().and_then(DatabaseError::code).is_some_and(|code| code == FEATURE_NOT_SUPPORTED)
 }
 
 /// A server that is away, starts, stops, is a standby or has no room for a connection, a lock that did not come in time, a

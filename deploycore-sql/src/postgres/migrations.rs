@@ -30,24 +30,26 @@ pub(super) fn migrator() -> Migrator {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::OnceLock;
+    use std::time::Duration;
 
     use deploycore::model::{
         ArtifactName, ArtifactRef, AttemptOutcome, ClaimId, Completion, Digest, Epoch, JobId, JobStatus, Lease, NewJob,
         Timings,
     };
-    use deploycore::port::queue::ClaimRequest;
+    use deploycore::port::queue::{Beat, ClaimRequest};
     use deploycore::port::{JobQueue as _, JobQueueExt as _, ReplicationLedger as _};
     use servers::postgres::{Database, Options, Postgres as Server};
     use sqlx::{Connection as _, PgConnection};
+    use tokio::time::{sleep, timeout};
 
     use super::{NEWEST, migrator};
-    use crate::postgres::{OpenError, Postgres};
+    use crate::postgres::{self, OpenError, Postgres, Queue, Settings};
     use crate::{Schema, stored};
 
     /// A database of an earlier version.
-    async fn at_version(version: i64) -> (Database<'static>, PgConnection) {
+    pub(in crate::postgres) async fn at_version(version: i64) -> (Database<'static>, PgConnection) {
         static SERVER: OnceLock<Server> = OnceLock::new();
         let server = SERVER.get_or_init(|| Server::start(&Options::default()).unwrap());
         let database = server.create_database().unwrap();
@@ -135,6 +137,40 @@ mod tests {
         assert!(!error.is_retryable());
         let told = Postgres::schema(&database.url()).await.unwrap_err();
         assert!(matches!(told, OpenError::NewerSchema { .. }), "{told:?}");
+    }
+
+    /// A dump, for instance, or a transaction that a program left open.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_migration_that_waits_for_a_reader_lets_those_of_the_version_before_go_on() {
+        const WAITS: &str = "
+            SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock')";
+        const SOON: Duration = Duration::from_secs(10);
+        let (database, mut watcher) = at_version(NEWEST - 1).await;
+        let url = database.url();
+        let earlier = postgres::database::Database::new("", &url.parse().unwrap(), &Settings::default());
+        let queue = Queue::new(earlier);
+        let job = || NewJob::new("web".parse().unwrap(), "abcdef0".parse().unwrap());
+        let request = || ClaimRequest { claim: ClaimId::new(), worker: "w".parse().unwrap(), limit: 1 };
+        queue.enqueue(&[job(), job()]).await.unwrap();
+        let lease = queue.claim(&request()).await.unwrap()[0].running.as_ref().unwrap().lease;
+
+        let mut reader = PgConnection::connect(&url).await.unwrap();
+        sqlx::raw_sql("BEGIN; SELECT count(*) FROM deploycore.jobs").execute(&mut reader).await.unwrap();
+        let migration = tokio::spawn(async move { Postgres::open(&url).await });
+        while !sqlx::query_scalar::<_, bool>(WAITS).fetch_one(&mut watcher).await.unwrap() {
+            assert!(!migration.is_finished(), "it waits for the reader");
+            sleep(Duration::from_millis(20)).await;
+        }
+        let beats = timeout(SOON, queue.heartbeat(&[lease])).await.expect("a heartbeat goes through").unwrap();
+        assert!(matches!(beats[..], [Beat::Held { .. }]), "{beats:?}");
+        let claimed = timeout(SOON, queue.claim(&request())).await.expect("a claim goes through").unwrap();
+        assert_eq!(claimed.len(), 1);
+        assert!(!migration.is_finished(), "it waits for the reader");
+
+        sqlx::raw_sql("COMMIT").execute(&mut reader).await.unwrap();
+        migration.await.unwrap().unwrap();
+        assert!(Postgres::schema(&database.url()).await.unwrap().is_current());
+        assert!(matches!(queue.heartbeat(&[lease]).await.unwrap()[..], [Beat::Held { .. }]));
     }
 
     #[tokio::test]

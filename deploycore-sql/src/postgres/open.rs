@@ -1,14 +1,14 @@
 //! Opening a database: its URL, its connections, its schema.
 
 use std::str::FromStr as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::error::DatabaseError;
 use sqlx::migrate::MigrateError;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{ConnectOptions as _, Connection as _};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _};
 use tokio::time::error::Elapsed;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::database::{Database, may_pass};
 use super::{Settings, migrations};
@@ -100,6 +100,19 @@ pub enum OpenError {
         /// What the server says.
         source: sqlx::Error,
     },
+    /// Others held the tables all the time that a migration waits for them.
+    #[error(
+        "cannot bring the schema deploycore of {place} to version {known}: a transaction holds its tables; look for the oldest in \
+         pg_stat_activity (a dump, or one that a program left open), end it, and start again"
+    )]
+    TablesHeld {
+        /// Where.
+        place: String,
+        /// The newest version that this program knows.
+        known: i64,
+        /// What the server says.
+        source: sqlx::Error,
+    },
     /// The schema could not be brought to the newest version.
     #[error("cannot bring the schema deploycore of {place} to version {known}; it is as it was")]
     Migration {
@@ -123,12 +136,17 @@ pub enum OpenError {
 impl OpenError {
     /// Whether opening may succeed later without anyone's doing.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::NotReady { .. })
+        matches!(self, Self::Unreachable { .. } | Self::NotReady { .. } | Self::TablesHeld { .. })
     }
 }
 
 /// Who migrates a large database takes its time; those who wait for it give up after this.
 const MIGRATE_WITHIN: Duration = Duration::from_mins(10);
+/// How long a migration stands in line for a table. Everybody else stands behind it meanwhile, heartbeats too: far below the time after which
+/// a build counts as lost.
+const LOCK_WITHIN: Duration = Duration::from_secs(2);
+/// In which everybody else goes on before a migration stands in line again.
+const PAUSE: Duration = Duration::from_secs(5);
 /// The lock of those who migrate: "deploy" and "m" in ASCII.
 const LOCK: i64 = 0x6465_706c_6f79_006d;
 
@@ -215,9 +233,15 @@ impl Place {
             "3D000" => OpenError::MissingDatabase { place },
             "28P01" | "28000" => OpenError::Refused { place, user, source },
             "42501" => OpenError::Forbidden { place, user, known: migrations::NEWEST, source },
+            // A lock that did not come in time, a deadlock.
+            "55P03" | "40P01" => self.held(source),
             _ if may_pass(&source) => OpenError::NotReady { place, source },
             _ => OpenError::Failed { place, source },
         }
+    }
+
+    fn held(&self, source: sqlx::Error) -> OpenError {
+        OpenError::TablesHeld { place: self.name.clone(), known: migrations::NEWEST, source }
     }
 
     fn explain_migration(&self, error: MigrateError) -> OpenError {
@@ -225,6 +249,13 @@ impl Place {
         match error {
             MigrateError::VersionMissing(found) => OpenError::NewerSchema { place, found, known },
             MigrateError::Execute(source) => self.explain(source),
+            MigrateError::ExecuteMigration(source, version) => match self.explain(source) {
+                // The version says more than that the database does not open.
+                OpenError::Failed { source, .. } => {
+                    OpenError::Migration { place, known, source: MigrateError::ExecuteMigration(source, version) }
+                }
+                told => told,
+            },
             source => OpenError::Migration { place, known, source },
         }
     }
@@ -232,7 +263,10 @@ impl Place {
 
 /// Looks at the server, and migrates if need be: a role that may not does not have to when there is nothing to do.
 async fn prepare(place: &Place, connection: &mut PgConnection) -> Result<(), OpenError> {
-    if inspect(place, connection).await?.is_current() { Ok(()) } else { migrate(place, connection).await }
+    if inspect(place, connection).await?.is_current() {
+        return Ok(());
+    }
+    migrate(place, connection, MIGRATE_WITHIN).await
 }
 
 /// Looks at the server and at the version of its tables.
@@ -266,20 +300,118 @@ async fn found(connection: &mut PgConnection) -> Result<Option<i64>, sqlx::Error
     sqlx::query_scalar(NEWEST).fetch_one(connection).await
 }
 
-/// Under a lock, in one transaction: of several processes that open a database at once, one does the work.
-async fn migrate(place: &Place, connection: &mut PgConnection) -> Result<(), OpenError> {
-    const SETTINGS: &str =
-        "SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; SET LOCAL client_min_messages = warning";
-    const HAS_SCHEMA: &str = "SELECT to_regnamespace('deploycore') IS NOT NULL";
+/// Under a lock: of several processes that open a database at once, one does the work. It tries again while others hold the tables.
+async fn migrate(place: &Place, connection: &mut PgConnection, within: Duration) -> Result<(), OpenError> {
+    const SETTINGS: &str = "SET statement_timeout = 0; SET lock_timeout = 0; SET client_min_messages = warning";
+    // It is the connection's and ends with it: between two tries nobody else stands in line for the tables.
+    const LOCK_ALONE: &str = "SELECT pg_advisory_lock($1)";
+    let begun = Instant::now();
+    sqlx::raw_sql(SETTINGS).execute(&mut *connection).await.map_err(|error| place.explain(error))?;
+    let lock = sqlx::query(LOCK_ALONE).bind(LOCK);
+    lock.execute(&mut *connection).await.map_err(|error| place.explain(error))?;
+    // Who had the lock before may have done it.
+    while !inspect(place, connection).await?.is_current() {
+        match migrate_once(place, connection).await {
+            Err(OpenError::TablesHeld { place, known, source }) => {
+                if begun.elapsed() + PAUSE + LOCK_WITHIN >= within {
+                    return Err(OpenError::TablesHeld { place, known, source });
+                }
+                tracing::warn!(place, error = %source, "a migration waits for transactions that hold the tables");
+                sleep(PAUSE).await;
+            }
+            done => return done,
+        }
+    }
+    Ok(())
+}
+
+async fn migrate_once(place: &Place, connection: &mut PgConnection) -> Result<(), OpenError> {
     let explain = |error| place.explain(error);
     let mut transaction = connection.begin_with("BEGIN ISOLATION LEVEL READ COMMITTED").await.map_err(explain)?;
-    sqlx::raw_sql(SETTINGS).execute(&mut *transaction).await.map_err(explain)?;
-    let lock = sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(LOCK);
-    lock.execute(&mut *transaction).await.map_err(explain)?;
-    if !sqlx::query_scalar::<_, bool>(HAS_SCHEMA).fetch_one(&mut *transaction).await.map_err(explain)? {
-        sqlx::raw_sql("CREATE SCHEMA deploycore").execute(&mut *transaction).await.map_err(explain)?;
+    match bring_up(place, &mut transaction).await {
+        Ok(()) => transaction.commit().await.map_err(explain),
+        Err(error) => {
+            // Now, and not with the next statement: it may hold locks.
+            let _ = transaction.rollback().await;
+            Err(error)
+        }
     }
-    let migrated = migrations::migrator().run_direct(None, &mut *transaction, false).await;
-    migrated.map_err(|error| place.explain_migration(error))?;
-    transaction.commit().await.map_err(explain)
+}
+
+/// In a transaction, which has the tables to itself before it changes one: once it holds what others need, it waits for nobody.
+async fn bring_up(place: &Place, connection: &mut PgConnection) -> Result<(), OpenError> {
+    const HAS_SCHEMA: &str = "SELECT to_regnamespace('deploycore') IS NOT NULL";
+    // Not the table of migrations, which those who open the database read meanwhile, nor what belongs to somebody else.
+    const TABLES: &str = "
+        SELECT string_agg(format('deploycore.%I', tablename), ', ' ORDER BY tablename) FROM pg_tables
+        WHERE schemaname = 'deploycore' AND tablename <> 'migrations' AND pg_has_role(tableowner, 'USAGE')";
+    let explain = |error| place.explain(error);
+    let limit = AssertSqlSafe(format!("SET LOCAL lock_timeout = {}", LOCK_WITHIN.as_millis()));
+    sqlx::raw_sql(limit).execute(&mut *connection).await.map_err(explain)?;
+    if !sqlx::query_scalar::<_, bool>(HAS_SCHEMA).fetch_one(&mut *connection).await.map_err(explain)? {
+        sqlx::raw_sql("CREATE SCHEMA deploycore").execute(&mut *connection).await.map_err(explain)?;
+    }
+    let tables: Option<String> = sqlx::query_scalar(TABLES).fetch_one(&mut *connection).await.map_err(explain)?;
+    if let Some(tables) = tables {
+        lock(place, connection, &tables).await?;
+    }
+    let migrated = migrations::migrator().run_direct(None, connection, false).await;
+    migrated.map_err(|error| place.explain_migration(error))
+}
+
+/// Takes tables. While it waits for one it holds those before, so the time is for all of them.
+async fn lock(place: &Place, connection: &mut PgConnection, tables: &str) -> Result<(), OpenError> {
+    const QUERY_CANCELED: &str = "57014";
+    let limit = AssertSqlSafe(format!("SET LOCAL statement_timeout = {}", LOCK_WITHIN.as_millis()));
+    sqlx::raw_sql(limit).execute(&mut *connection).await.map_err(|error| place.explain(error))?;
+    let lock = AssertSqlSafe(format!("LOCK TABLE {tables} IN ACCESS EXCLUSIVE MODE"));
+    if let Err(source) = sqlx::raw_sql(lock).execute(&mut *connection).await {
+        let code = source.as_database_error().and_then(DatabaseError::code);
+        let is_late = code.is_some_and(|code| code == QUERY_CANCELED);
+        return Err(if is_late { place.held(source) } else { place.explain(source) });
+    }
+    // What follows takes the time that it needs.
+    let no_limit = sqlx::raw_sql("SET LOCAL statement_timeout = 0").execute(connection).await;
+    no_limit.map(drop).map_err(|error| place.explain(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::postgres::migrations::tests::at_version;
+
+    #[tokio::test]
+    async fn who_holds_the_tables_for_too_long_is_asked_for() {
+        let (database, mut reader) = at_version(migrations::NEWEST - 1).await;
+        sqlx::raw_sql("BEGIN; SELECT count(*) FROM deploycore.jobs").execute(&mut reader).await.unwrap();
+        let options = parse(&database.url()).unwrap();
+        let place = Place::of(&options);
+        let mut connection = options.connect().await.unwrap();
+        let error = migrate(&place, &mut connection, Duration::ZERO).await.unwrap_err();
+        assert!(matches!(error, OpenError::TablesHeld { .. }) && error.is_retryable(), "{error:?}");
+        assert!(
+            error.to_string().contains(database.name()) && error.to_string().contains("pg_stat_activity"),
+            "{error}"
+        );
+        assert_eq!(inspect(&place, &mut connection).await.unwrap().found, Some(migrations::NEWEST - 1));
+        sqlx::raw_sql("COMMIT").execute(&mut reader).await.unwrap();
+        migrate(&place, &mut connection, Duration::ZERO).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_migration_of_a_role_that_does_not_own_the_tables_is_told_as_that() {
+        let (database, mut owner) = at_version(migrations::NEWEST - 1).await;
+        let role = format!("guest_of_{}", database.name());
+        let make = format!(
+            "CREATE ROLE {role} LOGIN PASSWORD 'secret';
+             GRANT USAGE, CREATE ON SCHEMA deploycore TO {role};
+             GRANT ALL ON ALL TABLES IN SCHEMA deploycore TO {role}"
+        );
+        sqlx::raw_sql(AssertSqlSafe(make)).execute(&mut owner).await.unwrap();
+        let url = database.url().replace("deploycore:of-a-test@", &format!("{role}:secret@"));
+        let error = open(&url, &Settings::default()).await.unwrap_err();
+        let drop = format!("DROP OWNED BY {role}; DROP ROLE {role}");
+        sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut owner).await.unwrap();
+        assert!(matches!(error, OpenError::Forbidden { .. }), "{error:?}");
+    }
 }

@@ -7,7 +7,7 @@ use deploycore::port::ledger::transition::{self, CopyRow};
 use sqlx::mysql::{MySqlConnection, MySqlRow};
 
 use super::row;
-use crate::columns::Columns;
+use crate::columns::{Columns, copy_columns};
 use crate::mariadb::database::{self, failed, instant};
 
 /// What a claim gives.
@@ -60,11 +60,14 @@ impl Candidate {
 
 /// The copies that this claim took last, whether their attempt still runs or not.
 async fn taken(connection: &mut MySqlConnection, request: &ClaimRequest) -> Result<Vec<Candidate>, BackendError> {
-    const TAKEN: &str = "
-        SELECT c.*, a.digest, a.size FROM deploycore_copies c FORCE INDEX (copies_claim)
+    const TAKEN: &str = concat!(
+        "SELECT ",
+        copy_columns!(),
+        ", a.digest, a.size FROM deploycore_copies c FORCE INDEX (copies_claim)
         STRAIGHT_JOIN deploycore_artifacts a ON a.name = c.artifact
         WHERE c.claim_id = ? AND c.region = ?
-        ORDER BY c.precedence, c.registered_at, c.artifact";
+        ORDER BY c.precedence, c.registered_at, c.artifact"
+    );
     let query = sqlx::query(TAKEN).bind(request.claim.as_uuid()).bind(request.region.as_str());
     let rows = query.fetch_all(connection).await.map_err(failed)?;
     rows.iter().map(Candidate::read).collect()
@@ -72,7 +75,9 @@ async fn taken(connection: &mut MySqlConnection, request: &ClaimRequest) -> Resu
 
 /// The artifacts stand in subqueries, which lock nothing: two regions may claim copies of one artifact at once.
 pub(in crate::mariadb) const CLAIMABLE: &str = concat!(
-    "SELECT c.*, (SELECT a.digest FROM deploycore_artifacts a WHERE a.name = c.artifact) AS digest,
+    "SELECT ",
+    copy_columns!(),
+    ", (SELECT a.digest FROM deploycore_artifacts a WHERE a.name = c.artifact) AS digest,
             (SELECT a.size FROM deploycore_artifacts a WHERE a.name = c.artifact) AS size
      FROM deploycore_copies c FORCE INDEX (copies_turns)
      WHERE c.region = ? AND c.state = 'pending' AND c.precedence <= ? AND c.eligible_at <= ",

@@ -9,7 +9,7 @@ use deploycore::port::BackendError;
 use deploycore::port::ledger::{LedgerCursor, LedgerFilter, LedgerPage};
 use sqlx::mysql::{MySqlConnection, MySqlRow};
 
-use crate::columns::Columns;
+use crate::columns::{Columns, artifact_columns, copy_columns, tombstone_columns};
 use crate::mariadb::database::failed;
 use crate::stored;
 
@@ -29,7 +29,7 @@ pub(super) async fn status(
     connection: &mut MySqlConnection,
     name: &ArtifactName,
 ) -> Result<Option<ArtifactStatus>, BackendError> {
-    const ARTIFACT: &str = "SELECT * FROM deploycore_artifacts WHERE name = ?";
+    const ARTIFACT: &str = concat!("SELECT ", artifact_columns!(), " FROM deploycore_artifacts a WHERE a.name = ?");
     let rows = sqlx::query(ARTIFACT).bind(name.as_str()).fetch_all(&mut *connection).await.map_err(failed)?;
     Ok(with_copies(connection, &rows).await?.pop())
 }
@@ -40,7 +40,9 @@ pub(super) async fn status(
 macro_rules! page {
     ($from:literal, $along:literal, $table:literal, $name:literal) => {
         concat!(
-            "SELECT a.* FROM ",
+            "SELECT ",
+            artifact_columns!(),
+            " FROM ",
             $from,
             " WHERE ",
             $along,
@@ -104,16 +106,22 @@ pub(super) async fn with_copies(
     connection: &mut MySqlConnection,
     artifacts: &[MySqlRow],
 ) -> Result<Vec<ArtifactStatus>, BackendError> {
-    const COPIES: &str = "
-        SELECT c.* FROM JSON_TABLE(?, '$[*]' COLUMNS (name VARCHAR(128) PATH '$')) n
-        STRAIGHT_JOIN deploycore_copies c ON c.artifact = n.name";
+    const COPIES: &str = concat!(
+        "SELECT ",
+        copy_columns!(),
+        " FROM JSON_TABLE(?, '$[*]' COLUMNS (name VARCHAR(128) PATH '$')) n
+        STRAIGHT_JOIN deploycore_copies c ON c.artifact = n.name"
+    );
     const PINS: &str = "
         SELECT p.artifact, p.holder FROM JSON_TABLE(?, '$[*]' COLUMNS (name VARCHAR(128) PATH '$')) n
         STRAIGHT_JOIN deploycore_pins p ON p.artifact = n.name";
-    const TOMBSTONES: &str = "
-        SELECT DISTINCT t.* FROM JSON_TABLE(?, '$[*]' COLUMNS (name VARCHAR(128) PATH '$')) n
+    const TOMBSTONES: &str = concat!(
+        "SELECT DISTINCT ",
+        tombstone_columns!(),
+        " FROM JSON_TABLE(?, '$[*]' COLUMNS (name VARCHAR(128) PATH '$')) n
         STRAIGHT_JOIN deploycore_artifacts a ON a.name = n.name
-        STRAIGHT_JOIN deploycore_tombstones t ON t.digest = a.digest";
+        STRAIGHT_JOIN deploycore_tombstones t ON t.digest = a.digest"
+    );
     let names: Result<Vec<ArtifactName>, _> = artifacts.iter().map(|row| Columns(row).parse("name")).collect();
     let names = stored::json(&names?);
 

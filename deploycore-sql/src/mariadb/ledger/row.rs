@@ -10,7 +10,7 @@ use serde::Serialize;
 use sqlx::mysql::MySqlConnection;
 
 use super::{Found, read, tombstones};
-use crate::columns::Columns;
+use crate::columns::{Columns, copy_columns};
 use crate::mariadb::database::{self, failed, is_duplicate};
 use crate::mariadb::queue::row::all_were_as_locked;
 use crate::mariadb::row::Hex;
@@ -102,9 +102,12 @@ pub(super) async fn lock(
     artifact: &ArtifactName,
     region: &RegionName,
 ) -> Result<Option<Found>, BackendError> {
-    const LOCK: &str = "
-        SELECT c.*, (SELECT a.size FROM deploycore_artifacts a WHERE a.name = c.artifact) AS size
-        FROM deploycore_copies c WHERE c.artifact = ? AND c.region = ? FOR UPDATE";
+    const LOCK: &str = concat!(
+        "SELECT ",
+        copy_columns!(),
+        ", (SELECT a.size FROM deploycore_artifacts a WHERE a.name = c.artifact) AS size
+        FROM deploycore_copies c WHERE c.artifact = ? AND c.region = ? FOR UPDATE"
+    );
     let query = sqlx::query(LOCK).bind(artifact.as_str()).bind(region.as_str());
     let Some(row) = query.fetch_optional(connection).await.map_err(failed)? else {
         return Ok(None);

@@ -14,13 +14,14 @@ use deploycore::port::ledger::tombstones::{self, Idle, Tombstones};
 use sqlx::mysql::MySqlConnection;
 
 use super::{Ledger, read};
-use crate::columns::Columns;
+use crate::columns::{Columns, artifact_columns, tombstone_columns};
 use crate::mariadb::database::{self, failed};
 use crate::stored;
 
 /// The tombstone of a digest as it stands, until the end of the transaction.
 pub(super) async fn lock(connection: &mut MySqlConnection, digest: &Digest) -> Result<Option<Tombstone>, BackendError> {
-    const LOCK: &str = "SELECT * FROM deploycore_tombstones WHERE digest = ? FOR UPDATE";
+    const LOCK: &str =
+        concat!("SELECT ", tombstone_columns!(), " FROM deploycore_tombstones t WHERE t.digest = ? FOR UPDATE");
     let row = sqlx::query(LOCK).bind(digest.to_string()).fetch_optional(connection).await.map_err(failed)?;
     row.map(|row| Ok(Columns(&row).tombstone()?.tombstone)).transpose()
 }
@@ -56,8 +57,12 @@ async fn remove(connection: &mut MySqlConnection, digest: &Digest) -> Result<(),
 
 /// Until the end of the transaction no artifact of the digest is pinned, and no copy of theirs is reopened. The instant after that.
 async fn may_collect(connection: &mut MySqlConnection, digest: &Digest, idle: Idle) -> Result<Timestamp, Error> {
-    const ARTIFACTS: &str = "
-        SELECT * FROM deploycore_artifacts FORCE INDEX (artifacts_digest) WHERE digest = ? AND deleted_at IS NULL ORDER BY name FOR UPDATE";
+    const ARTIFACTS: &str = concat!(
+        "SELECT ",
+        artifact_columns!(),
+        " FROM deploycore_artifacts a FORCE INDEX (artifacts_digest)
+        WHERE a.digest = ? AND a.deleted_at IS NULL ORDER BY a.name FOR UPDATE"
+    );
     const HOLD: &str = "SELECT 1 FROM deploycore_copies WHERE artifact = ? ORDER BY region LOCK IN SHARE MODE";
     let rows = sqlx::query(ARTIFACTS).bind(digest.to_string()).fetch_all(&mut *connection).await.map_err(failed)?;
     for row in &rows {
@@ -157,7 +162,11 @@ impl Tombstones for Ledger {
     }
 
     async fn unfinished(&self, limit: usize) -> Result<Vec<DigestTombstone>, Error> {
-        const UNFINISHED: &str = "SELECT * FROM deploycore_tombstones ORDER BY since, digest LIMIT ?";
+        const UNFINISHED: &str = concat!(
+            "SELECT ",
+            tombstone_columns!(),
+            " FROM deploycore_tombstones t ORDER BY t.since, t.digest LIMIT ?"
+        );
         tombstones::check_unfinished(limit)?;
         let unfinished = || async {
             let mut borrowed = self.database.borrow().await?;

@@ -7,7 +7,7 @@ use deploycore::port::ledger::transition::{self, CopyRow};
 use sqlx::postgres::{PgConnection, PgRow};
 
 use super::row;
-use crate::columns::Columns;
+use crate::columns::{Columns, copy_columns};
 use crate::postgres::database::{self, failed};
 
 /// What a claim gives.
@@ -62,10 +62,13 @@ impl Candidate {
 
 /// The copies that this claim took last, whether their attempt still runs or not.
 async fn taken(connection: &mut PgConnection, request: &ClaimRequest) -> Result<Vec<Candidate>, BackendError> {
-    const TAKEN: &str = "
-        SELECT c.*, a.digest, a.size FROM deploycore.copies c JOIN deploycore.artifacts a ON a.name = c.artifact
+    const TAKEN: &str = concat!(
+        "SELECT ",
+        copy_columns!(),
+        ", a.digest, a.size FROM deploycore.copies c JOIN deploycore.artifacts a ON a.name = c.artifact
         WHERE c.claim_id = $1 AND c.region = $2
-        ORDER BY c.precedence, c.registered_at, c.artifact";
+        ORDER BY c.precedence, c.registered_at, c.artifact"
+    );
     let query = sqlx::query(TAKEN).bind(request.claim.as_uuid()).bind(request.region.as_str());
     let rows = query.fetch_all(connection).await.map_err(failed)?;
     rows.iter().map(Candidate::read).collect()
@@ -73,13 +76,15 @@ async fn taken(connection: &mut PgConnection, request: &ClaimRequest) -> Result<
 
 /// A copy that another call holds is left to that: it reports on it, or claims it.
 async fn take(connection: &mut PgConnection, request: &ClaimRequest) -> Result<Taken, BackendError> {
-    const CLAIMABLE: &str = "
-        WITH clock AS MATERIALIZED (SELECT deploycore.instant() AS now)
-        SELECT c.*, a.digest, a.size, clock.now
+    const CLAIMABLE: &str = concat!(
+        "WITH clock AS MATERIALIZED (SELECT deploycore.instant() AS now) SELECT ",
+        copy_columns!(),
+        ", a.digest, a.size, clock.now
         FROM clock CROSS JOIN deploycore.copies c JOIN deploycore.artifacts a ON a.name = c.artifact
         WHERE c.state = 'pending' AND c.region = $1 AND c.precedence <= $3 AND c.eligible_at <= clock.now
           AND (c.leased_until IS NULL OR c.leased_until <= clock.now)
-        ORDER BY c.precedence, c.registered_at, c.artifact LIMIT $2 FOR UPDATE OF c SKIP LOCKED";
+        ORDER BY c.precedence, c.registered_at, c.artifact LIMIT $2 FOR UPDATE OF c SKIP LOCKED"
+    );
     let query = sqlx::query(CLAIMABLE).bind(request.region.as_str()).bind(request.limit as i64);
     let query = query.bind(i64::from(request.least.precedence()));
     let rows = query.fetch_all(&mut *connection).await.map_err(failed)?;

@@ -10,7 +10,7 @@ use deploycore::port::ledger::{LedgerCursor, LedgerFilter, LedgerPage};
 use sqlx::postgres::{PgConnection, PgRow};
 
 use super::texts;
-use crate::columns::Columns;
+use crate::columns::{Columns, artifact_columns, copy_columns, tombstone_columns};
 use crate::postgres::database::failed;
 use crate::stored;
 
@@ -30,7 +30,7 @@ pub(super) async fn status(
     connection: &mut PgConnection,
     name: &ArtifactName,
 ) -> Result<Option<ArtifactStatus>, BackendError> {
-    const ARTIFACT: &str = "SELECT * FROM deploycore.artifacts WHERE name = $1";
+    const ARTIFACT: &str = concat!("SELECT ", artifact_columns!(), " FROM deploycore.artifacts a WHERE a.name = $1");
     let rows = sqlx::query(ARTIFACT).bind(name.as_str()).fetch_all(&mut *connection).await.map_err(failed)?;
     Ok(with_copies(connection, &rows).await?.pop())
 }
@@ -38,23 +38,32 @@ pub(super) async fn status(
 /// A page along one index. Each has all parameters: 1 a service, 2 and 3 a region and the state of the copy there (each may be NULL
 /// for any), 4 and 5 where the page starts, 6 its length, 7 a holder of pins (NULL for any). A holder narrows what the index gives, by one
 /// look into the key of `pins` for each artifact.
-const ALL: &str = "
-    SELECT a.* FROM deploycore.artifacts a
+const ALL: &str = concat!(
+    "SELECT ",
+    artifact_columns!(),
+    " FROM deploycore.artifacts a
     WHERE (a.registered_at, a.name) < ($4::bigint, $5::text)
       AND $1::text IS NULL AND $2::text IS NULL AND $3::text IS NULL
       AND ($7::text IS NULL OR EXISTS (SELECT FROM deploycore.pins p WHERE p.artifact = a.name AND p.holder = $7))
-    ORDER BY a.registered_at DESC, a.name DESC LIMIT $6";
-const BY_SERVICE: &str = "
-    SELECT a.* FROM deploycore.artifacts a
+    ORDER BY a.registered_at DESC, a.name DESC LIMIT $6"
+);
+const BY_SERVICE: &str = concat!(
+    "SELECT ",
+    artifact_columns!(),
+    " FROM deploycore.artifacts a
     WHERE a.service = $1 AND (a.registered_at, a.name) < ($4::bigint, $5::text) AND $2::text IS NULL AND $3::text IS NULL
       AND ($7::text IS NULL OR EXISTS (SELECT FROM deploycore.pins p WHERE p.artifact = a.name AND p.holder = $7))
-    ORDER BY a.registered_at DESC, a.name DESC LIMIT $6";
-const BY_COPY: &str = "
-    SELECT a.* FROM deploycore.copies c JOIN deploycore.artifacts a ON a.name = c.artifact
+    ORDER BY a.registered_at DESC, a.name DESC LIMIT $6"
+);
+const BY_COPY: &str = concat!(
+    "SELECT ",
+    artifact_columns!(),
+    " FROM deploycore.copies c JOIN deploycore.artifacts a ON a.name = c.artifact
     WHERE c.region = $2 AND c.state = $3 AND (c.registered_at, c.artifact) < ($4::bigint, $5::text)
       AND ($1::text IS NULL OR a.service = $1)
       AND ($7::text IS NULL OR EXISTS (SELECT FROM deploycore.pins p WHERE p.artifact = a.name AND p.holder = $7))
-    ORDER BY c.registered_at DESC, c.artifact DESC LIMIT $6";
+    ORDER BY c.registered_at DESC, c.artifact DESC LIMIT $6"
+);
 
 pub(super) async fn list(
     connection: &mut PgConnection,
@@ -93,11 +102,14 @@ pub(super) async fn with_copies(
     connection: &mut PgConnection,
     artifacts: &[PgRow],
 ) -> Result<Vec<ArtifactStatus>, BackendError> {
-    const COPIES: &str = "SELECT * FROM deploycore.copies WHERE artifact = ANY ($1)";
+    const COPIES: &str = concat!("SELECT ", copy_columns!(), " FROM deploycore.copies c WHERE c.artifact = ANY ($1)");
     const PINS: &str = "SELECT artifact, holder FROM deploycore.pins WHERE artifact = ANY ($1)";
-    const TOMBSTONES: &str = "
-        SELECT * FROM deploycore.tombstones
-        WHERE digest IN (SELECT digest FROM deploycore.artifacts WHERE name = ANY ($1))";
+    const TOMBSTONES: &str = concat!(
+        "SELECT ",
+        tombstone_columns!(),
+        " FROM deploycore.tombstones t
+        WHERE t.digest IN (SELECT a.digest FROM deploycore.artifacts a WHERE a.name = ANY ($1))"
+    );
     let names: Result<Vec<ArtifactName>, _> = artifacts.iter().map(|row| Columns(row).parse("name")).collect();
     let names = texts(names?.iter());
 

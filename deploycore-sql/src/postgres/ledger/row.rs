@@ -11,7 +11,7 @@ use deploycore::port::ledger::{Error, Registered};
 use sqlx::postgres::PgConnection;
 
 use super::{Found, read, tombstones};
-use crate::columns::Columns;
+use crate::columns::{Columns, copy_columns};
 use crate::postgres::database::{NAME, failed};
 use crate::stored;
 
@@ -96,9 +96,12 @@ pub(super) async fn lock(
     artifact: &ArtifactName,
     region: &RegionName,
 ) -> Result<Option<Found>, BackendError> {
-    const LOCK: &str = "
-        SELECT c.*, a.size FROM deploycore.copies c JOIN deploycore.artifacts a ON a.name = c.artifact
-        WHERE c.artifact = $1 AND c.region = $2 FOR UPDATE OF c";
+    const LOCK: &str = concat!(
+        "SELECT ",
+        copy_columns!(),
+        ", a.size FROM deploycore.copies c JOIN deploycore.artifacts a ON a.name = c.artifact
+        WHERE c.artifact = $1 AND c.region = $2 FOR UPDATE OF c"
+    );
     let query = sqlx::query(LOCK).bind(artifact.as_str()).bind(region.as_str());
     let Some(row) = query.fetch_optional(connection).await.map_err(failed)? else {
         return Ok(None);

@@ -14,13 +14,14 @@ use deploycore::port::ledger::tombstones::{self, Idle, Tombstones};
 use sqlx::postgres::PgConnection;
 
 use super::{Ledger, read, storable};
-use crate::columns::Columns;
+use crate::columns::{Columns, artifact_columns, tombstone_columns};
 use crate::postgres::database::{self, failed};
 use crate::stored;
 
 /// The tombstone of a digest as it stands, until the end of the transaction.
 pub(super) async fn lock(connection: &mut PgConnection, digest: &Digest) -> Result<Option<Tombstone>, BackendError> {
-    const LOCK: &str = "SELECT * FROM deploycore.tombstones WHERE digest = $1 FOR UPDATE";
+    const LOCK: &str =
+        concat!("SELECT ", tombstone_columns!(), " FROM deploycore.tombstones t WHERE t.digest = $1 FOR UPDATE");
     let row = sqlx::query(LOCK).bind(digest.to_string()).fetch_optional(connection).await.map_err(failed)?;
     row.map(|row| Ok(Columns(&row).tombstone()?.tombstone)).transpose()
 }
@@ -53,8 +54,11 @@ async fn remove(connection: &mut PgConnection, digest: &Digest) -> Result<(), Ba
 
 /// Until the end of the transaction no artifact of the digest is pinned, and no copy of theirs is reopened. The instant after that.
 async fn may_collect(connection: &mut PgConnection, digest: &Digest, idle: Idle) -> Result<Timestamp, Error> {
-    const ARTIFACTS: &str = "
-        SELECT * FROM deploycore.artifacts WHERE digest = $1 AND deleted_at IS NULL ORDER BY name FOR UPDATE";
+    const ARTIFACTS: &str = concat!(
+        "SELECT ",
+        artifact_columns!(),
+        " FROM deploycore.artifacts a WHERE a.digest = $1 AND a.deleted_at IS NULL ORDER BY a.name FOR UPDATE"
+    );
     const HOLD: &str = "SELECT 1 FROM deploycore.copies WHERE artifact = $1 ORDER BY region FOR SHARE";
     let rows = sqlx::query(ARTIFACTS).bind(digest.to_string()).fetch_all(&mut *connection).await.map_err(failed)?;
     for row in &rows {
@@ -154,7 +158,11 @@ impl Tombstones for Ledger {
     }
 
     async fn unfinished(&self, limit: usize) -> Result<Vec<DigestTombstone>, Error> {
-        const UNFINISHED: &str = "SELECT * FROM deploycore.tombstones ORDER BY since, digest LIMIT $1";
+        const UNFINISHED: &str = concat!(
+            "SELECT ",
+            tombstone_columns!(),
+            " FROM deploycore.tombstones t ORDER BY t.since, t.digest LIMIT $1"
+        );
         tombstones::check_unfinished(limit)?;
         let unfinished = async {
             let mut borrowed = self.database.borrow().await?;

@@ -7,7 +7,7 @@ use deploycore::port::ledger::transition::{self, CopyRow};
 use sqlx::sqlite::SqliteRow;
 
 use super::{count_expired, count_taken, row};
-use crate::columns::Columns;
+use crate::columns::{Columns, copy_columns};
 use crate::sqlite::database::{Moment, failed};
 use crate::stored;
 
@@ -60,21 +60,27 @@ impl Candidate {
 
 /// The copies that this claim took last, whether their attempt still runs or not.
 async fn taken(moment: &mut Moment, request: &ClaimRequest) -> Result<Vec<Candidate>, BackendError> {
-    const TAKEN: &str = "
-        SELECT c.*, a.digest, a.size FROM copies c CROSS JOIN artifacts a ON a.name = c.artifact
+    const TAKEN: &str = concat!(
+        "SELECT ",
+        copy_columns!(),
+        ", a.digest, a.size FROM copies c CROSS JOIN artifacts a ON a.name = c.artifact
         WHERE c.claim_id = ?1 AND c.region = ?2
-        ORDER BY c.precedence, c.registered_at, c.artifact";
+        ORDER BY c.precedence, c.registered_at, c.artifact"
+    );
     let query = sqlx::query(TAKEN).bind(request.claim.to_string()).bind(request.region.as_str());
     let rows = query.fetch_all(moment.connection()).await.map_err(failed)?;
     rows.iter().map(Candidate::read).collect()
 }
 
 /// The index holds all that is asked of a pending copy, so that what waits or is being copied costs little to pass.
-pub(in crate::sqlite) const CLAIMABLE: &str = "
-    SELECT c.*, a.digest, a.size FROM copies c INDEXED BY copies_pending CROSS JOIN artifacts a ON a.name = c.artifact
+pub(in crate::sqlite) const CLAIMABLE: &str = concat!(
+    "SELECT ",
+    copy_columns!(),
+    ", a.digest, a.size FROM copies c INDEXED BY copies_pending CROSS JOIN artifacts a ON a.name = c.artifact
     WHERE c.state = 'pending' AND c.region = ?1 AND c.precedence <= ?4 AND c.eligible_at <= ?2
       AND (c.leased_until IS NULL OR c.leased_until <= ?2)
-    ORDER BY c.precedence, c.registered_at, c.artifact LIMIT ?3";
+    ORDER BY c.precedence, c.registered_at, c.artifact LIMIT ?3"
+);
 
 async fn claimable(moment: &mut Moment, request: &ClaimRequest) -> Result<Vec<Candidate>, BackendError> {
     let query = sqlx::query(CLAIMABLE)

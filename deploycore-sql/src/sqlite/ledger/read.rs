@@ -10,7 +10,7 @@ use deploycore::port::ledger::{LedgerCursor, LedgerFilter, LedgerPage};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 
 use super::names_json;
-use crate::columns::Columns;
+use crate::columns::{Columns, artifact_columns, copy_columns, tombstone_columns};
 use crate::sqlite::database::failed;
 use crate::stored;
 
@@ -29,7 +29,7 @@ pub(super) async fn status(
     connection: &mut SqliteConnection,
     name: &ArtifactName,
 ) -> Result<Option<ArtifactStatus>, BackendError> {
-    const ARTIFACT: &str = "SELECT * FROM artifacts WHERE name = ?1";
+    const ARTIFACT: &str = concat!("SELECT ", artifact_columns!(), " FROM artifacts a WHERE a.name = ?1");
     let rows = sqlx::query(ARTIFACT).bind(name.as_str()).fetch_all(&mut *connection).await.map_err(failed)?;
     Ok(with_copies(connection, &rows).await?.pop())
 }
@@ -37,22 +37,31 @@ pub(super) async fn status(
 /// A page along one index. Each has all parameters: 1 a service, 2 and 3 a region and the state of the copy there (each may be NULL
 /// for any), 4 and 5 where the page starts, 6 its length, 7 a holder of pins (NULL for any). A holder narrows what the index gives, by one
 /// look into the key of `pins` for each artifact.
-pub(in crate::sqlite) const ALL: &str = "
-    SELECT * FROM artifacts INDEXED BY artifacts_registered
-    WHERE (registered_at, name) < (?4, ?5) AND ?1 IS NULL AND ?2 IS NULL AND ?3 IS NULL
-      AND (?7 IS NULL OR EXISTS (SELECT 1 FROM pins p WHERE p.artifact = artifacts.name AND p.holder = ?7))
-    ORDER BY registered_at DESC, name DESC LIMIT ?6";
-pub(in crate::sqlite) const BY_SERVICE: &str = "
-    SELECT * FROM artifacts INDEXED BY artifacts_service
-    WHERE service = ?1 AND (registered_at, name) < (?4, ?5) AND ?2 IS NULL AND ?3 IS NULL
-      AND (?7 IS NULL OR EXISTS (SELECT 1 FROM pins p WHERE p.artifact = artifacts.name AND p.holder = ?7))
-    ORDER BY registered_at DESC, name DESC LIMIT ?6";
-pub(in crate::sqlite) const BY_COPY: &str = "
-    SELECT a.* FROM copies c INDEXED BY copies_state CROSS JOIN artifacts a ON a.name = c.artifact
+pub(in crate::sqlite) const ALL: &str = concat!(
+    "SELECT ",
+    artifact_columns!(),
+    " FROM artifacts a INDEXED BY artifacts_registered
+    WHERE (a.registered_at, a.name) < (?4, ?5) AND ?1 IS NULL AND ?2 IS NULL AND ?3 IS NULL
+      AND (?7 IS NULL OR EXISTS (SELECT 1 FROM pins p WHERE p.artifact = a.name AND p.holder = ?7))
+    ORDER BY a.registered_at DESC, a.name DESC LIMIT ?6"
+);
+pub(in crate::sqlite) const BY_SERVICE: &str = concat!(
+    "SELECT ",
+    artifact_columns!(),
+    " FROM artifacts a INDEXED BY artifacts_service
+    WHERE a.service = ?1 AND (a.registered_at, a.name) < (?4, ?5) AND ?2 IS NULL AND ?3 IS NULL
+      AND (?7 IS NULL OR EXISTS (SELECT 1 FROM pins p WHERE p.artifact = a.name AND p.holder = ?7))
+    ORDER BY a.registered_at DESC, a.name DESC LIMIT ?6"
+);
+pub(in crate::sqlite) const BY_COPY: &str = concat!(
+    "SELECT ",
+    artifact_columns!(),
+    " FROM copies c INDEXED BY copies_state CROSS JOIN artifacts a ON a.name = c.artifact
     WHERE c.region = ?2 AND c.state = ?3 AND (c.registered_at, c.artifact) < (?4, ?5)
       AND (?1 IS NULL OR a.service = ?1)
       AND (?7 IS NULL OR EXISTS (SELECT 1 FROM pins p WHERE p.artifact = a.name AND p.holder = ?7))
-    ORDER BY c.registered_at DESC, c.artifact DESC LIMIT ?6";
+    ORDER BY c.registered_at DESC, c.artifact DESC LIMIT ?6"
+);
 
 pub(super) async fn list(
     connection: &mut SqliteConnection,
@@ -91,10 +100,15 @@ pub(super) async fn with_copies(
     connection: &mut SqliteConnection,
     artifacts: &[SqliteRow],
 ) -> Result<Vec<ArtifactStatus>, BackendError> {
-    const COPIES: &str = "SELECT * FROM copies WHERE artifact IN (SELECT value FROM json_each(?1))";
+    const COPIES: &str =
+        concat!("SELECT ", copy_columns!(), " FROM copies c WHERE c.artifact IN (SELECT value FROM json_each(?1))");
     const PINS: &str = "SELECT artifact, holder FROM pins WHERE artifact IN (SELECT value FROM json_each(?1))";
-    const TOMBSTONES: &str = "
-        SELECT * FROM tombstones WHERE digest IN (SELECT digest FROM artifacts WHERE name IN (SELECT value FROM json_each(?1)))";
+    const TOMBSTONES: &str = concat!(
+        "SELECT ",
+        tombstone_columns!(),
+        " FROM tombstones t
+        WHERE t.digest IN (SELECT a.digest FROM artifacts a WHERE a.name IN (SELECT value FROM json_each(?1)))"
+    );
     let names: Result<Vec<ArtifactName>, _> = artifacts.iter().map(|row| Columns(row).parse("name")).collect();
     let names = names_json(names?.iter());
 

@@ -7,7 +7,7 @@ use deploycore::port::ledger::{Error, Registered};
 use sqlx::sqlite::SqliteConnection;
 
 use super::{Found, read, tombstones};
-use crate::columns::Columns;
+use crate::columns::{Columns, copy_columns};
 use crate::sqlite::database::{Moment, NAME, failed};
 use crate::stored;
 
@@ -59,9 +59,12 @@ pub(super) async fn find(
     artifact: &ArtifactName,
     region: &RegionName,
 ) -> Result<Option<Found>, BackendError> {
-    const FIND: &str = "
-        SELECT c.*, a.size FROM copies c JOIN artifacts a ON a.name = c.artifact
-        WHERE c.artifact = ?1 AND c.region = ?2";
+    const FIND: &str = concat!(
+        "SELECT ",
+        copy_columns!(),
+        ", a.size FROM copies c JOIN artifacts a ON a.name = c.artifact
+        WHERE c.artifact = ?1 AND c.region = ?2"
+    );
     let query = sqlx::query(FIND).bind(artifact.as_str()).bind(region.as_str());
     let Some(row) = query.fetch_optional(connection).await.map_err(failed)? else {
         return Ok(None);

@@ -9,7 +9,7 @@ use deploycore::port::ledger::Error;
 use deploycore::port::ledger::tombstones::{self, Idle, Tombstones};
 
 use super::{Ledger, read};
-use crate::columns::Columns;
+use crate::columns::{Columns, artifact_columns, tombstone_columns};
 use crate::sqlite::database::{Moment, failed};
 use crate::stored;
 
@@ -30,7 +30,7 @@ pub(super) async fn is_collected(moment: &mut Moment, artifact: &ArtifactName) -
 }
 
 async fn find(moment: &mut Moment, digest: &Digest) -> Result<Option<Tombstone>, BackendError> {
-    const FIND: &str = "SELECT * FROM tombstones WHERE digest = ?1";
+    const FIND: &str = concat!("SELECT ", tombstone_columns!(), " FROM tombstones t WHERE t.digest = ?1");
     let row = sqlx::query(FIND).bind(digest.to_string()).fetch_optional(moment.connection()).await.map_err(failed)?;
     row.map(|row| Ok(Columns(&row).tombstone()?.tombstone)).transpose()
 }
@@ -42,8 +42,11 @@ async fn remove(moment: &mut Moment, digest: &Digest) -> Result<(), BackendError
 }
 
 async fn may_collect(moment: &mut Moment, digest: &Digest, idle: Idle) -> Result<(), Error> {
-    const ARTIFACTS: &str = "
-        SELECT * FROM artifacts INDEXED BY artifacts_digest WHERE digest = ?1 AND deleted_at IS NULL ORDER BY name";
+    const ARTIFACTS: &str = concat!(
+        "SELECT ",
+        artifact_columns!(),
+        " FROM artifacts a INDEXED BY artifacts_digest WHERE a.digest = ?1 AND a.deleted_at IS NULL ORDER BY a.name"
+    );
     let rows = sqlx::query(ARTIFACTS).bind(digest.to_string()).fetch_all(moment.connection()).await.map_err(failed)?;
     let artifacts = read::with_copies(moment.connection(), &rows).await?;
     tombstones::may_collect(digest, &artifacts, idle, moment.now)
@@ -106,7 +109,8 @@ impl Tombstones for Ledger {
     }
 
     async fn unfinished(&self, limit: usize) -> Result<Vec<DigestTombstone>, Error> {
-        const UNFINISHED: &str = "SELECT * FROM tombstones ORDER BY since, digest LIMIT ?1";
+        const UNFINISHED: &str =
+            concat!("SELECT ", tombstone_columns!(), " FROM tombstones t ORDER BY t.since, t.digest LIMIT ?1");
         tombstones::check_unfinished(limit)?;
         let mut moment = self.database.read().await?;
         let unfinished = sqlx::query(UNFINISHED).bind(limit as i64);
