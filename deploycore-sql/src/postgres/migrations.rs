@@ -3,7 +3,7 @@
 use sqlx::SqlSafeStr as _;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 
-const VERSIONS: [(i64, &str, &str); 10] = [
+const VERSIONS: [(i64, &str, &str); 11] = [
     (1, "queue", include_str!("../../migrations/postgres/0001_queue.sql")),
     (2, "ledger", include_str!("../../migrations/postgres/0002_ledger.sql")),
     (3, "journal", include_str!("../../migrations/postgres/0003_journal.sql")),
@@ -14,6 +14,7 @@ const VERSIONS: [(i64, &str, &str); 10] = [
     (8, "outcomes", include_str!("../../migrations/postgres/0008_outcomes.sql")),
     (9, "history", include_str!("../../migrations/postgres/0009_history.sql")),
     (10, "delays", include_str!("../../migrations/postgres/0010_delays.sql")),
+    (11, "rare_ends", include_str!("../../migrations/postgres/0011_rare_ends.sql")),
 ];
 
 /// The newest version that this crate knows.
