@@ -80,6 +80,7 @@ async fn each_statement_follows_its_index() {
         (queue::OLD, "jobs_finished", true),
         (queue::ALL, "jobs_created", true),
         (queue::BY_SERVICE, "jobs_name", true),
+        (queue::BY_QUEUED_SERVICE, "jobs_queued_name", false),
         (queue::BY_COMMIT, "jobs_commit", true),
         (queue::BY_RARE_END, "jobs_rare_end", true),
         (queue::BY_STATUS, "jobs_queue", false),

@@ -15,7 +15,7 @@ pub(super) use self::{
     enqueue::{HOLDERS, QUEUED_OF_SERVICE},
     lease::OVERDUE,
     prune::OLD,
-    read::{ALL, BY_COMMIT, BY_END, BY_RARE_END, BY_SERVICE, BY_STATUS},
+    read::{ALL, BY_COMMIT, BY_END, BY_QUEUED_SERVICE, BY_RARE_END, BY_SERVICE, BY_STATUS},
     turns::LINES,
 };
 

@@ -3,7 +3,7 @@
 use sqlx::SqlSafeStr as _;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 
-const VERSIONS: [(i64, &str, &str); 9] = [
+const VERSIONS: [(i64, &str, &str); 11] = [
     (1, "queue", include_str!("../../migrations/postgres/0001_queue.sql")),
     (2, "ledger", include_str!("../../migrations/postgres/0002_ledger.sql")),
     (3, "journal", include_str!("../../migrations/postgres/0003_journal.sql")),
@@ -13,6 +13,8 @@ const VERSIONS: [(i64, &str, &str); 9] = [
     (7, "tombstones", include_str!("../../migrations/postgres/0007_tombstones.sql")),
     (8, "outcomes", include_str!("../../migrations/postgres/0008_outcomes.sql")),
     (9, "history", include_str!("../../migrations/postgres/0009_history.sql")),
+    (10, "delays", include_str!("../../migrations/postgres/0010_delays.sql")),
+    (11, "rare_ends", include_str!("../../migrations/postgres/0011_rare_ends.sql")),
 ];
 
 /// The newest version that this crate knows.
@@ -85,6 +87,27 @@ pub(super) mod tests {
         let name = ArtifactName::new("web-1").unwrap();
         assert_eq!(other.ledger().status(&name).await.unwrap(), None);
         assert!(Postgres::schema(&url).await.unwrap().is_current());
+    }
+
+    /// Also one whose time came before the new program did.
+    #[tokio::test]
+    async fn jobs_of_each_earlier_version_are_claimed() {
+        const INSERT: &str = "
+            INSERT INTO deploycore.jobs (id, created_at, \"commit\", name, status, priority, max_attempts, max_releases,
+                                         build_timeout, eligible_at, delayed)
+            VALUES ($1, 1, 'abcdef0', 'web', 'QUEUED', $2, 3, 10, 60000000, 1, $3)";
+        for version in 1..NEWEST {
+            let (database, mut connection) = at_version(version).await;
+            let jobs = [JobId::new(), JobId::new()];
+            for (job, (priority, delayed)) in jobs.iter().zip([(1_i64, true), (0, false)]) {
+                let insert = sqlx::query(INSERT).bind(job.as_uuid()).bind(priority).bind(delayed);
+                insert.execute(&mut connection).await.unwrap();
+            }
+            let queue = Postgres::open(&database.url()).await.unwrap().queue();
+            let request = ClaimRequest { claim: ClaimId::new(), worker: "w".parse().unwrap(), limit: 2 };
+            let claimed: Vec<_> = queue.claim(&request).await.unwrap().into_iter().map(|job| job.spec.id).collect();
+            assert_eq!(claimed, jobs, "version {version}");
+        }
     }
 
     #[tokio::test]

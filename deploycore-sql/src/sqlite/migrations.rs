@@ -6,7 +6,7 @@ use sqlx::migrate::{Migration, MigrationType, Migrator};
 /// Beside a host's own tables in one file, and beside a host's own migrations.
 pub(super) const TABLE: &str = "deploycore_migrations";
 
-const VERSIONS: [(i64, &str, &str); 7] = [
+const VERSIONS: [(i64, &str, &str); 8] = [
     (1, "queue", include_str!("../../migrations/sqlite/0001_queue.sql")),
     (2, "ledger", include_str!("../../migrations/sqlite/0002_ledger.sql")),
     (3, "journal", include_str!("../../migrations/sqlite/0003_journal.sql")),
@@ -14,6 +14,7 @@ const VERSIONS: [(i64, &str, &str); 7] = [
     (5, "replication", include_str!("../../migrations/sqlite/0005_replication.sql")),
     (6, "queue_turns", include_str!("../../migrations/sqlite/0006_queue_turns.sql")),
     (7, "tombstones", include_str!("../../migrations/sqlite/0007_tombstones.sql")),
+    (8, "rare_ends", include_str!("../../migrations/sqlite/0008_rare_ends.sql")),
 ];
 
 /// The newest version that this crate knows.

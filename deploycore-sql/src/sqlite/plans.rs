@@ -97,6 +97,7 @@ async fn maintenance_follows_its_indexes() {
         (queue::OVERDUE, "jobs_running"),
         (queue::PRUNE, "jobs_finished (finished_at<?)"),
         (queue::READY_AND_DUE, "jobs_eligible"),
+        (queue::QUEUED_OF_SERVICE, "jobs_queued_name (name=?"),
     ] {
         let plan = plan(statement).await;
         assert_no_walk_but(&plan, "jobs_running");
@@ -110,6 +111,7 @@ async fn pages_follow_their_indexes_in_order() {
         (queue::ALL, "jobs_created"),
         (queue::BY_STATUS, "jobs_status (status=?"),
         (queue::BY_SERVICE, "jobs_name (name=?"),
+        (queue::RARE_ENDS_OF_SERVICE, "jobs_rare_end_name (name=? AND status=?"),
         (queue::BY_COMMIT, "jobs_commit (commit=?"),
         (ledger::ALL, "artifacts_registered"),
         (ledger::BY_SERVICE, "artifacts_service (service=?"),

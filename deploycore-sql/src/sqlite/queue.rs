@@ -11,7 +11,7 @@ mod turns;
 pub(super) use self::{
     claim::{ANY_READY, CLAIMABLE, END_DELAYS},
     lease::OVERDUE,
-    read::{ALL, BY_COMMIT, BY_SERVICE, BY_STATUS, READY_AND_DUE},
+    read::{ALL, BY_COMMIT, BY_SERVICE, BY_STATUS, QUEUED_OF_SERVICE, RARE_ENDS_OF_SERVICE, READY_AND_DUE},
     turns::{DUE, FIRST, LINE},
 };
 

@@ -42,7 +42,7 @@ async fn pages(connection: &mut PgConnection, sql: String) -> (u64, u64) {
 }
 
 fn claim(limit: usize) -> String {
-    format!("SELECT * FROM deploycore.claim_4('{}', 'w', {limit})", ClaimId::new())
+    format!("SELECT * FROM deploycore.claim_5('{}', 'w', {limit}, false)", ClaimId::new())
 }
 
 #[tokio::test]
@@ -71,8 +71,8 @@ async fn the_claims_of_earlier_versions_take_jobs() {
     let (postgres, database) = bed::open().await;
     let queue = postgres.queue();
     let mut connection = PgConnection::connect(&database.url()).await.unwrap();
-    queue.enqueue(&[job(), job(), job().with_priority(1)]).await.unwrap();
-    for function in ["claim_1", "claim_2"] {
+    queue.enqueue(&[job(), job(), job(), job(), job().with_priority(1)]).await.unwrap();
+    for function in ["claim_1", "claim_2", "claim_3", "claim_4"] {
         let claim = format!("SELECT (job).priority FROM deploycore.{function}('{}', 'w', 1)", ClaimId::new());
         let claimed: Vec<i64> = sqlx::query_scalar(AssertSqlSafe(claim)).fetch_all(&mut connection).await.unwrap();
         assert_eq!(claimed, [i64::from(function == "claim_1")], "{function}");

@@ -112,6 +112,7 @@ macro_rules! __ledger_cases {
             }
             tombstones {
                 a_collected_artifact_is_not_deployed_any_more
+                a_collected_artifact_has_nothing_to_raise
                 a_mark_may_be_lifted
                 what_is_in_use_is_not_collected
                 a_pin_makes_young

@@ -212,7 +212,7 @@ pub trait ReplicationLedger: Send + Sync + Debug + 'static {
     async fn fail(&self, lease: &CopyLease, reason: &str, retry: CopyRetry) -> Result<(), Error>;
 
     /// Makes each copy of an artifact at least so urgent, also one that is complete, should it be reopened; how many copies that changed.
-    /// It never makes one less urgent, so it may be repeated.
+    /// It never makes one less urgent, so it may be repeated. A collected artifact has no copies, so none changes.
     ///
     /// Errors: `NotFound`.
     async fn prioritize(&self, artifact: &ArtifactName, priority: CopyPriority) -> Result<usize, Error>;

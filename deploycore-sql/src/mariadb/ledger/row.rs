@@ -87,9 +87,12 @@ pub(super) async fn prioritize(
 ) -> Result<usize, Error> {
     const HOLD: &str = "SELECT 1 FROM deploycore_copies WHERE artifact = ? ORDER BY region FOR UPDATE";
     const PRIORITIZE: &str = "UPDATE deploycore_copies SET precedence = ? WHERE artifact = ? AND precedence > ?";
+    const KNOWN: &str = "SELECT 1 FROM deploycore_artifacts WHERE name = ?";
     let held = sqlx::query(HOLD).bind(artifact.as_str()).fetch_all(&mut *connection).await.map_err(failed)?;
     if held.is_empty() {
-        return Err(Error::NotFound { artifact: artifact.clone() });
+        // A collected artifact has no copies.
+        let known = sqlx::query(KNOWN).bind(artifact.as_str()).fetch_optional(connection).await.map_err(failed)?;
+        return known.map(|_| 0).ok_or_else(|| Error::NotFound { artifact: artifact.clone() });
     }
     let precedence = i64::from(priority.precedence());
     let prioritize = sqlx::query(PRIORITIZE).bind(precedence).bind(artifact.as_str()).bind(precedence);

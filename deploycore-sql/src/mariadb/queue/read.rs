@@ -34,6 +34,8 @@ macro_rules! page {
 
 pub(in crate::mariadb) const ALL: &str = page!("jobs_created", "TRUE");
 pub(in crate::mariadb) const BY_SERVICE: &str = page!("jobs_name", "j.name = ?");
+/// Not in the order of the page, but as much as waits of one service.
+pub(in crate::mariadb) const BY_QUEUED_SERVICE: &str = page!("jobs_queued_name", "j.queued_name = ?");
 pub(in crate::mariadb) const BY_COMMIT: &str = page!("jobs_commit", "j.`commit` = ?");
 pub(in crate::mariadb) const BY_RARE_END: &str = page!("jobs_rare_end", "j.rare_end = ?");
 /// Not in the order of the page, but as many as wait or run.
@@ -77,6 +79,9 @@ async fn walk(
         _ if status == Some(JobStatus::Running) => by_status,
         JobFilter { commit: Some(_), .. } => sqlx::query(BY_COMMIT).bind(commit),
         JobFilter { finished_since: Some(_), .. } => sqlx::query(BY_END).bind(finished_since),
+        JobFilter { service: Some(_), .. } if status == Some(JobStatus::Queued) => {
+            sqlx::query(BY_QUEUED_SERVICE).bind(service)
+        }
         JobFilter { service: Some(_), .. } => sqlx::query(BY_SERVICE).bind(service),
         _ => match status {
             Some(JobStatus::Queued) => by_status,

@@ -82,9 +82,12 @@ pub(super) async fn prioritize(
     const HOLD: &str = "
         SELECT precedence FROM deploycore.copies WHERE artifact = $1 ORDER BY region FOR NO KEY UPDATE";
     const PRIORITIZE: &str = "UPDATE deploycore.copies SET precedence = $2 WHERE artifact = $1 AND precedence > $2";
+    const KNOWN: &str = "SELECT 1 FROM deploycore.artifacts WHERE name = $1";
     let held = sqlx::query(HOLD).bind(artifact.as_str()).fetch_all(&mut *connection).await.map_err(failed)?;
     if held.is_empty() {
-        return Err(Error::NotFound { artifact: artifact.clone() });
+        // A collected artifact has no copies.
+        let known = sqlx::query(KNOWN).bind(artifact.as_str()).fetch_optional(connection).await.map_err(failed)?;
+        return known.map(|_| 0).ok_or_else(|| Error::NotFound { artifact: artifact.clone() });
     }
     let prioritize = sqlx::query(PRIORITIZE).bind(artifact.as_str()).bind(i64::from(priority.precedence()));
     Ok(prioritize.execute(connection).await.map_err(failed)?.rows_affected() as usize)

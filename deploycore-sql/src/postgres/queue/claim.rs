@@ -1,4 +1,4 @@
-//! Handing out jobs: one statement for what nearly every claim is, a function of the schema (`migrations/postgres/0008_outcomes.sql`) for all others.
+//! Handing out jobs: one statement for what nearly every claim is, a function of the schema (`migrations/postgres/0010_delays.sql`) for all others.
 
 use std::cmp::Reverse;
 
@@ -58,7 +58,7 @@ async fn claim_on(
             return Ok(Claimed { jobs, is_new: true });
         }
     }
-    let claimed = by_function(connection, request).await?;
+    let claimed = in_steps(connection, request).await?;
     if !claimed.jobs.is_empty() {
         floors.note_function();
     }
@@ -112,16 +112,51 @@ async fn plain(
     in_order(&query.fetch_all(connection).await.map_err(failed)?)
 }
 
-async fn by_function(connection: &mut PgConnection, request: &ClaimRequest) -> Result<Claimed, BackendError> {
+/// Any number of delays may end at one instant. Each step ends 1,000 at most and is committed by itself, so that it is work done for other claims
+/// too, if this one comes to its end in time or not. After so many a claim takes the most urgent of what is ready by then.
+const STEPS: usize = 50;
+
+async fn in_steps(connection: &mut PgConnection, request: &ClaimRequest) -> Result<Claimed, BackendError> {
+    for _ in 1..STEPS {
+        if let Step::Claimed(claimed) = step(connection, request, Delays::First).await? {
+            return Ok(claimed);
+        }
+    }
+    match step(connection, request, Delays::MayWait).await? {
+        Step::Claimed(claimed) => Ok(claimed),
+        Step::MoreAreDue => Ok(Claimed { jobs: Vec::new(), is_new: true }),
+    }
+}
+
+/// Whether jobs are taken while delays wait to be ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Delays {
+    First,
+    MayWait,
+}
+
+enum Step {
+    Claimed(Claimed),
+    /// 1,000 delays ended, and more are due.
+    MoreAreDue,
+}
+
+async fn step(connection: &mut PgConnection, request: &ClaimRequest, delays: Delays) -> Result<Step, BackendError> {
     const CLAIM: &str = concat!(
-        "SELECT c.is_new, ",
+        "SELECT c.are_more_due, c.is_new, ",
         job_columns!(),
-        " FROM deploycore.claim_4($1, $2, $3) c CROSS JOIN LATERAL (SELECT (c.job).*) j"
+        " FROM deploycore.claim_5($1, $2, $3, $4) c CROSS JOIN LATERAL (SELECT (c.job).*) j"
     );
     let query = sqlx::query(CLAIM).bind(request.claim.as_uuid()).bind(request.worker.as_str());
-    let rows = query.bind(request.limit as i64).fetch_all(connection).await.map_err(failed)?;
-    let is_new = rows.first().map_or(Ok(true), |row| Columns(row).is_set("is_new"))?;
-    Ok(Claimed { jobs: in_order(&rows)?, is_new })
+    let query = query.bind(request.limit as i64).bind(delays == Delays::MayWait);
+    let rows = query.fetch_all(connection).await.map_err(failed)?;
+    let Some(first) = rows.first().map(Columns) else {
+        return Ok(Step::Claimed(Claimed { jobs: Vec::new(), is_new: true }));
+    };
+    if first.is_set("are_more_due")? {
+        return Ok(Step::MoreAreDue);
+    }
+    Ok(Step::Claimed(Claimed { is_new: first.is_set("is_new")?, jobs: in_order(&rows)? }))
 }
 
 /// Rows of an UPDATE come in no order.
@@ -129,4 +164,69 @@ fn in_order(rows: &[PgRow]) -> Result<Vec<Job>, BackendError> {
     let mut jobs = rows.iter().map(|row| Columns(row).job()).collect::<Result<Vec<_>, _>>()?;
     jobs.sort_unstable_by_key(|job| (Reverse(job.spec.priority), job.turn, job.created_at, job.spec.id));
     Ok(jobs)
+}
+
+#[cfg(test)]
+mod tests {
+    use deploycore::model::{ClaimId, JobId, NewJob, WorkerName};
+    use deploycore::port::JobQueue as _;
+    use deploycore::port::queue::MAX_BATCH;
+
+    use super::super::bed;
+    use super::*;
+    use crate::postgres::Postgres;
+
+    /// How many jobs each transaction made ready, the greatest first.
+    const READY: &str = "
+        SELECT count(*) FROM deploycore.jobs WHERE NOT delayed GROUP BY ready_xid ORDER BY 1 DESC";
+
+    fn claim_of(limit: usize) -> ClaimRequest {
+        ClaimRequest { claim: ClaimId::new(), worker: WorkerName::new("w").unwrap(), limit }
+    }
+
+    /// 2,500 jobs that are due, of which the most urgent became so last: the first and the last.
+    async fn many_that_are_due(postgres: &Postgres, connection: &mut PgConnection) -> [JobId; 2] {
+        let later = "2200-01-01T00:00:00Z".parse().unwrap();
+        let job = || NewJob::new("web".parse().unwrap(), "abcdef0".parse().unwrap()).with_not_before(later);
+        let mut jobs: Vec<_> = (1..2_500).map(|_| job()).collect();
+        jobs.push(job().with_priority(1));
+        for batch in jobs.chunks(MAX_BATCH) {
+            postgres.queue().enqueue(batch).await.unwrap();
+        }
+        let due = "UPDATE deploycore.jobs SET eligible_at = 1 + priority";
+        sqlx::raw_sql(due).execute(connection).await.unwrap();
+        [jobs[0].id, jobs[jobs.len() - 1].id]
+    }
+
+    #[tokio::test]
+    async fn many_jobs_due_at_once_are_made_ready_bit_by_bit_and_claimed_in_order() {
+        let (postgres, _database, mut connection) = bed::open().await;
+        let [oldest, most_urgent] = many_that_are_due(&postgres, &mut connection).await;
+        let claimed = postgres.queue().claim(&claim_of(2)).await.unwrap();
+        let ids: Vec<_> = claimed.iter().map(|job| job.spec.id).collect();
+        assert_eq!(ids, [most_urgent, oldest]);
+        let ready: Vec<i64> = sqlx::query_scalar(READY).fetch_all(&mut connection).await.unwrap();
+        assert_eq!(ready, [1_000, 1_000, 500]);
+    }
+
+    #[tokio::test]
+    async fn a_claim_that_ended_many_delays_takes_what_is_ready() {
+        let (postgres, _database, mut connection) = bed::open().await;
+        let [_, most_urgent] = many_that_are_due(&postgres, &mut connection).await;
+        let request = claim_of(1);
+        let first = step(&mut connection, &request, Delays::First).await.unwrap();
+        assert!(matches!(first, Step::MoreAreDue), "more are due, and it takes none");
+        let Step::Claimed(claimed) = step(&mut connection, &request, Delays::MayWait).await.unwrap() else {
+            panic!("it takes what is ready")
+        };
+        assert_eq!(claimed.jobs.len(), 1);
+        assert_ne!(claimed.jobs[0].spec.id, most_urgent, "its delay has not ended yet");
+        let ready: Vec<i64> = sqlx::query_scalar(READY).fetch_all(&mut connection).await.unwrap();
+        assert_eq!(ready, [1_000, 1_000]);
+        // Repeated, it gives the same and ends no delays.
+        let Step::Claimed(again) = step(&mut connection, &request, Delays::First).await.unwrap() else {
+            panic!("it was answered before")
+        };
+        assert!(!again.is_new && again.jobs == claimed.jobs, "{:?}", again.jobs);
+    }
 }

@@ -51,6 +51,8 @@ const ENDED_OF_SERVICE: &str = page!("coalesce(j.finished_at IS NOT NULL, false)
 const ENDED_OF_COMMIT: &str = page!("coalesce(j.finished_at IS NOT NULL, false) AND j.\"commit\" = $3");
 /// Not in the order of the page, but what ended lately is little.
 const ENDED_SINCE: &str = page!("j.finished_at >= $4");
+const ENDED_RARELY_OF_SERVICE: &str =
+    page!("coalesce(j.status IN ('FAILED', 'CANCELLED'), false) AND j.name = $2 AND j.status = $1");
 const ENDED_RARELY: &str = page!("j.status IN ('FAILED', 'CANCELLED') AND j.status = $1");
 
 /// Jobs that have indexes of their own.
@@ -85,8 +87,11 @@ impl Part {
             (Self::Running, _) => RUNNING,
             (Self::Ended(_), JobFilter { commit: Some(_), .. }) => ENDED_OF_COMMIT,
             (Self::Ended(_), JobFilter { finished_since: Some(_), .. }) => ENDED_SINCE,
-            (Self::Ended(_), JobFilter { service: Some(_), .. }) => ENDED_OF_SERVICE,
+            (Self::Ended(Some(JobStatus::Failed | JobStatus::Cancelled)), JobFilter { service: Some(_), .. }) => {
+                ENDED_RARELY_OF_SERVICE
+            }
             (Self::Ended(Some(JobStatus::Failed | JobStatus::Cancelled)), _) => ENDED_RARELY,
+            (Self::Ended(_), JobFilter { service: Some(_), .. }) => ENDED_OF_SERVICE,
             (Self::Ended(_), _) => ENDED,
         }
     }
@@ -186,11 +191,12 @@ pub(super) async fn stats(connection: &mut PgConnection) -> Result<QueueStats, B
 mod tests {
     use deploycore::model::{JobStatus, NewJob};
     use deploycore::port::JobQueue as _;
+    use deploycore::port::queue::JobFilter;
 
     use super::super::bed;
     use super::{
-        ENDED, ENDED_OF_COMMIT, ENDED_OF_SERVICE, ENDED_RARELY, ENDED_SINCE, QUEUED, QUEUED_OF_COMMIT,
-        QUEUED_OF_SERVICE, RUNNING, STATS,
+        ENDED, ENDED_OF_COMMIT, ENDED_OF_SERVICE, ENDED_RARELY, ENDED_RARELY_OF_SERVICE, ENDED_SINCE, Part, QUEUED,
+        QUEUED_OF_COMMIT, QUEUED_OF_SERVICE, RUNNING, STATS,
     };
 
     const END_ALL: &str = "
@@ -221,6 +227,7 @@ mod tests {
             sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
         }
         let mut own = postgres.database.borrow().await.unwrap();
+        let web = JobFilter { service: Some("web".parse().unwrap()), ..JobFilter::default() };
         let [any, service, commit, since, failed] = ["NULL", "'api'", "'1234567'", "30000", "'FAILED'"];
         for (name, page, [status, service, commit, since]) in [
             ("queued", QUEUED, [any; 4]),
@@ -232,6 +239,9 @@ mod tests {
             ("ended of a commit", ENDED_OF_COMMIT, [any, any, commit, any]),
             ("ended since", ENDED_SINCE, [any, any, any, since]),
             ("failed", ENDED_RARELY, [failed, any, any, any]),
+            ("failed of a service", ENDED_RARELY_OF_SERVICE, [failed, service, any, any]),
+            // Of one that has a long history, of which nothing failed.
+            ("failed of another service", Part::Ended(Some(JobStatus::Failed)).page(&web), [failed, "'web'", any, any]),
         ] {
             let start = [i64::MAX.to_string(), "'ffffffff-ffff-ffff-ffff-ffffffffffff'".to_owned(), "11".to_owned()];
             let arguments: Vec<_> =

@@ -33,6 +33,12 @@ macro_rules! page {
 pub(in crate::sqlite) const ALL: &str = page!("jobs_created", "TRUE");
 pub(in crate::sqlite) const BY_STATUS: &str = page!("jobs_status", "j.status = ?1");
 pub(in crate::sqlite) const BY_SERVICE: &str = page!("jobs_name", "j.name = ?2");
+pub(in crate::sqlite) const RARE_ENDS_OF_SERVICE: &str = page!(
+    "jobs_rare_end_name",
+    "j.finished_at IS NOT NULL AND j.status <> 'SUCCEEDED' AND j.name = ?2 AND j.status = ?1"
+);
+/// Not in the order of the page, but as much as waits of one service.
+pub(in crate::sqlite) const QUEUED_OF_SERVICE: &str = page!("jobs_queued_name", "j.status = 'QUEUED' AND j.name = ?2");
 pub(in crate::sqlite) const BY_COMMIT: &str = page!("jobs_commit", "j.\"commit\" = ?3");
 /// Not in the order of the page, but what ended lately is little.
 const BY_END: &str = page!("jobs_finished", "j.finished_at >= ?4");
@@ -68,7 +74,13 @@ async fn walk(
     let page = match filter {
         JobFilter { commit: Some(_), .. } => BY_COMMIT,
         JobFilter { finished_since: Some(_), .. } => BY_END,
-        JobFilter { service: Some(_), .. } => BY_SERVICE,
+        JobFilter { service: Some(_), .. } => match status {
+            Some(JobStatus::Queued) => QUEUED_OF_SERVICE,
+            // As many as builds run.
+            Some(JobStatus::Running) => BY_STATUS,
+            Some(JobStatus::Failed | JobStatus::Cancelled) => RARE_ENDS_OF_SERVICE,
+            Some(JobStatus::Succeeded) | None => BY_SERVICE,
+        },
         _ if status.is_some() => BY_STATUS,
         _ => ALL,
     };

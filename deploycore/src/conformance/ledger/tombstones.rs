@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 
 use super::steps::*;
-use crate::model::{ArtifactName, CopyState, Digest, NewArtifact, TombstoneStage};
+use crate::model::{ArtifactName, CopyPriority, CopyState, Digest, NewArtifact, TombstoneStage};
 use crate::port::ReplicationLedgerExt;
 use crate::port::ledger::{CopyRetry, Error, Registered, Tombstones};
 
@@ -86,6 +86,17 @@ pub async fn a_collected_artifact_is_not_deployed_any_more(ledger: Subject) {
     assert_eq!(status.tombstone.expect("it has one").reason, "it's old");
     assert!(!tombstones.begin_deletion(&digest, NO_TIME, NO_TIME).await.expect("there is no mark"));
     assert_in_use(tombstones.set(&digest, NO_TIME, "again").await, &digest, "no artifact");
+}
+
+/// A collected artifact is registered, and has no copy that could be made more urgent.
+pub async fn a_collected_artifact_has_nothing_to_raise(ledger: Subject) {
+    let Some(tombstones) = ledger.tombstones() else { return };
+    let digest = stored(&ledger, "web-1", &["eu"]).await.artifact.digest;
+    tombstones.set(&digest, NO_TIME, "old").await.expect("nothing speaks against it");
+    let raise = async |priority| ledger.prioritize(&name("web-1"), priority).await.expect("it is registered");
+    assert_eq!(raise(CopyPriority::Emergency).await, 1, "a mark may be lifted");
+    delete(tombstones, &digest).await;
+    assert_eq!(raise(CopyPriority::Rollback).await, 0);
 }
 
 /// A mark that is lifted leaves no trace.

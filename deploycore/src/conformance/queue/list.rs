@@ -117,6 +117,15 @@ pub async fn filters_narrow_the_list(queue: Subject) {
             assert_eq!(walk(&queue, &filter, size).await, wanted, "{filter:?}");
         }
     }
+    // Each status of each service: a backend may have a way of its own for each.
+    let jobs = [&succeeded, &failed, &running, &queued];
+    for service in [&succeeded.spec.service, &failed.spec.service] {
+        for status in JobStatus::ALL {
+            let filter = JobFilter { statuses: vec![status], service: Some(service.clone()), ..filter() };
+            let wanted = jobs.into_iter().filter(|job| job.spec.service == *service && job.status == status);
+            assert_eq!(walk(&queue, &filter, 1).await, all(&wanted.collect::<Vec<_>>()), "{filter:?}");
+        }
+    }
 }
 
 /// The bounds of a page.
