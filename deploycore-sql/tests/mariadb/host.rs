@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use deploycore::model::{AttemptOutcome, Completion, DedupKey, Failure, FailureKind, JobStatus, Retry};
 use deploycore::port::queue::turn::TURNS_OF_AN_ORDER;
-use deploycore::port::queue::{Enqueued, Error, Fate, Order};
+use deploycore::port::queue::{Beat, Enqueued, Error, Fate, Order};
 use deploycore::port::{JobQueue, JobQueueExt};
-use sqlx::{Connection, MySqlConnection};
+use sqlx::{AssertSqlSafe, Connection, MySqlConnection};
 
-use crate::bed::{self, Queue, job, lease, request};
+use crate::bed::{self, Queue, job, lease, request, success};
 
 #[tokio::test]
 async fn text_of_every_kind_is_held() {
@@ -70,6 +70,27 @@ async fn a_host_enqueues_in_its_own_transaction() {
     assert_eq!(claimed, [second, first, theirs]);
     let kept: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM commits").fetch_one(&mut host).await.unwrap();
     assert_eq!(kept, 1);
+}
+
+#[tokio::test]
+async fn a_worker_goes_on_beating_for_a_job_that_a_host_met() {
+    let (mariadb, database) = bed::open().await;
+    let queue = mariadb.queue();
+    let key: DedupKey = "nightly".parse().unwrap();
+    queue.enqueue_one(&job().with_dedup_key(key.clone())).await.unwrap();
+    let claimed = queue.claim(&request(1)).await.unwrap().pop().unwrap();
+    let mut host = MySqlConnection::connect(&database.url()).await.unwrap();
+    for isolation in ["REPEATABLE READ", "READ COMMITTED"] {
+        let set = format!("SET SESSION TRANSACTION ISOLATION LEVEL {isolation}");
+        sqlx::raw_sql(AssertSqlSafe(set)).execute(&mut host).await.unwrap();
+        let mut transaction = host.begin().await.unwrap();
+        let answers = Queue::enqueue_in(&mut transaction, &[job().with_dedup_key(key.clone())]).await.unwrap();
+        assert_eq!(answers, [Enqueued::Deduplicated { existing: claimed.spec.id }]);
+        let beat = queue.heartbeat_one(&lease(&claimed)).await.unwrap_or_else(|error| panic!("{isolation}: {error}"));
+        assert!(matches!(beat, Beat::Held { .. }), "{isolation}: {beat:?}");
+        transaction.commit().await.unwrap();
+    }
+    queue.complete(&lease(&claimed), &success(&claimed)).await.unwrap();
 }
 
 #[tokio::test]

@@ -237,15 +237,17 @@ async fn known(connection: &mut MySqlConnection, jobs: &[&NewJob]) -> Result<BTr
         "SELECT ",
         job_columns!("`"),
         " FROM JSON_TABLE(?, '$[*]' COLUMNS (id CHAR(32) PATH '$')) n
-          STRAIGHT_JOIN deploycore_jobs j ON j.id = UNHEX(n.id) LOCK IN SHARE MODE"
+          STRAIGHT_JOIN deploycore_jobs j FORCE INDEX (PRIMARY) ON j.id = UNHEX(n.id) LOCK IN SHARE MODE"
     );
     let ids: Vec<Hex> = jobs.iter().map(|job| job.id.into()).collect();
     let rows = sqlx::query(KNOWN).bind(stored::json(&ids)).fetch_all(connection).await.map_err(failed)?;
     rows.iter().map(|row| Columns(row).job().map(|job| (job.spec.id, job.spec))).collect()
 }
 
+/// Of nothing but the index, so that nothing but its entry is locked. In a host's transaction a lock stays until that ends, and in the row of a
+/// job its worker's heartbeats would wait for it.
 pub(in crate::mariadb) const HOLDERS: &str = "
-    SELECT j.dedup_key, j.id FROM JSON_TABLE(?, '$[*]' COLUMNS (dedup_key VARCHAR(200) CHARACTER SET utf8mb4 PATH '$')) n
+    SELECT j.open_dedup_key AS dedup_key, j.id FROM JSON_TABLE(?, '$[*]' COLUMNS (dedup_key VARCHAR(200) CHARACTER SET utf8mb4 PATH '$')) n
     STRAIGHT_JOIN deploycore_jobs j FORCE INDEX (jobs_dedup) ON j.open_dedup_key = n.dedup_key LOCK IN SHARE MODE";
 
 /// The unfinished jobs that have the dedup keys of these jobs.
@@ -257,6 +259,8 @@ async fn holders(
     if keys.is_empty() {
         return Ok(BTreeMap::new());
     }
-    let rows = sqlx::query(HOLDERS).bind(stored::json(&keys)).fetch_all(connection).await.map_err(failed)?;
+    // Prepared anew each time: at its second execution the server would read the row of the job too, and lock it.
+    let query = sqlx::query(HOLDERS).persistent(false).bind(stored::json(&keys));
+    let rows = query.fetch_all(connection).await.map_err(failed)?;
     rows.iter().map(|row| Ok((Columns(row).parse("dedup_key")?, Columns(row).job_id("id")?))).collect()
 }

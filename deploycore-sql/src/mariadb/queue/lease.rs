@@ -31,7 +31,7 @@ pub(super) async fn heartbeat(database: &Database, leases: &[Lease]) -> Result<V
     const BEAT: &str = concat!(
         "UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
              job CHAR(32) PATH '$.job', epoch BIGINT PATH '$.epoch', claim_id CHAR(32) PATH '$.claim_id')) n
-         STRAIGHT_JOIN deploycore_jobs j ON j.id = UNHEX(n.job)
+         STRAIGHT_JOIN deploycore_jobs j FORCE INDEX (PRIMARY) ON j.id = UNHEX(n.job)
          SET j.last_heartbeat = GREATEST(j.last_heartbeat, ",
         instant!(),
         ") WHERE j.status = 'RUNNING' AND j.epoch = n.epoch AND j.claim_id = UNHEX(n.claim_id)"
