@@ -10,7 +10,9 @@ use async_trait::async_trait;
 use axum::extract::Request;
 use axum::middleware::Next;
 use deploycore::memory;
-use deploycore::model::{Digest, Goal, KnownMachine, KnownMachines, MachineReport, Manifest, Revision, ServiceName};
+use deploycore::model::{
+    Digest, Goal, KnownMachine, MachineKey, MachinePage, MachineReport, Manifest, Revision, ServiceName,
+};
 use deploycore::port::goals::{Changes, Error, Expect, GoalStateStore, Snapshot, Stored};
 use deploycore::port::{BackendError, MachineDirectory, ManifestSource, ReportSink, chain};
 use deploycore_kv::gateway::{Access, Gateway, GatewayClient, GatewayClientSettings, GatewaySettings, keeping_alive};
@@ -97,14 +99,14 @@ impl ReportSink for Region {
 
 #[async_trait]
 impl MachineDirectory for Region {
-    async fn machines(&self) -> Result<KnownMachines, BackendError> {
+    async fn machines(&self, _: Option<&MachineKey>, _: usize) -> Result<MachinePage<KnownMachine>, BackendError> {
         let known = |report: &MachineReport| KnownMachine {
             report: report.clone(),
             silent_for: Duration::from_millis(1_500),
             live: true,
         };
         let machines = self.reports.lock().unwrap().iter().map(known).collect();
-        Ok(KnownMachines { machines, settling: true })
+        Ok(MachinePage { machines, settling: true, next: None })
     }
 }
 
@@ -473,7 +475,7 @@ async fn reports_come_through() {
     let client = served.client();
     client.report(&report).await.unwrap();
     assert_eq!(*served.region.reports.lock().unwrap(), std::slice::from_ref(&report));
-    assert_eq!(client.machines().await.unwrap(), served.region.machines().await.unwrap());
+    assert_eq!(client.machines(None, 9).await.unwrap(), served.region.machines(None, 9).await.unwrap());
     let body = serde_json::to_string(&report).unwrap();
     assert_eq!(code(served.put("/v1/machines/m2", body).await).await, (400, "invalid".to_owned()));
 }
@@ -486,7 +488,7 @@ async fn what_is_not_offered_is_named() {
     let shutdown = CancellationToken::new();
     let client = GatewayClient::new(base).unwrap();
     let asked = async {
-        let error = client.machines().await.unwrap_err();
+        let error = client.machines(None, 9).await.unwrap_err();
         assert!(!error.is_retryable() && chain(&error).contains("machines are not offered"), "{}", chain(&error));
         assert!(client.region_manifest(&Digest::of(b"")).await.is_err());
         shutdown.cancel();

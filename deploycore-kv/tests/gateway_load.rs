@@ -298,7 +298,7 @@ async fn a_report_comes_whole_once_and_again_when_it_changed_or_the_region_forgo
     assert_eq!(first.whole.load(Ordering::SeqCst), 1);
     client.report(&report(2)).await.unwrap();
     assert_eq!(first.whole.load(Ordering::SeqCst), 2);
-    let silent_for = || async { first.board.machines().await.unwrap().machines[0].silent_for };
+    let silent_for = || async { first.board.machines(None, 9).await.unwrap().machines[0].silent_for };
     tokio::time::sleep(SHORT).await;
     assert!(silent_for().await >= SHORT);
     client.list("").await.unwrap();
@@ -318,5 +318,5 @@ async fn a_report_comes_whole_once_and_again_when_it_changed_or_the_region_forgo
         }
     };
     timeout(LONG, look).await.expect("the report is not sent again");
-    assert_eq!(second.board.machines().await.unwrap().machines[0].report, report(2));
+    assert_eq!(second.board.machines(None, 9).await.unwrap().machines[0].report, report(2));
 }

@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use bytesize::ByteSize;
 use deploycore::deploy::{Mirror, MirrorSettings, ReportBoard};
 use deploycore::machine::memory::{MemoryDisk, MemoryRunner, Program};
 use deploycore::machine::{Agent, AgentDeps, AgentSettings};
 use deploycore::memory;
-use deploycore::model::{ArtifactRef, Digest, Goal, MachineReport, Revision};
+use deploycore::model::{ArtifactRef, Digest, Goal, KnownMachine, MachineReport, Revision};
 use deploycore::port::goals::{Error, Expect, GoalStateStore};
 use deploycore::port::{ArtifactStoreExt, BackendError, MachineDirectory, ReportSink};
 use deploycore_kv::gateway::{Gateway, GatewayClient, GatewayClientSettings, GatewaySettings};
@@ -235,23 +236,37 @@ async fn a_revision_of_one_gateway_is_compacted_at_another_and_a_list_goes_on() 
     assert!(client.changes(Revision(0)).await.is_ok());
 }
 
+fn report(machine: &str, pid: u32) -> MachineReport {
+    let json = json!({"machine": machine, "region": "r1", "labels": {}, "agent_pid": pid, "services": []});
+    serde_json::from_value(json).unwrap()
+}
+
+async fn all_machines(directory: &impl MachineDirectory, limit: usize) -> (Vec<KnownMachine>, usize) {
+    let (mut all, mut after, mut pages) = (Vec::new(), None, 0);
+    loop {
+        let page = directory.machines(after.as_ref(), limit).await.unwrap();
+        assert!(page.machines.len() <= limit);
+        (pages, after) = (pages + 1, page.next);
+        all.extend(page.machines);
+        if after.is_none() {
+            return (all, pages);
+        }
+    }
+}
+
 #[tokio::test]
 async fn machines_that_report_to_different_gateways_are_one_list() {
     let boards = [Arc::new(ReportBoard::default()), Arc::new(ReportBoard::default())];
     let goals = || Arc::new(memory::Goals::new());
     let (first, second) =
         (serve(goals(), Some(boards[0].clone())).await, serve(goals(), Some(boards[1].clone())).await);
-    let report = |machine: &str, pid: u32| -> MachineReport {
-        let json = json!({"machine": machine, "region": "r1", "labels": {}, "agent_pid": pid, "services": []});
-        serde_json::from_value(json).unwrap()
-    };
     boards[0].report(&report("a", 1)).await.unwrap();
     boards[0].report(&report("moved", 1)).await.unwrap();
     tokio::time::sleep(Duration::from_millis(20)).await;
     boards[1].report(&report("moved", 2)).await.unwrap();
     boards[1].report(&report("b", 1)).await.unwrap();
     let client = of_both([&first.0, &second.0]);
-    let known = client.machines().await.unwrap();
+    let known = client.machines(None, 9).await.unwrap();
     let known: Vec<_> = known.machines.iter().map(|one| (one.report.machine.as_str(), one.report.agent_pid)).collect();
     assert_eq!(known, [("a", 1), ("b", 1), ("moved", 2)]);
     // One counts for itself; together no machine counts twice.
@@ -262,9 +277,66 @@ async fn machines_that_report_to_different_gateways_are_one_list() {
     }
 
     second.1.cancel();
-    until("the other is gone", || async { client.machines().await.unwrap().machines.len() == 2 }).await;
+    until("the other is gone", || async { client.machines(None, 9).await.unwrap().machines.len() == 2 }).await;
     // Who reported there alone may be live all the same.
-    assert!(client.machines().await.unwrap().settling);
+    assert!(client.machines(None, 9).await.unwrap().settling);
     first.1.cancel();
-    until("nobody is left", || async { client.machines().await.is_err() }).await;
+    until("nobody is left", || async { client.machines(None, 9).await.is_err() }).await;
+}
+
+#[tokio::test]
+async fn a_long_list_comes_by_pages_from_all_gateways() {
+    let boards = [Arc::new(ReportBoard::default()), Arc::new(ReportBoard::default())];
+    let goals = || Arc::new(memory::Goals::new());
+    let (first, second) =
+        (serve(goals(), Some(boards[0].clone())).await, serve(goals(), Some(boards[1].clone())).await);
+    let mut all = Vec::new();
+    for n in 0..50 {
+        let name = format!("m{n:02}");
+        // The first has the head of the list and few others; some have moved to the second.
+        if n < 20 || n % 10 == 0 {
+            boards[0].report(&report(&name, 1)).await.unwrap();
+        }
+        if n >= 20 || n % 3 == 0 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            boards[1].report(&report(&name, 2)).await.unwrap();
+        }
+        all.push((name, if n >= 20 || n % 3 == 0 { 2 } else { 1 }));
+    }
+    let client = of_both([&first.0, &second.0]);
+    for limit in [1, 7, 50, 51] {
+        let (found, pages) = all_machines(&client, limit).await;
+        let found: Vec<_> = found.iter().map(|one| (one.report.machine.to_string(), one.report.agent_pid)).collect();
+        assert_eq!(found, all, "by {limit}");
+        assert!(pages >= 50_usize.div_ceil(limit), "{pages} pages of {limit}");
+    }
+    let (mut standings, mut after) = (Vec::new(), None);
+    loop {
+        let page = client.standings(&goal(1, b"1"), after.as_ref(), 9).await.unwrap();
+        standings.extend(page.machines.into_iter().map(|machine| machine.key.machine.to_string()));
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    assert_eq!(standings, all.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>());
+    assert_eq!(client.tally(&goal(1, b"1")).await.unwrap().behind, 50);
+}
+
+#[tokio::test]
+async fn a_page_of_long_reports_ends_before_it_is_too_long_to_be_read() {
+    let board = Arc::new(ReportBoard::default());
+    let gateway = serve(Arc::new(memory::Goals::new()), Some(board.clone())).await;
+    for n in 0..20 {
+        let message = "x".repeat(1 << 20);
+        let json = json!({"machine": format!("m{n:02}"), "region": "r1", "labels": {}, "agent_pid": n,
+            "services": [{"service": "web", "goal": {"epoch": 0, "generation": 1}, "phase": "fetching", "current": null,
+                "pid": null, "port": null, "bytes_fetched": 0, "message": message}]});
+        board.report(&serde_json::from_value(json).unwrap()).await.unwrap();
+    }
+    let settings = GatewayClientSettings { max_answer: ByteSize::mib(17), ..GatewayClientSettings::default() };
+    let client = GatewayClient::with_settings(gateway.0.clone(), settings).unwrap();
+    let (found, pages) = all_machines(&client, 1_000).await;
+    assert_eq!((found.len(), pages), (20, 2));
+    assert!(found.iter().zip(0..).all(|(machine, pid)| machine.report.agent_pid == pid));
 }

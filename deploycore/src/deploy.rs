@@ -9,7 +9,7 @@ mod planner;
 mod waiver;
 
 pub use board::{ReportBoard, ReportBoardSettings};
-pub use convergence::{BehindMachine, Convergence, MachineKey};
+pub use convergence::Convergence;
 pub use deployer::{DeployRequest, Deployer, DeployerSettings, Redeploy};
 pub use error::Error;
 pub use mirror::{Mirror, MirrorSettings, Mirrored};

@@ -25,7 +25,8 @@ pub use job::{
     RunningLease, Timings,
 };
 pub use machine::{
-    KnownMachine, KnownMachines, Labels, LastReport, MachineReport, ParseLastReportError, ServicePhase, ServiceReport,
+    KnownMachine, Labels, LastReport, MachineKey, MachinePage, MachineReport, OfMachine, ParseLastReportError,
+    ServicePhase, ServiceReport,
 };
 pub use manifest::{
     InvalidManifest, MAX_ARTIFACT_SIZE, MAX_PIECE_SIZE, MIN_PIECE_SIZE, Manifest, ManifestHasher, PieceCheck,
@@ -35,7 +36,7 @@ pub use replication::figures::{FiguresCounter, FiguresRequest, ReplicationFigure
 pub use replication::{
     ArtifactStatus, CopyLease, CopyPriority, CopyState, CopyStatus, CopyTask, NewArtifact, UnknownPriority,
 };
-pub use tally::{Standing, Straggler, Tally};
+pub use tally::{MachineStanding, Standing, Tally};
 pub use time::{Timestamp, elapsed, friendly, friendly_option, later};
 pub use tombstone::{DigestTombstone, Tombstone, TombstoneStage};
 pub use waiver::Waiver;

@@ -13,10 +13,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use deploycore::model::{
-    Digest, Goal, KnownMachine, KnownMachines, LastReport, MachineReport, Manifest, Revision, ServiceName, Tally,
+    Digest, Goal, KnownMachine, LastReport, MachineKey, MachinePage, MachineReport, MachineStanding, Manifest,
+    OfMachine, Revision, ServiceName, Tally,
 };
 use deploycore::port::goals::{Changes, Error, Expect, GoalStateStore, Snapshot, Stored};
-use deploycore::port::{BackendError, MachineDirectory, ManifestSource, ReportSink};
+use deploycore::port::{BackendError, MachineDirectory, ManifestSource, ReportSink, region};
 use futures::future::join_all;
 use futures::stream::{BoxStream, StreamExt};
 use reqwest::header::{HeaderValue, IF_NONE_MATCH};
@@ -138,12 +139,6 @@ impl GatewayClient {
         let changes: Changes = self.read(ask.to(Whom::One(replica))).await?;
         replicas.gave(replica, changes.revision);
         Ok(changes)
-    }
-
-    /// Asks each gateway, as each knows what came to it alone.
-    async fn ask_all<T: DeserializeOwned>(&self, ask: impl Fn() -> Ask<'static>) -> Vec<Result<T, Error>> {
-        let asked = |replica| self.read(ask().to(Whom::One(replica)));
-        join_all(self.inner.replicas.in_order().map(asked)).await
     }
 }
 
@@ -268,39 +263,82 @@ impl ReportSink for GatewayClient {
     }
 }
 
+/// Of several gateways each knows the machines that report to it. One that does not answer may know some that the others do not: the region is
+/// settling then.
 #[async_trait]
 impl MachineDirectory for GatewayClient {
-    /// Of several gateways each knows the machines that report to it. One that does not answer may know some that the others do not: the
-    /// region is settling then.
-    async fn machines(&self) -> Result<KnownMachines, BackendError> {
-        let mut machines: BTreeMap<_, KnownMachine> = BTreeMap::new();
-        let mut settling = false;
-        let mut answers = self.ask_all::<KnownMachines>(|| Ask::get(&["machines"])).await;
-        all_failed(&mut answers)?;
-        for answer in answers {
-            let Ok(known) = answer else {
-                settling = true;
-                continue;
-            };
-            settling |= known.settling;
-            for machine in known.machines {
-                let key = (machine.report.region.clone(), machine.report.machine.clone());
-                let is_newer = machines.get(&key).is_none_or(|other| machine.silent_for < other.silent_for);
-                if is_newer {
-                    machines.insert(key, machine);
-                }
-            }
-        }
-        Ok(KnownMachines { machines: machines.into_values().collect(), settling })
+    async fn machines(
+        &self,
+        after: Option<&MachineKey>,
+        limit: usize,
+    ) -> Result<MachinePage<KnownMachine>, BackendError> {
+        self.page(after, limit, Ask::get(&["machines"])).await
+    }
+
+    async fn standings(
+        &self,
+        goal: &Goal,
+        after: Option<&MachineKey>,
+        limit: usize,
+    ) -> Result<MachinePage<MachineStanding>, BackendError> {
+        self.page(after, limit, Ask::send(Method::POST, &["standings"], goal)).await
     }
 
     /// One gateway counts for itself. Of several the machines are read, as one that moved from one to the other would count twice.
     async fn tally(&self, goal: &Goal) -> Result<Tally, BackendError> {
         if self.inner.replicas.len() > 1 {
-            return self.machines().await.map(|known| Tally::of(goal, &known));
+            return region::tally(self, goal).await;
         }
         self.read(Ask::send(Method::POST, &["tally"], goal)).await.map_err(below)
     }
+}
+
+impl GatewayClient {
+    /// Asks each gateway for the page, as each knows what came to it alone. What they say of one machine is as the one has it that heard of it last.
+    async fn page<T: OfMachine + DeserializeOwned>(
+        &self,
+        after: Option<&MachineKey>,
+        limit: usize,
+        ask: Ask<'_>,
+    ) -> Result<MachinePage<T>, BackendError> {
+        let text = limit.max(1).to_string();
+        let mut query = vec![("limit", text.as_str())];
+        if let Some(MachineKey { region, machine }) = after {
+            query.extend([("after_region", region.as_str()), ("after_machine", machine.as_str())]);
+        }
+        let asked = |replica| self.read(Ask { query: &query, ..ask.clone() }.to(Whom::One(replica)));
+        let mut answers = join_all(self.inner.replicas.in_order().map(asked)).await;
+        all_failed(&mut answers)?;
+        merged(after, limit.max(1), answers)
+    }
+}
+
+/// One page of what each gateway has, or did not answer.
+fn merged<T: OfMachine>(
+    after: Option<&MachineKey>,
+    limit: usize,
+    answers: Vec<Result<MachinePage<T>, Error>>,
+) -> Result<MachinePage<T>, BackendError> {
+    let settling = answers.iter().any(|answer| answer.as_ref().map_or(true, |page| page.settling));
+    let pages: Vec<_> = answers.into_iter().flatten().collect();
+    // Beyond the end of the shortest page it is not known what the others have.
+    let next = pages.iter().filter_map(|page| page.next.clone()).min();
+    if let (Some(next), Some(after)) = (&next, after)
+        && next <= after
+    {
+        return Err(BackendError::permanent(BACKEND, format!("the page of machines after {after} ends at {next}")));
+    }
+    let mut machines: BTreeMap<MachineKey, T> = BTreeMap::new();
+    for machine in pages.into_iter().flat_map(|page| page.machines) {
+        let key = machine.key();
+        let is_newer = machines.get(&key).is_none_or(|other| machine.silent_for() < other.silent_for());
+        if is_newer && next.as_ref().is_none_or(|next| key <= *next) {
+            machines.insert(key, machine);
+        }
+    }
+    let mut page = MachinePage { machines: machines.into_values().collect(), settling, next };
+    page.cut(limit);
+    Ok(page)
 }
 
 /// The first error, when there is nothing else.

@@ -13,7 +13,10 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use bytes::Bytes;
-use deploycore::model::{Digest, Goal, LastReport, MachineReport, Revision, ServiceName, friendly_option};
+use deploycore::model::{
+    Digest, Goal, LastReport, MachineKey, MachineName, MachinePage, MachineReport, OfMachine, RegionName, Revision,
+    ServiceName, friendly_option,
+};
 use deploycore::port::goals::{Changes, Error, GoalStateStore, MAX_BATCH};
 use deploycore::port::{MachineDirectory, ManifestSource, ReportSink};
 use serde::de::DeserializeOwned;
@@ -31,6 +34,11 @@ use super::{Access, GatewaySettings};
 const REVALIDATE: HeaderValue = HeaderValue::from_static("no-cache");
 /// A manifest never changes: its address is the digest that it proves.
 const IMMUTABLE: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
+
+/// The most of a page of machines. It is well below what clients read, by default 64 MiB, and above the largest report.
+const PAGE_BYTES: usize = 16 << 20;
+/// The most machines of a page.
+const PAGE_MACHINES: usize = 10_000;
 
 type Outcome = Result<Response, Report>;
 type Shared = State<Arc<Inner>>;
@@ -130,6 +138,7 @@ pub(super) fn router(inner: Arc<Inner>) -> Router {
         .route("/v1/compact", post(compact))
         .route("/v1/manifests/{digest}", get(manifest))
         .route("/v1/machines", get(machines))
+        .route("/v1/standings", post(standings))
         .route("/v1/tally", post(tally))
         .route("/v1/machines/{name}", put(report))
         .layer(DefaultBodyLimit::max(limit))
@@ -276,9 +285,58 @@ async fn report(
     Ok(StatusCode::NO_CONTENT.into_response())
 }
 
-async fn machines(State(inner): Shared) -> Outcome {
+/// Which page of machines is asked for.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PageQuery {
+    limit: Option<usize>,
+    after_region: Option<RegionName>,
+    after_machine: Option<MachineName>,
+}
+
+impl PageQuery {
+    fn after(self) -> Result<Option<MachineKey>, Report> {
+        match (self.after_region, self.after_machine) {
+            (Some(region), Some(machine)) => Ok(Some(MachineKey { region, machine })),
+            (None, None) => Ok(None),
+            _ => Err(invalid("after_region and after_machine go together".to_owned())),
+        }
+    }
+}
+
+/// Whoever names no limit gets all at once, as clients did that knew no pages.
+async fn machines(State(inner): Shared, query: Result<Query<PageQuery>, QueryRejection>) -> Outcome {
     let machines = inner.machines.as_ref().ok_or_else(|| not_offered("machines"))?;
-    Ok(json(&inner.within(machines.machines()).await?))
+    let Query(query) = query.map_err(refused)?;
+    let Some(limit) = query.limit else {
+        return Ok(json(&inner.within(machines.machines(query.after()?.as_ref(), usize::MAX)).await?));
+    };
+    let after = query.after()?;
+    Ok(json(&shortened(inner.within(machines.machines(after.as_ref(), limit.min(PAGE_MACHINES))).await?)))
+}
+
+async fn standings(
+    State(inner): Shared,
+    query: Result<Query<PageQuery>, QueryRejection>,
+    body: Result<Whole, Report>,
+) -> Outcome {
+    let machines = inner.machines.as_ref().ok_or_else(|| not_offered("machines"))?;
+    let Query(query) = query.map_err(refused)?;
+    let limit = query.limit.unwrap_or(PAGE_MACHINES).min(PAGE_MACHINES);
+    let (after, goal) = (query.after()?, decode(body)?);
+    Ok(json(&shortened(inner.within(machines.standings(&goal, after.as_ref(), limit)).await?)))
+}
+
+/// A page of no more than [`PAGE_BYTES`], and one machine at least.
+fn shortened<T: OfMachine + Serialize>(mut page: MachinePage<T>) -> MachinePage<T> {
+    let mut bytes = 0;
+    let fits = page.machines.iter().take_while(|machine| {
+        bytes += serde_json::to_vec(machine).expect("it is plain data").len();
+        bytes <= PAGE_BYTES
+    });
+    let fits = fits.count().max(1);
+    page.cut(fits);
+    page
 }
 
 async fn tally(State(inner): Shared, body: Result<Whole, Report>) -> Outcome {

@@ -1,6 +1,7 @@
 //! The board of a region: what its machines last said.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::model::{
-    Digest, Goal, KnownMachine, KnownMachines, LastReport, MachineName, MachineReport, RegionName, Tally, friendly,
+    Digest, Goal, KnownMachine, LastReport, MachineKey, MachinePage, MachineReport, MachineStanding, Tally, friendly,
 };
 use crate::port::{BackendError, MachineDirectory, ReportSink};
 
@@ -65,12 +66,12 @@ impl ReportBoardSettings {
 }
 
 /// Machine reports in memory. It is soft state: after a restart it is empty until the machines report again, and says that it is
-/// [settling](KnownMachines::settling) until each live machine has had the time to.
+/// [settling](MachinePage::settling) until each live machine has had the time to.
 #[derive(Debug)]
 pub struct ReportBoard {
     settings: ReportBoardSettings,
     since: Instant,
-    machines: Mutex<BTreeMap<(RegionName, MachineName), Heard>>,
+    machines: Mutex<BTreeMap<MachineKey, Heard>>,
 }
 
 #[derive(Debug)]
@@ -99,7 +100,7 @@ impl ReportBoard {
             return Err(BackendError::permanent("report board", text));
         }
         let mut machines = self.heard();
-        let key = (report.region.clone(), report.machine.clone());
+        let key = report.key();
         if !machines.contains_key(&key) && machines.len() >= self.settings.max_machines {
             self.make_room(&mut machines, now)?;
         }
@@ -107,11 +108,7 @@ impl ReportBoard {
         Ok(())
     }
 
-    fn make_room(
-        &self,
-        machines: &mut BTreeMap<(RegionName, MachineName), Heard>,
-        now: Instant,
-    ) -> Result<(), BackendError> {
+    fn make_room(&self, machines: &mut BTreeMap<MachineKey, Heard>, now: Instant) -> Result<(), BackendError> {
         let quietest = machines.iter().min_by_key(|(_, heard)| heard.at);
         match quietest.map(|(key, heard)| (key.clone(), now - heard.at)) {
             Some((key, silent_for)) if silent_for > self.settings.live_for => {
@@ -127,7 +124,7 @@ impl ReportBoard {
 
     fn touch(&self, last: &LastReport, now: Instant) -> bool {
         let mut machines = self.heard();
-        let heard = machines.get_mut(&(last.region.clone(), last.machine.clone()));
+        let heard = machines.get_mut(&MachineKey { region: last.region.clone(), machine: last.machine.clone() });
         match heard.filter(|heard| heard.digest == last.digest) {
             Some(heard) => {
                 heard.at = now;
@@ -137,32 +134,37 @@ impl ReportBoard {
         }
     }
 
-    fn show(&self, now: Instant) -> KnownMachines {
-        let mut machines = Vec::new();
-        let settling = self.each(now, |report, silent_for, live| {
-            machines.push(KnownMachine { report: report.clone(), silent_for, live });
-        });
-        KnownMachines { machines, settling }
-    }
-
-    fn count(&self, goal: &Goal, now: Instant) -> Tally {
-        let mut tally = Tally::default();
-        tally.settling = self.each(now, |report, _, live| tally.add(goal, report, live));
-        tally
-    }
-
-    /// Shows each machine that is not forgotten, how long it has been silent, and whether it is live; says whether the board is settling.
-    fn each(&self, now: Instant, mut see: impl FnMut(&MachineReport, Duration, bool)) -> bool {
-        let mut machines = self.heard();
-        machines.retain(|_, heard| now - heard.at <= self.settings.forget_after);
-        for heard in machines.values() {
-            let silent_for = now - heard.at;
-            see(&heard.report, silent_for, silent_for <= self.settings.live_for);
+    /// A page of what `see` makes of each machine that is not forgotten, by its report, how long it has been silent and whether it is live. What it
+    /// leaves out does not count towards `limit`.
+    fn page<T>(
+        &self,
+        after: Option<&MachineKey>,
+        limit: usize,
+        mut see: impl FnMut(&MachineReport, Duration, bool) -> Option<T>,
+    ) -> MachinePage<T> {
+        let (now, mut heard) = (Instant::now(), self.heard());
+        let is_known = |heard: &Heard| now - heard.at <= self.settings.forget_after;
+        if after.is_none() {
+            heard.retain(|_, heard| is_known(heard));
         }
-        now - self.since < self.settings.live_for
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut page =
+            MachinePage { machines: Vec::new(), settling: now - self.since < self.settings.live_for, next: None };
+        let mut last: Option<&MachineKey> = None;
+        for (key, heard) in heard.range((from, Bound::Unbounded)).filter(|(_, heard)| is_known(heard)) {
+            let silent_for = now - heard.at;
+            let Some(seen) = see(&heard.report, silent_for, silent_for <= self.settings.live_for) else { continue };
+            if page.machines.len() >= limit.max(1) {
+                page.next = last.cloned();
+                break;
+            }
+            page.machines.push(seen);
+            last = Some(key);
+        }
+        page
     }
 
-    fn heard(&self) -> MutexGuard<'_, BTreeMap<(RegionName, MachineName), Heard>> {
+    fn heard(&self) -> MutexGuard<'_, BTreeMap<MachineKey, Heard>> {
         self.machines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -180,19 +182,40 @@ impl ReportSink for ReportBoard {
 
 #[async_trait]
 impl MachineDirectory for ReportBoard {
-    async fn machines(&self) -> Result<KnownMachines, BackendError> {
-        Ok(self.show(Instant::now()))
+    async fn machines(
+        &self,
+        after: Option<&MachineKey>,
+        limit: usize,
+    ) -> Result<MachinePage<KnownMachine>, BackendError> {
+        Ok(self.page(after, limit, |report, silent_for, live| {
+            Some(KnownMachine { report: report.clone(), silent_for, live })
+        }))
+    }
+
+    async fn standings(
+        &self,
+        goal: &Goal,
+        after: Option<&MachineKey>,
+        limit: usize,
+    ) -> Result<MachinePage<MachineStanding>, BackendError> {
+        Ok(self
+            .page(after, limit, |report, silent_for, live| MachineStanding::of_report(goal, report, silent_for, live)))
     }
 
     async fn tally(&self, goal: &Goal) -> Result<Tally, BackendError> {
-        Ok(self.count(goal, Instant::now()))
+        let mut tally = Tally::default();
+        let page = self.page(None, usize::MAX, |report, silent_for, live| {
+            MachineStanding::of_report(goal, report, silent_for, live).map(|machine| tally.add(machine))
+        });
+        tally.settling = page.settling;
+        Ok(tally)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Labels;
+    use crate::model::{Labels, MachineName, RegionName};
 
     fn report(machine: &str, pid: u32) -> MachineReport {
         MachineReport {
@@ -205,7 +228,7 @@ mod tests {
     }
 
     async fn shown(board: &ReportBoard) -> Vec<(String, u32, bool)> {
-        let known = board.machines().await.unwrap().machines;
+        let known = board.machines(None, 9).await.unwrap().machines;
         known.iter().map(|one| (one.report.machine.to_string(), one.report.agent_pid, one.live)).collect()
     }
 
@@ -244,7 +267,8 @@ mod tests {
         let board = ReportBoard::new(ReportBoardSettings::default().with_live_for(Duration::from_secs(7)));
         for (after, settling) in [(0, true), (6, true), (1, false)] {
             tokio::time::advance(Duration::from_secs(after)).await;
-            assert_eq!(board.machines().await.unwrap(), KnownMachines { machines: Vec::new(), settling });
+            let found = board.machines(None, 9).await.unwrap();
+            assert_eq!(found, MachinePage { machines: Vec::new(), settling, next: None });
         }
     }
 

@@ -21,14 +21,12 @@ use super::planner::{self, Content, Write};
 use super::waiver;
 use crate::model::{
     ArtifactName, CopyPriority, CopyState, Generation, Goal, GoalPosition, Origin, PinHolder, RegionName, ServiceName,
-    Tally, Timestamp, Waiver,
+    Timestamp, Waiver,
 };
 use crate::pace::{Pace, Wake};
 use crate::port::goals::{HISTORY, Stored};
 use crate::port::ledger::LedgerFilter;
-use crate::port::{
-    BackendError, GoalStateStore, MachineDirectory, ReplicationLedger, ReplicationLedgerExt, chain, goals, ledger,
-};
+use crate::port::{GoalStateStore, MachineDirectory, ReplicationLedger, ReplicationLedgerExt, chain, goals, ledger};
 
 /// Thirty years: instants end.
 const LONGEST_WAIT: Duration = Duration::from_hours(30 * 365 * 24);
@@ -195,25 +193,18 @@ impl Deployer {
         self.retry(|| async { Ok(self.goals.get(service).await?) }).await
     }
 
-    /// Where the machines of all regions are with the current goal of a service.
+    /// How far the machines of all regions are with the current goal of a service. They are counted in the regions.
     ///
     /// Errors: `NeverDeployed`. A region that does not answer is in [`Convergence::unknown`].
     pub async fn convergence(&self, service: &ServiceName) -> Result<Convergence, Error> {
         let current = self.current(service).await?;
         let goal = current.ok_or_else(|| Error::NeverDeployed { service: service.clone() })?.goal;
-        let answers = self.ask_directories(|directory| async move { directory.machines().await }).await;
+        let asked = self.directories.iter().map(|(region, directory)| async {
+            let answer = self.call(async { Ok(directory.tally(&goal).await?) }).await;
+            (region.clone(), answer.map_err(|error| chain(&error)))
+        });
+        let answers = join_all(asked).await.into_iter().collect();
         Ok(convergence(&goal, (self.clock)(), answers))
-    }
-
-    /// How many machines of each region are where with the current goal of a service: counted in the regions, so that an answer is of
-    /// the same size whatever the number of machines. With the reason, where a region does not answer.
-    ///
-    /// Errors: `NeverDeployed`.
-    pub async fn tally(&self, service: &ServiceName) -> Result<BTreeMap<RegionName, Result<Tally, String>>, Error> {
-        let current = self.current(service).await?;
-        let goal = current.ok_or_else(|| Error::NeverDeployed { service: service.clone() })?.goal;
-        let goal = &goal;
-        Ok(self.ask_directories(|directory| async move { directory.tally(goal).await }).await)
     }
 
     /// Waits until every live machine that the selector names runs the goal at `position`, and at least `at_least` of them do: how many
@@ -226,7 +217,7 @@ impl Deployer {
         &self,
         service: &ServiceName,
         position: GoalPosition,
-        at_least: usize,
+        at_least: u64,
         limit: Duration,
         mut progress: impl FnMut(&Convergence) + Send,
     ) -> Result<Convergence, Error> {
@@ -458,23 +449,6 @@ impl Deployer {
     }
 
     /// What each region's directory answers, or why it does not.
-    async fn ask_directories<T, F>(
-        &self,
-        ask: impl Fn(Arc<dyn MachineDirectory>) -> F,
-    ) -> BTreeMap<RegionName, Result<T, String>>
-    where
-        F: Future<Output = Result<T, BackendError>>,
-    {
-        let asked = self.directories.iter().map(|(region, directory)| {
-            let answer = ask(Arc::clone(directory));
-            async move {
-                let answer = self.call(async { Ok(answer.await?) }).await;
-                (region.clone(), answer.map_err(|error| chain(&error)))
-            }
-        });
-        join_all(asked).await.into_iter().collect()
-    }
-
     /// Repeats a call after passing failures. The call must be harmless to repeat.
     async fn retry<T, F>(&self, mut call: impl FnMut() -> F) -> Result<T, Error>
     where

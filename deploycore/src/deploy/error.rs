@@ -75,10 +75,10 @@ pub enum Error {
     #[error(transparent)]
     Goals(#[from] goals::Error),
     /// Some machines took the goal up and went back to what they ran before; none is still on its way.
-    #[error("{} of {} machines reverted {}", .0.reverted.len(), .0.live(), .0.position)]
+    #[error("{} of {} machines reverted {}", .0.reverted(), .0.live(), .0.position)]
     Reverted(Box<Convergence>),
     /// Some machines are not there yet, and the time is over.
-    #[error("{} of {} machines run {} after {limit:?}", .last.converged.len(), .last.live(), .last.position)]
+    #[error("{} of {} machines run {} after {limit:?}", .last.converged(), .last.live(), .last.position)]
     NotConverged {
         /// How long was waited.
         limit: Duration,

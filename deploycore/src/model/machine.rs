@@ -30,6 +30,13 @@ pub struct MachineReport {
     pub services: Vec<ServiceReport>,
 }
 
+impl MachineReport {
+    /// Whose it is.
+    pub fn key(&self) -> MachineKey {
+        MachineKey { region: self.region.clone(), machine: self.machine.clone() }
+    }
+}
+
 /// That a machine's last report still holds, without the report. As text: `region machine digest`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct LastReport {
@@ -119,14 +126,62 @@ pub enum ServicePhase {
     Retired,
 }
 
-/// What a region knows of its machines.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KnownMachines {
-    /// Each machine that reported, by region and name.
-    pub machines: Vec<KnownMachine>,
-    /// Whether the region has listened for less time than a live machine may be silent: then one that is missing here may be live. So it is
+/// A machine, by its region and its name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct MachineKey {
+    /// The region.
+    pub region: RegionName,
+    /// The name, unique in the region.
+    pub machine: MachineName,
+}
+
+impl fmt::Display for MachineKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} in {}", self.machine, self.region)
+    }
+}
+
+/// A part of what a region knows of its machines, by region and name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachinePage<T> {
+    /// Of one machine each.
+    pub machines: Vec<T>,
+    /// Whether the region has listened for less time than a live machine may be silent: then one that is missing may be live. So it is
     /// after each start of the region, as it keeps reports in memory.
     pub settling: bool,
+    /// Where the next page begins; `None` after the last. A page may be empty and have a next one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<MachineKey>,
+}
+
+impl<T> MachinePage<T> {
+    /// The same page of something else of its machines; it may leave some out.
+    pub fn filter_map<U>(self, of: impl FnMut(T) -> Option<U>) -> MachinePage<U> {
+        MachinePage {
+            machines: self.machines.into_iter().filter_map(of).collect(),
+            settling: self.settling,
+            next: self.next,
+        }
+    }
+}
+
+impl<T: OfMachine> MachinePage<T> {
+    /// Leaves the first `limit` machines, where it has more; the rest is for the next page.
+    pub fn cut(&mut self, limit: usize) {
+        if limit < self.machines.len() {
+            self.machines.truncate(limit);
+            self.next = self.machines.last().map(OfMachine::key);
+        }
+    }
+}
+
+/// What a [`MachinePage`] has of a machine.
+pub trait OfMachine {
+    /// The machine.
+    fn key(&self) -> MachineKey;
+
+    /// How long ago it reported last.
+    fn silent_for(&self) -> Duration;
 }
 
 /// A machine as its region knows it.
@@ -139,4 +194,14 @@ pub struct KnownMachine {
     pub silent_for: Duration,
     /// Whether that is short enough to count it as there. A machine that is not live blocks nobody.
     pub live: bool,
+}
+
+impl OfMachine for KnownMachine {
+    fn key(&self) -> MachineKey {
+        self.report.key()
+    }
+
+    fn silent_for(&self) -> Duration {
+        self.silent_for
+    }
 }

@@ -1,48 +1,87 @@
-//! Where machines are with a goal, in numbers.
+//! Where machines are with a goal: each, and in numbers.
+
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Goal, KnownMachines, MachineName, MachineReport, ServicePhase, ServiceReport};
+use super::{Goal, GoalPosition, KnownMachine, MachineKey, MachineReport, OfMachine, ServicePhase, friendly};
 
-/// The most machines that a [`Tally`] names.
-const EXAMPLES: usize = 10;
+/// The most machines behind that a [`Tally`] names, and the most that went back.
+const EXAMPLES: u64 = 10;
 
-/// Where one machine is with a goal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing<'a> {
-    /// The goal is not for it.
-    NotSelected,
-    /// It was silent for too long to be counted.
+/// Where a machine is with a goal that selects it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "standing", rename_all = "snake_case")]
+pub enum Standing {
+    /// It was silent for too long to be counted. It blocks nobody.
     Absent,
     /// It runs the goal.
     Converged,
     /// It tried the goal and went back.
-    Reverted(&'a ServiceReport),
-    /// It is on its way; with what it says of the service, if it does.
-    Behind(Option<&'a ServiceReport>),
+    Reverted {
+        /// Why, in its own words.
+        message: Option<String>,
+    },
+    /// It is on its way.
+    Behind {
+        /// The newest goal of the service that it took up, and where it is with that; `None` when it has not heard of any.
+        at: Option<(GoalPosition, ServicePhase)>,
+        /// What it waits for, in its own words.
+        message: Option<String>,
+    },
 }
 
-impl<'a> Standing<'a> {
-    /// Of a machine by its report, and whether it is live.
-    pub fn of(goal: &Goal, report: &'a MachineReport, live: bool) -> Self {
+/// A machine that a goal selects, and where it is with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineStanding {
+    /// The machine.
+    #[serde(flatten)]
+    pub key: MachineKey,
+    /// How long ago it reported last, by the region's clock.
+    #[serde(with = "friendly")]
+    pub silent_for: Duration,
+    /// Where it is.
+    #[serde(flatten)]
+    pub standing: Standing,
+}
+
+impl MachineStanding {
+    /// Of a known machine; `None` when the goal does not select it.
+    pub fn of(goal: &Goal, machine: &KnownMachine) -> Option<Self> {
+        Self::of_report(goal, &machine.report, machine.silent_for, machine.live)
+    }
+
+    /// Of a machine by its report; `None` when the goal does not select it.
+    pub fn of_report(goal: &Goal, report: &MachineReport, silent_for: Duration, live: bool) -> Option<Self> {
         if !goal.selector.matches(&report.labels) {
-            return Self::NotSelected;
-        }
-        if !live {
-            return Self::Absent;
+            return None;
         }
         let service = report.services.iter().find(|service| service.service == goal.service);
-        match service {
-            Some(found) if found.goal == goal.position && found.phase == ServicePhase::Good => Self::Converged,
-            Some(found) if found.goal == goal.position && found.phase == ServicePhase::Reverted => {
-                Self::Reverted(found)
+        let message = || service.and_then(|service| service.message.clone());
+        let at = service.map(|service| (service.goal, service.phase));
+        let standing = match at {
+            _ if !live => Standing::Absent,
+            Some((position, ServicePhase::Good)) if position == goal.position => Standing::Converged,
+            Some((position, ServicePhase::Reverted)) if position == goal.position => {
+                Standing::Reverted { message: message() }
             }
-            service => Self::Behind(service),
-        }
+            at => Standing::Behind { at, message: message() },
+        };
+        Some(Self { key: report.key(), silent_for, standing })
     }
 }
 
-/// How many machines of a region are where with a goal: what a control plane asks for instead of 20,000 reports.
+impl OfMachine for MachineStanding {
+    fn key(&self) -> MachineKey {
+        self.key.clone()
+    }
+
+    fn silent_for(&self) -> Duration {
+        self.silent_for
+    }
+}
+
+/// How many machines of a region are where with a goal: of one size, whatever the number of machines.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
     /// Live and selected machines that run the goal.
@@ -53,47 +92,24 @@ pub struct Tally {
     pub reverted: u64,
     /// Selected machines that are silent for too long.
     pub absent: u64,
-    /// As of [`KnownMachines::settling`]: live machines may be missing.
+    /// As of [`MachinePage::settling`](super::MachinePage::settling): live machines may be missing.
     pub settling: bool,
     /// Up to ten of those behind, and as many of those that went back.
-    pub examples: Vec<Straggler>,
-}
-
-/// A machine that does not run a goal, by way of example.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Straggler {
-    /// Its name.
-    pub machine: MachineName,
-    /// Where it is with the service; `None` when it has not heard of any goal.
-    pub phase: Option<ServicePhase>,
-    /// What it waits for, or why it went back.
-    pub message: Option<String>,
+    pub examples: Vec<MachineStanding>,
 }
 
 impl Tally {
-    /// Of all machines.
-    pub fn of(goal: &Goal, known: &KnownMachines) -> Self {
-        let mut tally = Self { settling: known.settling, ..Self::default() };
-        known.machines.iter().for_each(|machine| tally.add(goal, &machine.report, machine.live));
-        tally
-    }
-
     /// Counts one more machine.
-    pub fn add(&mut self, goal: &Goal, report: &MachineReport, live: bool) {
-        let (count, service) = match Standing::of(goal, report, live) {
-            Standing::NotSelected => return,
+    pub fn add(&mut self, machine: MachineStanding) {
+        let count = match machine.standing {
             Standing::Absent => return self.absent += 1,
             Standing::Converged => return self.converged += 1,
-            Standing::Reverted(service) => (&mut self.reverted, Some(service)),
-            Standing::Behind(service) => (&mut self.behind, service),
+            Standing::Reverted { .. } => &mut self.reverted,
+            Standing::Behind { .. } => &mut self.behind,
         };
         *count += 1;
-        if *count <= EXAMPLES as u64 {
-            self.examples.push(Straggler {
-                machine: report.machine.clone(),
-                phase: service.map(|service| service.phase),
-                message: service.and_then(|service| service.message.clone()),
-            });
+        if *count <= EXAMPLES {
+            self.examples.push(machine);
         }
     }
 

@@ -17,11 +17,11 @@ use deploycore::model::{
     ArtifactName, ArtifactRef, ArtifactStatus, ClaimId, CopyLease, CopyPriority, CopyState, CopyTask, Digest, Epoch,
     FiguresRequest, Generation, Goal, GoalEpoch, GoalPosition, JobId, Labels, MachineName, MachineReport, NewArtifact,
     Origin, PinHolder, RegionName, ReplicationFigures, Revision, RunSpec, Selector, ServiceName, ServicePhase,
-    ServiceReport, Timestamp,
+    ServiceReport, Tally, Timestamp,
 };
 use deploycore::port::goals::{self, Changes, Expect, Snapshot, Stored};
 use deploycore::port::ledger::{self, ClaimRequest, CopyRetry, LedgerCursor, LedgerFilter, LedgerPage, Registered};
-use deploycore::port::{BackendError, GoalStateStore, ReplicationLedger, ReportSink};
+use deploycore::port::{BackendError, GoalStateStore, MachineDirectory, ReplicationLedger, ReportSink};
 use futures::stream::{BoxStream, StreamExt};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -528,7 +528,7 @@ async fn the_wait_ends_when_each_live_machine_runs_the_goal() {
     };
     let error = wait(1, secs(5)).await.unwrap_err();
     let Error::NotConverged { last, .. } = &error else { panic!("{error:?}") };
-    assert_eq!(last.behind.len(), 1);
+    assert_eq!(last.behind(), 1);
     assert_eq!(error.to_string(), "1 of 2 machines run 0.1 after 5s");
     // The silent one becomes absent and blocks nobody.
     let keep = async {
@@ -540,7 +540,7 @@ async fn the_wait_ends_when_each_live_machine_runs_the_goal() {
     let started = Instant::now();
     let (found, ()) = tokio::join!(wait(1, secs(60)), keep);
     let found = found.unwrap();
-    assert_eq!((found.converged.len(), found.absent.len()), (1, 1));
+    assert_eq!((found.converged(), found.absent()), (1, 1));
     assert!(started.elapsed() <= secs(41));
     // Fewer than were asked for is not enough.
     assert!(matches!(wait(2, secs(3)).await, Err(Error::NotConverged { .. })));
@@ -554,7 +554,7 @@ async fn the_wait_ends_when_each_live_machine_runs_the_goal() {
 #[tokio::test(start_paused = true)]
 async fn machines_are_counted_as_they_are_listed() {
     let yard = Yard::new();
-    assert!(matches!(yard.deployer.tally(&web()).await, Err(Error::NeverDeployed { .. })));
+    assert!(matches!(yard.deployer.convergence(&web()).await, Err(Error::NeverDeployed { .. })));
     yard.deployed(1..=1).await;
     yard.report("absent", 1, ServicePhase::Good).await;
     sleep(secs(31)).await;
@@ -566,15 +566,26 @@ async fn machines_are_counted_as_they_are_listed() {
     ] {
         yard.report(machine, 1, phase).await;
     }
-    let listed = yard.deployer.convergence(&web()).await.unwrap();
-    let counted = yard.deployer.tally(&web()).await.unwrap();
-    let tally = counted[&region("r1")].as_ref().unwrap();
-    let lengths = [listed.converged.len(), listed.behind.len(), listed.reverted.len(), listed.absent.len()];
-    let counts = [tally.converged, tally.behind, tally.reverted, tally.absent];
-    assert_eq!(counts, [2, 1, 1, 1]);
-    assert_eq!(lengths, [2, 1, 1, 1]);
-    assert_eq!(tally.settling, !listed.settling.is_empty());
-    assert_eq!(tally.examples.len(), 2);
+    let found = yard.deployer.convergence(&web()).await.unwrap();
+    let counted = &found.regions[&region("r1")];
+    assert_eq!([found.converged(), found.behind(), found.reverted(), found.absent()], [2, 1, 1, 1]);
+    let examples: Vec<_> = counted.examples.iter().map(|one| one.key.machine.as_str()).collect();
+    assert_eq!(examples, ["c", "d"]);
+    // Whoever lists them by pages of any size finds the same.
+    let goal = yard.deployer.current(&web()).await.unwrap().unwrap().goal;
+    for limit in [0, 1, 2, 5, 6] {
+        let (mut listed, mut after) = (Tally::default(), None);
+        loop {
+            let page = yard.board.standings(&goal, after.as_ref(), limit).await.unwrap();
+            assert!(page.machines.len() <= limit.max(1) && !page.settling);
+            page.machines.into_iter().for_each(|machine| listed.add(machine));
+            after = page.next;
+            if after.is_none() {
+                break;
+            }
+        }
+        assert_eq!(listed, *counted, "by {limit}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -588,8 +599,8 @@ async fn a_region_that_started_just_now_is_waited_for_by_who_does_not_know_its_m
         yard.report("a", 1, ServicePhase::Good).await;
     };
     let (known, ()) = tokio::join!(wait(1), later);
-    assert_eq!(known.unwrap().converged.len(), 1);
+    assert_eq!(known.unwrap().converged(), 1);
     assert!(started.elapsed() < secs(10), "{:?}", started.elapsed());
-    assert_eq!(wait(0).await.unwrap().converged.len(), 1);
+    assert_eq!(wait(0).await.unwrap().converged(), 1);
     assert!(started.elapsed() >= secs(30), "{:?}", started.elapsed());
 }

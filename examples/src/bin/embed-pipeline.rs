@@ -164,8 +164,8 @@ async fn deployable(ledger: &dyn ReplicationLedger, artifact: &ArtifactName) -> 
 }
 
 async fn converged(deployer: &Deployer, goal: &Goal) -> Result<()> {
-    let all = 2 * MACHINES;
+    let all = 2 * MACHINES as u64;
     let state = deployer.wait_converged(&goal.service, goal.position, all, PATIENCE, |_| {}).await?;
-    println!("  runs on {} machines", state.converged.len());
+    println!("  runs on {} machines", state.converged());
     Ok(())
 }

@@ -1,12 +1,12 @@
 //! The control plane's HTTP API: what goes over the wire. `docs/cluster.md` shows each call with curl.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use deploycore::deploy::{Convergence, Redeploy};
 use deploycore::model::{
-    ArtifactName, CommitId, CopyPriority, Digest, Generation, Goal, GoalPosition, JobId, OlderJobs, RegionName,
-    RunSpec, Selector, ServiceName, Timestamp, Waiver, friendly, later,
+    ArtifactName, CommitId, CopyPriority, Digest, Generation, Goal, GoalPosition, JobId, MachineName, OlderJobs,
+    RegionName, RunSpec, Selector, ServiceName, Timestamp, Waiver, friendly, later,
 };
 use deploycore::port::queue::{Enqueued, QueueStats};
 use deploycore::store::{CollectionPlan, CollectorTick};
@@ -183,8 +183,29 @@ pub struct RegionStatus {
     pub silent: Vec<Url>,
     /// The position of each service's goal there; `None` when the region does not answer.
     pub goals: Option<BTreeMap<ServiceName, GoalPosition>>,
-    /// Machines that reported lately.
-    pub live_machines: usize,
+}
+
+/// `GET /v1/machines` with [`KnownMachine`](deploycore::model::KnownMachine)s, and `GET /v1/services/{service}/machines` with
+/// [`MachineStanding`](deploycore::model::MachineStanding)s: a page of them, by region and name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachinesPage<T> {
+    /// The machines.
+    pub machines: Vec<T>,
+    /// Regions of this page that do not answer, or have not listened to their machines for long enough to know all.
+    pub incomplete: BTreeSet<RegionName>,
+    /// The next page begins here; `None` after the last.
+    pub next: Option<MachinesCursor>,
+}
+
+/// Where a page of machines begins: its fields are the parameters of the request for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachinesCursor {
+    /// With this region,
+    pub region: RegionName,
+    /// and in it after this machine, unless that is `None`,
+    pub after_machine: Option<MachineName>,
+    /// which says that it is in this region.
+    pub after_region: Option<RegionName>,
 }
 
 /// `GET /v1/usage/{digest}`, of a region: what its gate gave out of an artifact.

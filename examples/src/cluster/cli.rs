@@ -173,6 +173,9 @@ pub enum Command {
     },
     /// List machines and what they run
     Machines {
+        /// Only those that the service's goal selects, and where each is with it
+        #[arg(long, value_name = "SERVICE")]
+        service: Option<ServiceName>,
         #[command(flatten)]
         target: Target,
     },

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use deploycore::model::{
     ArtifactName, ArtifactStatus, Attempt, CopyPriority, Digest, FiguresRequest, Goal, Job, JobId, KnownMachine,
-    RegionName, ReplicationFigures, ServiceName,
+    MachineStanding, RegionName, ReplicationFigures, ServiceName,
 };
 use deploycore::port::queue::JobPage;
 use reqwest::Method;
@@ -15,8 +15,9 @@ use serde::de::DeserializeOwned;
 use url::Url;
 
 use super::api::{
-    BuildAnswer, BuildRequest, CollectAnswer, CollectRequest, DeployRequest, ErrorBody, PrioritizeRequest, Raised,
-    RollbackRequest, SWARM_PATH, ServiceStatus, StandingsByRegion, Status, UsageByRegion, usage_path,
+    BuildAnswer, BuildRequest, CollectAnswer, CollectRequest, DeployRequest, ErrorBody, MachinesCursor, MachinesPage,
+    PrioritizeRequest, Raised, RollbackRequest, SWARM_PATH, ServiceStatus, StandingsByRegion, Status, UsageByRegion,
+    usage_path,
 };
 
 /// A round of collection deletes in one store after the other.
@@ -137,9 +138,29 @@ impl Client {
         self.answer(path, answer).await?.json().await.context("the answer is not what this version expects")
     }
 
-    /// Every machine that reported.
-    pub async fn machines(&self) -> Result<Vec<KnownMachine>> {
-        self.get("v1/machines").await
+    /// Every machine that reported, as one page.
+    pub async fn machines(&self) -> Result<MachinesPage<KnownMachine>> {
+        self.pages("v1/machines").await
+    }
+
+    /// Every machine that a service's goal selects, and where it is with it, as one page.
+    pub async fn standings(&self, service: &ServiceName) -> Result<MachinesPage<MachineStanding>> {
+        self.pages(&format!("v1/services/{service}/machines")).await
+    }
+
+    async fn pages<T: DeserializeOwned>(&self, path: &str) -> Result<MachinesPage<T>> {
+        let mut all: MachinesPage<T> = self.get(path).await?;
+        while let Some(MachinesCursor { region, after_region, after_machine }) = all.next {
+            let after = match (after_region, after_machine) {
+                (Some(region), Some(machine)) => format!("&after_region={region}&after_machine={machine}"),
+                _ => String::new(),
+            };
+            let page: MachinesPage<T> = self.get(&format!("{path}?region={region}{after}")).await?;
+            all.machines.extend(page.machines);
+            all.incomplete.extend(page.incomplete);
+            all.next = page.next;
+        }
+        Ok(all)
     }
 
     /// What each region's gate gave out of an artifact.

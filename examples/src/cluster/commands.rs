@@ -1,6 +1,7 @@
 //! Commands to a running cluster.
 
 mod collection;
+mod machines;
 mod replication;
 
 use std::collections::BTreeMap;
@@ -91,23 +92,17 @@ pub(super) async fn run(command: Command) -> Result<()> {
                 }
             })
         }
-        Command::Machines { target } => {
-            let machines = client(&target)?.machines().await?;
-            show(&target, &machines, |machines| {
-                for machine in machines {
-                    let there = if machine.live { "live" } else { "absent" };
-                    println!("{:<12} {:<16} {there}", machine.report.region, machine.report.machine);
-                    for service in &machine.report.services {
-                        let digest =
-                            service.current.as_ref().map_or(String::new(), |(_, artifact)| artifact.digest.short());
-                        let port = service.port.map_or(String::new(), |port| format!("port {port}"));
-                        println!(
-                            "    {:<12} {:<8} {:?}  {digest}  {port}",
-                            service.service, service.goal, service.phase
-                        );
-                    }
-                }
-            })
+        Command::Machines { service: None, target } => {
+            let found = client(&target)?.machines().await?;
+            show(&target, &found.machines, |machines| machines.iter().for_each(machines::show))?;
+            machines::warn(&found.incomplete);
+            Ok(())
+        }
+        Command::Machines { service: Some(service), target } => {
+            let found = client(&target)?.standings(&service).await?;
+            show(&target, &found.machines, |machines| machines.iter().for_each(machines::show_standing))?;
+            machines::warn(&found.incomplete);
+            Ok(())
         }
         Command::Replication { window, threshold, target } => {
             let request = FiguresRequest { window, threshold };
@@ -174,7 +169,7 @@ fn show_status(status: &Status) {
     for (name, region) in &status.regions {
         let there = if region.goals.is_some() { "answers" } else { "does not answer" };
         let gateways: Vec<_> = region.gateways.iter().map(|gateway| gateway_line(gateway, &region.silent)).collect();
-        println!("{name:<9} {there}, {} live machines, {}", region.live_machines, gateways.join(", "));
+        println!("{name:<9} {there}, {}", gateways.join(", "));
     }
 }
 
@@ -186,14 +181,20 @@ fn show_convergence(service: &ServiceStatus) {
     let convergence = &service.convergence;
     println!(
         "          {} good, {} behind, {} reverted, {} absent",
-        convergence.converged.len(),
-        convergence.behind.len(),
-        convergence.reverted.len(),
-        convergence.absent.len()
+        convergence.converged(),
+        convergence.behind(),
+        convergence.reverted(),
+        convergence.absent()
     );
-    if !convergence.settling.is_empty() {
-        let regions: Vec<_> = convergence.settling.iter().map(ToString::to_string).collect();
-        println!("          {} has just started and may not know all its machines yet", regions.join(", "));
+    if let Some((region, machine, reason)) = convergence.first_reverted() {
+        println!("          {} in {region} reverted: {reason}", machine.key.machine);
+    }
+    for (region, reason) in &convergence.unknown {
+        println!("          {region} does not tell of its machines: {reason}");
+    }
+    let settling: Vec<_> = convergence.settling().map(ToString::to_string).collect();
+    if !settling.is_empty() {
+        println!("          {} has just started and may not know all its machines yet", settling.join(", "));
     }
 }
 
@@ -224,11 +225,11 @@ async fn converged(client: &Client, goal: &Goal) -> Result<()> {
             if status.goal.position > goal.position {
                 bail!("{service} moved on to generation {}", status.goal.position.generation);
             }
-            if let Some((key, reason)) = status.convergence.reverted.first() {
-                bail!("{} reverted: {reason}", key.machine);
+            if let Some((region, machine, reason)) = status.convergence.first_reverted() {
+                bail!("{} in {region} reverted: {reason}", machine.key.machine);
             }
             if status.convergence.is_converged() {
-                println!("converged on {} machines", status.convergence.converged.len());
+                println!("converged on {} machines", status.convergence.converged());
                 return Ok(());
             }
             tokio::time::sleep(POLL).await;

@@ -285,7 +285,7 @@ impl<'a> Scenario<'a> {
     /// What each machine reports of the goal. A region that was just started again knows its machines within one of their periods.
     async fn reports(&self, goal: &Goal) -> Result<Vec<ServiceReport>> {
         loop {
-            let machines = patiently(|| self.client.machines()).await?;
+            let machines = patiently(|| self.client.machines()).await?.machines;
             let reports = machines.iter().filter_map(|machine| self.service_of(machine));
             let reports: Vec<_> = reports.filter(|report| report.goal == goal.position).cloned().collect();
             if reports.len() >= self.plan.machines {
@@ -313,13 +313,14 @@ impl<'a> Scenario<'a> {
         loop {
             let status = patiently(|| self.client.service(&self.plan.service)).await?;
             let convergence = &status.convergence;
-            if let Some((key, reason)) = convergence.reverted.first() {
-                bail!("{} did not become ready on {}: {reason}", status.goal.artifact.name, key.machine);
+            if let Some((region, machine, reason)) = convergence.first_reverted() {
+                let name = &status.goal.artifact.name;
+                bail!("{name} did not become ready on {} in {region}: {reason}", machine.key.machine);
             }
-            let behind: Vec<_> =
-                convergence.behind.iter().map(|machine| format!("{} {:?}", machine.key.machine, machine.at)).collect();
-            bar.set(convergence.converged.len() as u64, behind.join(", "));
-            if convergence.is_converged_on(self.plan.machines) {
+            let behind =
+                convergence.examples().map(|(_, machine)| format!("{} {:?}", machine.key.machine, machine.standing));
+            bar.set(convergence.converged(), behind.collect::<Vec<_>>().join(", "));
+            if convergence.is_converged_on(self.plan.machines as u64) {
                 return Ok(status);
             }
             tokio::time::sleep(POLL).await;
@@ -359,7 +360,7 @@ impl<'a> Scenario<'a> {
             let goal = patiently(|| self.client.service(&self.plan.service)).await?.goal;
             let expected = self.expected_version(&goal, jobs);
             let mut rows = Vec::new();
-            for machine in patiently(|| self.client.machines()).await? {
+            for machine in patiently(|| self.client.machines()).await?.machines {
                 match self.check_machine(&http, &machine, &goal, expected.as_deref()).await {
                     Ok(row) => rows.push(row),
                     Err(reason) => bar.set(rows.len() as u64, format!("{}: {reason}", machine.report.machine)),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use deploycore::model::{Generation, Job, KnownMachine, ServicePhase};
 use deploycore::port::JobQueue;
 use deploycore::port::queue::{Claiming, JobPage, Order};
+use deploycore_examples::cluster::api::MachinesPage;
 use deploycore_examples::cluster::fixture;
 use deploycore_examples::cluster::report::Report;
 use deploycore_sql::Sqlite;
@@ -107,7 +108,9 @@ impl Bed {
 
     /// Every machine that reported.
     pub(crate) fn machines(&self) -> Option<Vec<KnownMachine>> {
-        Some(serde_json::from_value(self.get("machines")?).unwrap())
+        let page: MachinesPage<KnownMachine> = serde_json::from_value(self.get("machines")?).unwrap();
+        assert_eq!(page.next, None);
+        Some(page.machines)
     }
 
     /// Where each machine is that has taken up this generation.

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use deploycore::deploy::{ReportBoard, ReportBoardSettings};
-use deploycore::model::{KnownMachines, MachineReport};
+use deploycore::model::{KnownMachine, MachineKey, MachinePage, MachineReport};
 use deploycore::port::{BackendError, MachineDirectory, ReportSink};
 
 /// A board that is gone while its node is down, and empty when it comes back.
@@ -38,7 +38,11 @@ impl ReportSink for Board {
 
 #[async_trait]
 impl MachineDirectory for Board {
-    async fn machines(&self) -> Result<KnownMachines, BackendError> {
-        self.board()?.machines().await
+    async fn machines(
+        &self,
+        after: Option<&MachineKey>,
+        limit: usize,
+    ) -> Result<MachinePage<KnownMachine>, BackendError> {
+        self.board()?.machines(after, limit).await
     }
 }

@@ -31,7 +31,7 @@ pub(super) enum Whom {
 }
 
 /// A request, for any gateway.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Ask<'a> {
     pub(super) method: Method,
     pub(super) path: &'a [&'a str],

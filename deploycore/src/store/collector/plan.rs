@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    ArtifactName, ArtifactStatus, CopyState, Digest, GoalPosition, KnownMachines, MachineName, PinHolder, RegionName,
+    ArtifactName, ArtifactStatus, CopyState, Digest, GoalPosition, MachineName, MachineReport, PinHolder, RegionName,
     ServiceName, Timestamp, Tombstone, elapsed,
 };
 use crate::port::goals::Stored;
@@ -21,8 +21,30 @@ pub(super) struct View {
     pub(super) newest: BTreeMap<ServiceName, BTreeSet<ArtifactName>>,
     /// The goals of each service, with its history.
     pub(super) goals: BTreeMap<ServiceName, Vec<Stored>>,
-    /// What is known of the machines of each region that has a store here, or why nothing is.
-    pub(super) machines: BTreeMap<RegionName, Result<KnownMachines, String>>,
+    /// What the machines of each region that has a store here may run, or why nothing is known of that.
+    pub(super) machines: BTreeMap<RegionName, Result<Run, String>>,
+}
+
+/// What the machines of a region may run, each with one of them.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Run {
+    /// What they do run.
+    current: BTreeMap<Digest, MachineName>,
+    /// The goals that they are at.
+    goals: BTreeMap<(ServiceName, GoalPosition), MachineName>,
+    /// There may be machines that are not known yet.
+    pub(super) settling: bool,
+}
+
+impl Run {
+    pub(super) fn add(&mut self, report: &MachineReport) {
+        for service in &report.services {
+            if let Some((_, artifact)) = &service.current {
+                self.current.entry(artifact.digest).or_insert_with(|| report.machine.clone());
+            }
+            self.goals.entry((service.service.clone(), service.goal)).or_insert_with(|| report.machine.clone());
+        }
+    }
 }
 
 /// What would be collected, and what keeps the rest.
@@ -32,6 +54,9 @@ pub struct CollectionPlan {
     pub collect: Vec<Collectable>,
     /// Each artifact that is old enough and stays, with what keeps it.
     pub kept: BTreeMap<ArtifactName, Kept>,
+    /// Bytes in the main store or in a region's that no artifact has. They go where they are old.
+    #[serde(default)]
+    pub unneeded: BTreeSet<Digest>,
 }
 
 /// Bytes to delete.
@@ -151,23 +176,20 @@ impl<'a> Uses<'a> {
             let place = uses.goals.entry(goal.artifact.digest).or_insert((&goal.service, goal.position));
             place.1 = place.1.max(goal.position);
         }
-        for (region, known) in &view.machines {
-            for machine in known.iter().flat_map(|known| &known.machines) {
-                uses.add(region, &machine.report);
-            }
+        for (region, run) in view.machines.iter().filter_map(|(region, run)| Some((region, run.as_ref().ok()?))) {
+            uses.add(region, run);
         }
         uses
     }
 
-    fn add(&mut self, region: &'a RegionName, report: &'a crate::model::MachineReport) {
-        for service in &report.services {
-            let place = (region, &report.machine);
-            if let Some((_, artifact)) = &service.current {
-                self.machines.entry(artifact.digest).or_insert(place);
-            }
-            let goals = self.view.goals.get(&service.service);
-            if !goals.into_iter().flatten().any(|stored| stored.goal.position == service.goal) {
-                self.unknown_goals.entry(&service.service).or_insert(place);
+    fn add(&mut self, region: &'a RegionName, run: &'a Run) {
+        for (digest, machine) in &run.current {
+            self.machines.entry(*digest).or_insert((region, machine));
+        }
+        for ((service, position), machine) in &run.goals {
+            let goals = self.view.goals.get(service);
+            if !goals.into_iter().flatten().any(|stored| stored.goal.position == *position) {
+                self.unknown_goals.entry(service).or_insert((region, machine));
             }
         }
     }
@@ -213,7 +235,7 @@ impl<'a> Uses<'a> {
             (CopyState::Pending, _) => Some(Kept::OnItsWay { region }),
             (_, None) => Some(Kept::NoStore { region }),
             (_, Some(Err(reason))) => Some(Kept::Silent { region, reason: reason.clone() }),
-            (_, Some(Ok(known))) if known.settling => {
+            (_, Some(Ok(run))) if run.settling => {
                 Some(Kept::Silent { region, reason: "it has not listened to its machines for long enough".to_owned() })
             }
             (_, Some(Ok(_))) => None,
@@ -244,5 +266,6 @@ pub(super) fn plan(view: &View) -> CollectionPlan {
         kept.extend(reasons.into_iter().map(|(name, reason)| (name, reason.unwrap_or_else(same))));
     }
     collect.sort_by_key(|(oldest, collectable)| (*oldest, collectable.digest));
-    CollectionPlan { collect: collect.into_iter().map(|(_, collectable)| collectable).collect(), kept }
+    let collect = collect.into_iter().map(|(_, collectable)| collectable).collect();
+    CollectionPlan { collect, kept, unneeded: BTreeSet::new() }
 }

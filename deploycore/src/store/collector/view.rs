@@ -4,14 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures::future::join_all;
 
-use super::plan::View;
+use super::plan::{Run, View};
 use super::{Collector, CollectorError};
-use crate::model::{ArtifactName, ArtifactStatus, CopyState, KnownMachines, RegionName, ServiceName, Timestamp};
+use crate::model::{ArtifactName, ArtifactStatus, CopyState, RegionName, ServiceName, Timestamp};
 use crate::pace::within;
 use crate::port::goals::{HISTORY, Stored};
 use crate::port::ledger::{LedgerCursor, LedgerFilter, MAX_BATCH};
-use crate::port::{BackendError, chain, goals};
+use crate::port::{BackendError, MachineDirectory, chain, goals};
 
+/// How many machines a page is asked for: each is some kilobytes.
+const MACHINES: usize = 1_000;
 const STATES: [CopyState; 3] = [CopyState::Complete, CopyState::Failed, CopyState::Pending];
 
 impl Collector {
@@ -67,11 +69,24 @@ impl Collector {
     }
 
     /// A directory that fails is no error: what its region may run is kept.
-    async fn machines(&self) -> BTreeMap<RegionName, Result<KnownMachines, String>> {
+    async fn machines(&self) -> BTreeMap<RegionName, Result<Run, String>> {
         let asked = self.regions.iter().map(|(name, region)| async {
-            let answer = within::<_, BackendError>(self.settings.call_timeout, "directory", region.machines.machines());
-            (name.clone(), answer.await.map_err(|error| chain(&error)))
+            (name.clone(), self.run_by(&*region.machines).await.map_err(|error| chain(&error)))
         });
         join_all(asked).await.into_iter().collect()
+    }
+
+    async fn run_by(&self, machines: &dyn MachineDirectory) -> Result<Run, BackendError> {
+        let (mut run, mut after) = (Run::default(), None);
+        loop {
+            let page = machines.machines(after.as_ref(), MACHINES);
+            let page = within(self.settings.call_timeout, "directory", page).await?;
+            page.machines.iter().for_each(|machine| run.add(&machine.report));
+            run.settling |= page.settling;
+            after = page.next;
+            if after.is_none() {
+                return Ok(run);
+            }
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! What machines and their region tell each other, far away.
 
 use async_trait::async_trait;
-use deploycore::model::{Digest, KnownMachines, MachineReport, Manifest};
+use deploycore::model::{Digest, KnownMachine, MachineKey, MachinePage, MachineReport, Manifest};
 use deploycore::port::{BackendError, MachineDirectory, ManifestSource, ReportSink};
 
 use super::Far;
@@ -28,8 +28,12 @@ impl ReportSink for Far<dyn ReportSink> {
 
 #[async_trait]
 impl MachineDirectory for Far<dyn MachineDirectory> {
-    async fn machines(&self) -> Result<KnownMachines, BackendError> {
-        let inner = self.inner.clone();
-        self.link.call("region.machines", async move { inner.machines().await }).await
+    async fn machines(
+        &self,
+        after: Option<&MachineKey>,
+        limit: usize,
+    ) -> Result<MachinePage<KnownMachine>, BackendError> {
+        let (inner, after) = (self.inner.clone(), after.cloned());
+        self.link.call("region.machines", async move { inner.machines(after.as_ref(), limit).await }).await
     }
 }

@@ -1,6 +1,7 @@
 //! The handlers of the control plane's API.
 
 mod copies;
+mod machines;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,16 +14,15 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use deploycore::deploy;
 use deploycore::model::{
-    ArtifactName, ArtifactStatus, Attempt, AttemptOutcome, Completion, Digest, Goal, Job, JobId, KnownMachine, LogName,
-    NewJob, RegionName, ServiceName, Tally, Timestamp, Waiver,
+    ArtifactName, ArtifactStatus, Attempt, AttemptOutcome, Completion, Digest, Goal, Job, JobId, LogName, NewJob,
+    RegionName, ServiceName, Timestamp, Waiver,
 };
 use deploycore::port::goals::Stored;
 use deploycore::port::queue::{JobCursor, JobFilter, JobPage};
-use deploycore::port::{
-    GoalStateStore, JobQueueExt, MachineDirectory, ReplicationLedgerExt, chain, goals, ledger, queue, store,
-};
+use deploycore::port::{GoalStateStore, JobQueueExt, ReplicationLedgerExt, chain, goals, ledger, queue, store};
 use deploycore::store::CollectorError;
 use futures::future::join_all;
+use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -34,6 +34,8 @@ use crate::cluster::api::{
 
 /// The largest request body.
 const MAX_BODY: usize = 1 << 20;
+/// Of how many services machines are counted at once.
+const SERVICES_AT_ONCE: usize = 16;
 /// Goals shown of a service's history.
 const HISTORY_SHOWN: usize = 100;
 
@@ -55,11 +57,11 @@ pub(super) fn router(state: Arc<State>) -> Router {
         .route("/v1/replication", get(copies::replication))
         .route("/v1/collections", post(copies::collect))
         .route("/v1/services/{service}", get(service))
-        .route("/v1/services/{service}/tally", get(tally))
+        .route("/v1/services/{service}/machines", get(machines::standings))
         .route("/v1/services/{service}/history", get(history))
         .route("/v1/deploys", post(deploy_artifact))
         .route("/v1/rollbacks", post(rollback))
-        .route("/v1/machines", get(machines))
+        .route("/v1/machines", get(machines::machines))
         .route("/v1/usage/{digest}", get(usage))
         .route("/v1/swarm", get(swarm))
         .fallback(async || Error::new(StatusCode::NOT_FOUND, "unknown_call", "the API has no such path"))
@@ -84,11 +86,12 @@ struct Path<T>(T);
 struct Query<T>(T);
 
 async fn status(Shared(state): Context) -> Answer<Status> {
-    let mut services = Vec::new();
-    for stored in state.goals.list("").await?.goals {
-        let convergence = state.deployer.convergence(&stored.goal.service).await?;
-        services.push(ServiceStatus { goal: stored.goal, convergence });
-    }
+    let goals = state.goals.list("").await?.goals;
+    let services = stream::iter(goals).map(|Stored { goal, .. }| async {
+        let convergence = state.deployer.convergence(&goal.service).await?;
+        Ok::<_, Error>(ServiceStatus { goal, convergence })
+    });
+    let services = services.buffered(SERVICES_AT_ONCE).try_collect().await?;
     let regions =
         join_all(state.regions.iter().map(|(name, region)| async { (name.clone(), describe(&state, region).await) }));
     let queue = state.queue.stats().await?;
@@ -98,14 +101,13 @@ async fn status(Shared(state): Context) -> Answer<Status> {
 async fn describe(state: &State, region: &Region) -> RegionStatus {
     // No service is called so: it asks for a sign of life.
     let signs = ask_gateways::<serde::de::IgnoredAny>(state, region, "v1/goals?prefix=-");
-    let (goals, machines, signs) = futures::join!(region.gateway.list(""), region.gateway.machines(), signs);
+    let (goals, signs) = futures::join!(region.gateway.list(""), signs);
     let positions = |stored: Stored| (stored.goal.service, stored.goal.position);
     let silent = region.urls.iter().zip(signs).filter(|(_, sign)| sign.is_none());
     RegionStatus {
         gateways: region.urls.clone(),
         silent: silent.map(|(url, _)| url.clone()).collect(),
         goals: goals.ok().map(|snapshot| snapshot.goals.into_iter().map(positions).collect()),
-        live_machines: machines.map_or(0, |known| known.machines.iter().filter(|machine| machine.live).count()),
     }
 }
 
@@ -196,16 +198,6 @@ async fn service(Shared(state): Context, Path(service): Path<ServiceName>) -> An
     Ok(Json(ServiceStatus { goal, convergence }))
 }
 
-/// Counted in the regions; nothing of one that does not answer.
-async fn tally(
-    Shared(state): Context,
-    Path(service): Path<ServiceName>,
-) -> Answer<BTreeMap<RegionName, Option<Tally>>> {
-    state.current(&service).await?.ok_or_else(|| no_goal(&service))?;
-    let answers = state.deployer.tally(&service).await?;
-    Ok(Json(answers.into_iter().map(|(region, answer)| (region, answer.ok())).collect()))
-}
-
 async fn history(Shared(state): Context, Path(service): Path<ServiceName>) -> Answer<Vec<Stored>> {
     Ok(Json(state.goals.history(&service, HISTORY_SHOWN).await?))
 }
@@ -235,11 +227,6 @@ async fn rollback(Shared(state): Context, Body(request): Body<RollbackRequest>) 
 fn begin(waivers: Vec<WaiverRequest>) -> Vec<Waiver> {
     let now = Timestamp::now();
     waivers.into_iter().map(|waiver| waiver.begin(now)).collect()
-}
-
-async fn machines(Shared(state): Context) -> Answer<Vec<KnownMachine>> {
-    let answers = join_all(state.regions.values().map(|region| region.gateway.machines())).await;
-    Ok(Json(answers.into_iter().flatten().flat_map(|known| known.machines).collect()))
 }
 
 /// Each gate counts what it gave out, so all of them are needed.
