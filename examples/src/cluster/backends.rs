@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use deploycore::model::RegionName;
-use deploycore::port::{GoalStateStore, JobQueue, ReplicationLedger};
+use deploycore::port::{GoalStateStore, JobQueue, ReplicationLedger, goals};
 use deploycore::store::{BlobStore, open_url};
+use deploycore_kv::RedbGoals;
 use deploycore_kv::gateway::{GatewayClient, GatewayClientSettings};
 use url::Url;
 
@@ -37,9 +38,17 @@ pub(super) fn ledger_key(config: &Config) -> &'static str {
     if config.ledger.url.is_some() || config.queue.url.is_none() { "[ledger] url" } else { "[queue] url" }
 }
 
-/// The global goals, as the control plane alone opens them.
-pub(super) async fn goals(config: &Config) -> Result<Arc<dyn GoalStateStore>> {
-    deploycore_kv::open_url(&made(config, config.goals_url()?)?).await.context("[goals] url")
+/// The global goals, as the control plane alone opens them, and once more where they are a file of this process, which wants a guard.
+pub(super) async fn goals(config: &Config) -> Result<(Arc<dyn GoalStateStore>, Option<Arc<RedbGoals>>)> {
+    let url = made(config, config.goals_url()?)?;
+    let opened = async {
+        if url.starts_with("redb:") {
+            let file = Arc::new(RedbGoals::open_url(&url).await?);
+            return Ok((file.clone() as Arc<dyn GoalStateStore>, Some(file)));
+        }
+        Ok::<_, goals::Error>((deploycore_kv::open_url(&url).await?, None))
+    };
+    opened.await.context("[goals] url")
 }
 
 /// The global goals, as regions read them.

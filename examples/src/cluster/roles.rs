@@ -14,11 +14,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use deploycore::machine::{journaled_processes, kill_group};
 use deploycore::pace::{Backoff, Pace, Wake};
 use deploycore::port::chain;
 use deploycore::store::BlobStore;
+use deploycore_kv::RedbGoals;
 use deploycore_kv::gateway::{Gateway, keeping_alive};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -182,6 +183,16 @@ impl Services {
             async move { sweep_store(&store, keep_logs).await }
         };
         self.add("store sweep", sweep_until(self.shutdown.clone(), sweep));
+    }
+
+    /// Ends the process when the thread that owns a file of goals has panicked: one that starts anew opens it again.
+    fn guard(&mut self, file: Arc<RedbGoals>) {
+        let shutdown = self.shutdown.clone();
+        self.add("goal file", async move {
+            let failed = shutdown.run_until_cancelled(file.failed()).await.is_some();
+            ensure!(!failed, "the thread that owns it has panicked");
+            Ok(())
+        });
     }
 
     /// Waits until all have ended; one that ends early takes the others with it.

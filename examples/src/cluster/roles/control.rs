@@ -53,7 +53,7 @@ pub(super) async fn run(config: Config, with_gauges: bool, shutdown: Cancellatio
         queue.set_order(order).await.context("[control] queue_order")?;
     }
     let store = backends::main_store(&config).await?;
-    let goals = backends::goals(&config).await?;
+    let (goals, file) = backends::goals(&config).await?;
 
     let mut regions = BTreeMap::new();
     for (name, region) in &config.regions {
@@ -75,6 +75,9 @@ pub(super) async fn run(config: Config, with_gauges: bool, shutdown: Cancellatio
     let reaper = Reaper::new(reaper_settings(&config), queue.clone())?.with_horizon(registrar.horizon());
 
     let mut services = Services::new(shutdown.clone());
+    if let Some(file) = file {
+        services.guard(file);
+    }
     // Read-only: goals are written by the deployer alone, which holds the store itself.
     let gateway = Gateway::new(GatewaySettings::default(), goals.clone(), None, None, None);
     services.serve_gateway(config.control.goals_listening(), &gateway, axum::Router::new()).await?;

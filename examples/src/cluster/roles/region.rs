@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::routing::get;
@@ -61,13 +61,7 @@ pub(super) async fn run(
 
     let mut services = Services::new(shutdown.clone());
     services.sweep(store.clone(), config.stores.keep_logs);
-    let (file, stop) = (goals.clone(), shutdown.clone());
-    // A process that starts anew opens it again.
-    services.add("goal file", async move {
-        let failed = stop.run_until_cancelled(file.failed()).await.is_some();
-        ensure!(!failed, "the thread that owns it has panicked");
-        Ok(())
-    });
+    services.guard(goals.clone());
     let gateway = Gateway::new(GatewaySettings::default(), goals, Some(store), Some(board.clone()), Some(board));
     let usage = Router::new().route("/v1/usage/{digest}", get(usage)).with_state(gate.clone());
     let swarm = Router::new().route("/v1/swarm", get(swarm)).with_state(tracker.standings());
