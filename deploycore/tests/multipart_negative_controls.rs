@@ -10,8 +10,8 @@ use bytes::Bytes;
 use bytesize::ByteSize;
 use deploycore::conformance::store::{Plain, cases};
 use deploycore::model::{Digest, LogName, Manifest};
-use deploycore::port::ArtifactStore;
 use deploycore::port::store::{ArtifactStoreExt, Chunks, Deletion, Error, Multipart, PartTag, Source, UploadId};
+use deploycore::port::{ArtifactStore, BackendError};
 use deploycore::store::{BlobStore, BlobStoreSettings};
 use futures::stream::BoxStream;
 
@@ -32,6 +32,8 @@ enum Flaw {
     AbortsTheFinished,
     /// Ending an upload of another store is an error.
     RefusesUnknownAborts,
+    /// Parts that it does not have are refused as any failure is told.
+    RefusesInOtherWords,
 }
 
 /// A store whose uploads are gathered here, and put whole when they are finished.
@@ -63,6 +65,10 @@ impl Broken {
     }
 }
 
+fn tag(upload: &UploadId, index: u32) -> PartTag {
+    PartTag::new(format!("{}-{index}", upload.as_str()))
+}
+
 #[async_trait]
 impl Multipart for Broken {
     fn part_size(&self, size: u64) -> u64 {
@@ -89,11 +95,17 @@ impl Multipart for Broken {
         if self.flaw == Flaw::VisibleEarly && parts.len() == 3 {
             self.inner.put_bytes(parts.into_iter().map(|(_, part)| part).collect::<Vec<_>>().concat().into()).await?;
         }
-        Ok(PartTag::new(index.to_string()))
+        Ok(tag(upload, index))
     }
 
-    async fn finish(&self, upload: &UploadId, manifest: &Manifest, _: Vec<PartTag>) -> Result<Manifest, Error> {
+    async fn finish(&self, upload: &UploadId, manifest: &Manifest, tags: Vec<PartTag>) -> Result<Manifest, Error> {
         let digest = manifest.digest();
+        if tags.iter().zip(0..).any(|(given, index)| *given != tag(upload, index)) {
+            return Err(match self.flaw {
+                Flaw::RefusesInOtherWords => BackendError::permanent("broken", "InvalidPart").into(),
+                _ => Error::NoUpload { upload: upload.clone() },
+            });
+        }
         let known = self.with(upload, |upload| {
             let known = upload.clone();
             upload.digest = Some(digest);
@@ -195,6 +207,7 @@ async fn each_flaw_fails_the_case_that_is_about_it() {
         (Flaw::FillsGaps, "multipart::a_missing_part_is_no_artifact"),
         (Flaw::AbortsTheFinished, "multipart::an_aborted_upload_leaves_nothing"),
         (Flaw::RefusesUnknownAborts, "multipart::an_aborted_upload_leaves_nothing"),
+        (Flaw::RefusesInOtherWords, "multipart::a_part_that_the_store_does_not_have_makes_the_upload_of_no_use"),
     ] {
         assert!(outcome(flaw, case).await.is_err(), "{flaw:?} is not caught by {case}");
     }

@@ -162,6 +162,27 @@ async fn a_failing_region_is_tried_less_and_less_and_then_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_region_that_lets_nobody_in_costs_few_attempts_and_is_found_out_to_be_well_again() {
+    let world = World::new(&["a"]);
+    world.region("a").set(Mode::Fail);
+    let mut artifacts = Vec::new();
+    for seed in 0..50 {
+        artifacts.push(world.build(seed).await);
+    }
+    let _service = world.run();
+    sleep(Duration::from_hours(2)).await;
+    // One each half a minute, once it is known: each of the 50 would have had some 28 attempts by itself.
+    let attempts = world.region("a").puts();
+    assert!((200..300).contains(&attempts), "{attempts} attempts");
+    world.region("a").set(Mode::Well);
+    let healed = Instant::now();
+    for artifact in &artifacts {
+        world.reaches(artifact, "a", CopyState::Complete).await;
+    }
+    assert!(healed.elapsed() < Duration::from_mins(6), "{:?}", healed.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lane_makes_no_more_copies_at_once_than_it_may() {
     let mut world = World::new(&["a"]);
     world.settings = world.settings.with_parallel(3).with_bytes_in_flight(ByteSize::mib(1));
@@ -337,6 +358,19 @@ async fn a_copy_that_disappears_comes_back() {
     assert!(world.state(&artifacts[0], "a").await.1.unwrap().contains("disappeared"));
     world.region("a").inner.verify(&artifacts[0].digest).await.unwrap();
     assert_eq!((world.region("a").puts(), world.region("b").puts()), (3, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn copies_stay_as_they_are_while_something_else_answers_for_their_store() {
+    let world = World::new(&["a"]);
+    let artifact = world.build(1).await;
+    let _service = world.run();
+    world.reaches(&artifact, "a", CopyState::Complete).await;
+    world.region("a").set(Mode::Elsewhere);
+    for _ in 0..60 {
+        sleep(Duration::from_mins(1)).await;
+        assert_eq!(world.state(&artifact, "a").await, (CopyState::Complete, None));
+    }
 }
 
 /// A queue with a job in it that a worker completed with `artifact`.

@@ -26,7 +26,9 @@ pub(crate) enum Answer {
     Hang,
     /// It fails, and may go well the next time.
     Fail,
-    /// It knows no upload, in words of its own.
+    /// It lets nobody in.
+    Refuse,
+    /// It has no such upload, or not all its parts.
     Forgotten,
 }
 
@@ -142,7 +144,8 @@ impl Parted {
             Answer::Well => Ok(()),
             Answer::Hang => std::future::pending().await,
             Answer::Fail => Err(BackendError::retryable("probe", "503").into()),
-            Answer::Forgotten => Err(BackendError::permanent("probe", "InvalidBlockList").into()),
+            Answer::Refuse => Err(BackendError::permanent("probe", "403").into()),
+            Answer::Forgotten => Err(Error::NoUpload { upload: UploadId::new("forgotten") }),
         }
     }
 }

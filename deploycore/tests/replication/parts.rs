@@ -223,16 +223,18 @@ async fn a_region_that_is_up_again_while_its_upload_is_in_doubt_costs_no_part() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_region_that_is_down_when_the_parts_are_joined_costs_no_part() {
-    let world = World::new().await;
-    let refused = AtomicU64::new(0);
-    world.region.follow(move |call, _, _| match call {
-        "finish" if refused.fetch_add(1, Ordering::SeqCst) < 10 => Answer::Fail,
-        _ => Answer::Well,
-    });
-    let _service = world.run();
-    world.is_well().await;
-    assert_eq!((world.region.parts(), world.region.begun()), (PARTS, 1));
+async fn a_region_that_is_down_or_lets_nobody_in_when_the_parts_are_joined_costs_no_part() {
+    for answer in [Answer::Fail, Answer::Refuse] {
+        let world = World::new().await;
+        let refused = AtomicU64::new(0);
+        world.region.follow(move |call, _, _| match call {
+            "finish" if refused.fetch_add(1, Ordering::SeqCst) < 10 => answer,
+            _ => Answer::Well,
+        });
+        let _service = world.run();
+        world.is_well().await;
+        assert_eq!((world.region.parts(), world.region.begun()), (PARTS, 1), "{answer:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

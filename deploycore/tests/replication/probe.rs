@@ -19,8 +19,8 @@ use deploycore::port::ledger::{
 };
 use deploycore::port::store::{ArtifactStoreExt, Chunks, Deletion, Error, PartTag, Source, UploadId};
 use deploycore::port::{ArtifactStore, BackendError, ReplicationLedger};
-use futures::TryStreamExt;
 use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
 use tokio::sync::Notify;
 
 /// How a [`Probe`] treats puts.
@@ -36,6 +36,8 @@ pub(crate) enum Mode {
     Panic,
     /// Stores other bytes.
     Lie,
+    /// Something else answers at its address: it finds nothing.
+    Elsewhere,
 }
 
 /// A memory store that counts what it is asked and can be told how to answer.
@@ -125,7 +127,7 @@ impl ArtifactStore for Probe {
                 drop(bytes.try_collect::<Vec<_>>().await);
                 std::future::pending().await
             }
-            Mode::Fail => Err(BackendError::retryable("probe", "503").into()),
+            Mode::Fail | Mode::Elsewhere => Err(BackendError::retryable("probe", "503").into()),
             Mode::Panic => panic!("the store panics"),
             Mode::Lie => self.inner.put_bytes(Bytes::from_static(b"other bytes")).await,
         };
@@ -143,6 +145,9 @@ impl ArtifactStore for Probe {
     }
 
     async fn exists(&self, digest: &Digest) -> Result<bool, Error> {
+        if matches!(*self.mode.lock().unwrap(), Mode::Elsewhere) {
+            return Ok(false);
+        }
         self.plug.around(self.inner.exists(digest)).await
     }
 
@@ -155,6 +160,9 @@ impl ArtifactStore for Probe {
     }
 
     fn list(&self) -> BoxStream<'_, Result<Digest, Error>> {
+        if matches!(*self.mode.lock().unwrap(), Mode::Elsewhere) {
+            return futures::stream::iter([Err(BackendError::retryable("probe", "404").into())]).boxed();
+        }
         self.inner.list()
     }
 

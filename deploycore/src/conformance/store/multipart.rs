@@ -113,6 +113,29 @@ pub async fn a_missing_part_is_no_artifact(subject: Subject) {
     assert_absent(&*store, &Manifest::of(&bytes).digest()).await;
 }
 
+/// A part that was sent anew by somebody else, or was lost, makes the upload of no use where the store goes by tags. It says so in the words that are
+/// for that: whoever hears them starts over, and for any other failure keeps what is there.
+pub async fn a_part_that_the_store_does_not_have_makes_the_upload_of_no_use(subject: Subject) {
+    let store = subject.store();
+    let Some(parts) = store.multipart() else { return };
+    let bytes = three_parts(parts, 1);
+    let manifest = Manifest::of(&bytes);
+    let upload = parts.begin().await.expect("an upload");
+    let mut tags = put_all(parts, &upload, &bytes).await;
+    let another = parts.begin().await.expect("an upload");
+    let other = put_part(parts, &another, &three_parts(parts, 2), 1).await.expect("a part");
+    // Tags may be of the place alone.
+    tags[1] = if other == tags[1] { PartTag::new(other.as_str().chars().rev().collect::<String>()) } else { other };
+    match parts.finish(&upload, &manifest, tags).await {
+        Ok(stored) => {
+            assert_eq!(stored, manifest);
+            assert_there(&*store, &bytes).await;
+        }
+        Err(Error::NoUpload { .. } | Error::Corrupt { .. }) => assert_absent(&*store, &manifest.digest()).await,
+        Err(error) => panic!("it does not say that the upload is of no use: {error:?}"),
+    }
+}
+
 /// Ending an upload leaves nothing, and may be repeated. An upload that is finished is not ended.
 pub async fn an_aborted_upload_leaves_nothing(subject: Subject) {
     let store = subject.store();

@@ -74,7 +74,7 @@ pub trait Multipart: Send + Sync + Debug {
     /// Makes the artifact of its parts, durably, once all are stored: `tags` in the order of the parts. Repeating it gives the same answer.
     /// As with [`put`](super::ArtifactStore::put), the first of two publishers stays.
     ///
-    /// Errors: `NoUpload` where the store can tell; `Corrupt` when the blob has another size than the manifest says, and the upload is gone.
+    /// Errors: `NoUpload` where the store can tell, also where it does not have all the parts as they are named: the upload is of no use any more; `Corrupt` when the blob has another size than the manifest says, and the upload is gone.
     async fn finish(&self, upload: &UploadId, manifest: &Manifest, tags: Vec<PartTag>) -> Result<Manifest, Error>;
 
     /// Throws an upload away with its parts, at once or, where the store has no such call, in its own time. One that is finished, aborted or unknown stays as it is, with success.

@@ -46,6 +46,14 @@ pub(super) fn is_no_upload(error: &ObjectError) -> bool {
     is_missing(error) || matches!(error, ObjectError::Generic { store: "InMemory", .. })
 }
 
+/// Whether the store says that it has not all the parts as they are named, by the words of the clouds: they come with a status that says no more
+/// than that something is wrong, which the client takes for a failure like any other.
+pub(super) fn is_without_parts(error: &ObjectError) -> bool {
+    let words = error.to_string();
+    // "InvalidPart" stands in "InvalidPartOrder" too.
+    ["InvalidPart", "EntityTooSmall", "InvalidBlockList", "InvalidBlobOrBlock"].iter().any(|word| words.contains(word))
+}
+
 /// Clouds retry what is worth retrying and hand up the rest as `Generic`: a connection lost, a server that answered 5xx. Those may pass.
 /// A local disk hands up its `io::Error` the same way, and of those some stay until someone acts.
 fn is_permanent(error: &ObjectError) -> bool {

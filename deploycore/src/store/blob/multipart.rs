@@ -9,7 +9,7 @@ use object_store::multipart::{MultipartStore, PartId};
 use serde::{Deserialize, Serialize};
 
 use super::BlobStore;
-use super::fault::{fault, is_no_upload, permanent};
+use super::fault::{fault, is_no_upload, is_without_parts, permanent};
 use super::layout::{BlobKey, Record};
 use super::put::{discard, publish};
 use crate::model::{Manifest, piece_size_for};
@@ -73,7 +73,9 @@ impl Multipart for BlobStore {
             // It may have been completed before: by a call whose reply was lost, or by another replicator.
             match self.blob_size(blob).await? {
                 Some(size) if size == manifest.size() => {}
-                _ if is_no_upload(&error) => return Err(Error::NoUpload { upload: upload.clone() }),
+                _ if is_no_upload(&error) || is_without_parts(&error) => {
+                    return Err(Error::NoUpload { upload: upload.clone() });
+                }
                 _ => return Err(fault(error)),
             }
         }

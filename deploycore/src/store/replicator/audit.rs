@@ -19,10 +19,11 @@ const REASON: &str = "the copy has disappeared from the region's store";
 impl Lane {
     /// Asks the region's store for each copy that the ledger calls complete, and reopens those that are gone; how many.
     ///
-    /// A store that cannot be asked is no evidence: such a copy stays as it is until the next audit.
+    /// A store that cannot be asked is no evidence: such a copy stays as it is until the next audit. Nor is one that finds nothing at an address that
+    /// answers to something else, as a proxy's: it cannot list what it has.
     pub(super) async fn audit(&self) -> Result<u64, ReplicatorError> {
         let filter = LedgerFilter { copy: Some((self.region.clone(), CopyState::Complete)), ..LedgerFilter::default() };
-        let (mut after, mut reopened) = (None, 0);
+        let (mut after, mut reopened, mut lists) = (None, 0, false);
         loop {
             let listed = self.ledger.list(&filter, after.as_ref(), PAGE);
             let page = within(self.settings.call_timeout, "ledger", listed).await.map_err(|error| self.error(error))?;
@@ -31,12 +32,28 @@ impl Lane {
                 .buffer_unordered(PARALLEL)
                 .filter_map(std::future::ready);
             while let Some(artifact) = gone.next().await {
+                lists = lists || self.lists().await;
+                if !lists {
+                    return Ok(reopened);
+                }
                 reopened += u64::from(self.reopen(&artifact).await?);
             }
             drop(gone);
             after = page.next;
             if after.is_none() {
                 return Ok(reopened);
+            }
+        }
+    }
+
+    /// Whether the region's store lists what it has.
+    async fn lists(&self) -> bool {
+        let first = async { self.store.list().next().await.transpose() };
+        match within(self.settings.call_timeout, "artifact store", first).await {
+            Ok(_) => true,
+            Err(error) => {
+                warn!(region = %self.region, error = %chain(&error), "copies are not found in a store that cannot list what it has: they stay as they are");
+                false
             }
         }
     }

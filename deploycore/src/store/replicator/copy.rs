@@ -30,7 +30,11 @@ const MAX_PIECES_AHEAD: u64 = 16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
     Completed,
-    Failed,
+    /// It will be tried again, or is given up.
+    Failed {
+        /// A store failed, which may fail for all artifacts alike.
+        by_store: bool,
+    },
     Lost,
 }
 
@@ -38,7 +42,7 @@ impl Outcome {
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Completed => "completed",
-            Self::Failed => "failed",
+            Self::Failed { .. } => "failed",
             Self::Lost => "lost",
         }
     }
@@ -78,6 +82,11 @@ impl Fault {
             _ => false,
         }
     }
+
+    /// Whether it may be for the store that it failed, and not for the artifact.
+    fn is_of_store(&self) -> bool {
+        matches!(self, Self::Main(_) | Self::Region(_) | Self::Stalled(..) | Self::PartTimeout(_))
+    }
 }
 
 /// A claimed copy.
@@ -104,7 +113,7 @@ impl Copy<'_> {
                 Outcome::Lost
             }
             Err(fault) => match self.tell_failed(&fault).await {
-                Ok(()) => Outcome::Failed,
+                Ok(()) => Outcome::Failed { by_store: fault.is_of_store() },
                 Err(error) => untold(&error),
             },
         }

@@ -20,6 +20,9 @@ use crate::port::chain;
 use crate::port::ledger::{self, ClaimRequest, MAX_BATCH, ReplicationLedger};
 use crate::port::store::ArtifactStore;
 
+/// After so many copies in a row that a store failed in, one of the stores is taken to be down.
+const STORE_IS_DOWN: u32 = 8;
+
 /// A region's lane.
 #[derive(Debug)]
 pub(super) struct Lane {
@@ -38,6 +41,8 @@ pub(super) struct Lane {
 struct State {
     tempo: Tempo,
     random: fastrand::Rng,
+    /// Copies in a row that a store failed in, with no byte stored in between.
+    store_failures: u32,
     /// A claim whose reply was lost: repeated, it gives the copies that it took, instead of leaving them until their leases run out.
     unanswered: Option<ClaimId>,
 }
@@ -52,7 +57,7 @@ impl Lane {
         store: Arc<dyn ArtifactStore>,
     ) -> Self {
         let tempo = Tempo::new(settings.part_timeout, settings.stall_timeout, MAX_PARTS_AHEAD);
-        let state = Mutex::new(State { tempo, random: fastrand::Rng::new(), unanswered: None });
+        let state = Mutex::new(State { tempo, random: fastrand::Rng::new(), store_failures: 0, unanswered: None });
         Self { region, settings, ledger, main, store, nudge: Nudge::default(), room, state }
     }
 
@@ -73,13 +78,18 @@ impl Lane {
         let mut pace = self.pace(self.settings.period);
         let (mut copies, mut running) = (JoinSet::new(), HashMap::new());
         loop {
-            if let Some((free, least)) = self.free(&running) {
+            // While a store is down, one copy at a time finds out whether it still is, each after a backoff: each attempt counts against the most that
+            // a copy has, and another replicator of the region may be able to make it.
+            let is_down = self.is_down();
+            let free = self.free(&running).filter(|_| !is_down || running.is_empty());
+            if let Some((free, least)) = free {
+                let free = if is_down { 1 } else { free };
                 let claimed = tokio::select! {
                     biased;
                     () = shutdown.cancelled() => return,
                     claimed = self.claim(free, least) => claimed,
                 };
-                pace.note(claimed.is_ok());
+                pace.note(claimed.is_ok() && !is_down);
                 match claimed {
                     Ok(tasks) => tasks.into_iter().for_each(|task| {
                         let priority = task.priority;
@@ -146,7 +156,7 @@ impl Lane {
         while let Some(ended) = copies.join_next().await {
             match self.note(ended) {
                 Some(Outcome::Completed) => tick.completed += 1,
-                Some(Outcome::Failed) => tick.failed += 1,
+                Some(Outcome::Failed { .. }) => tick.failed += 1,
                 Some(Outcome::Lost) | None => tick.lost += 1,
             }
         }
@@ -187,6 +197,11 @@ impl Lane {
         Copy { lane: &self, task: &task }.make().instrument(span).await
     }
 
+    /// Whether nothing but failures of a store has come of this lane's copies for some time.
+    fn is_down(&self) -> bool {
+        self.lock().store_failures >= STORE_IS_DOWN
+    }
+
     fn note(&self, ended: Result<Outcome, JoinError>) -> Option<Outcome> {
         let (outcome, word) = match ended {
             Ok(outcome) => (Some(outcome), outcome.as_str()),
@@ -196,9 +211,25 @@ impl Lane {
                 (None, "panicked")
             }
         };
+        match outcome {
+            Some(Outcome::Completed) => self.lock().store_failures = 0,
+            Some(Outcome::Failed { by_store: true }) => self.note_store_failure(),
+            _ => {}
+        }
         let labels = [("region", self.region.to_string()), ("outcome", word.to_owned())];
         metrics::counter!("deploycore_replicator_copies_total", &labels).increment(1);
         outcome
+    }
+
+    fn note_store_failure(&self) {
+        let failures = {
+            let mut state = self.lock();
+            state.store_failures = state.store_failures.saturating_add(1);
+            state.store_failures
+        };
+        if failures == STORE_IS_DOWN {
+            warn!(region = %self.region, failures, "a store fails in copy after copy: one is made at a time until one goes well");
+        }
     }
 
     pub(super) fn error(&self, source: ledger::Error) -> ReplicatorError {
@@ -244,7 +275,9 @@ impl Lane {
         self.lock().tempo.note_late(begun, parts, Instant::now());
     }
 
+    /// The region's store has taken so many bytes.
     pub(super) fn count_sent(&self, bytes: u64) {
+        self.lock().store_failures = 0;
         metrics::counter!("deploycore_replicator_bytes_total", "region" => self.region.to_string()).increment(bytes);
     }
 

@@ -215,24 +215,23 @@ impl ByParts<'_> {
         verified::read(&*self.copy.lane.main, self.manifest, range).await
     }
 
-    /// A store that does not know an upload any more may say so in words of its own. One that takes a part in a fresh upload, and then
-    /// none in the old, has lost the old: the next attempt starts over. One that was down meanwhile takes it in the old too.
+    /// A store that does not know an upload any more may say so in words of its own, and what knows none may not be the store. One that takes a part in a
+    /// fresh upload, and then none in the old, has lost the old: the next attempt starts over. One that was down meanwhile takes it in the old too.
     async fn replace_if_lost(&self, old: &UploadId, index: u32, range: Range<u64>, fault: &Fault) {
-        let Fault::Region(error) = fault else { return };
-        if !matches!(error, Error::NoUpload { .. }) {
-            let Ok(fresh) = self.copy.store_call(self.store.begin()).await else { return };
-            let is_taken = self.send(&fresh, index, range.clone()).await.is_ok();
-            self.copy.abort(self.store, &fresh).await;
-            if !is_taken || self.send(old, index, range).await.is_ok() {
-                return;
-            }
+        let Fault::Region(_) = fault else { return };
+        let Ok(fresh) = self.copy.store_call(self.store.begin()).await else { return };
+        let is_taken = self.send(&fresh, index, range.clone()).await.is_ok();
+        self.copy.abort(self.store, &fresh).await;
+        if !is_taken || self.send(old, index, range).await.is_ok() {
+            return;
         }
         warn!(upload = %old, "the store has lost the upload: the copy starts over");
         self.copy.give_up(self.store, old).await;
     }
 
-    /// Makes the artifact of the parts, all of which were verified before they were sent. An upload that the store refuses to finish is
-    /// of no more use: the next attempt starts over. One that is only not answered for stays, and the next attempt finishes it.
+    /// Makes the artifact of the parts, all of which were verified before they were sent. An upload that the store has lost, or whose parts it has not
+    /// as they are named, is of no more use: the next attempt starts over. After any other failure, one of credentials too, it stays, and the next
+    /// attempt finishes it.
     async fn finish(&self, upload: &JournaledUpload) -> Result<(), Fault> {
         let settings = &self.copy.lane.settings;
         let tags: Vec<_> = upload.parts.values().cloned().collect();
@@ -244,17 +243,24 @@ impl ByParts<'_> {
                 Ok(stored) => return Err(Fault::Differs(stored.digest())),
                 Err(error) => error,
             };
-            if !error.is_retryable() {
+            if matches!(error, Error::NoUpload { .. } | Error::Corrupt { .. }) && self.begins_uploads().await {
                 warn!(error = %chain(&error), "the upload cannot be finished: the copy starts over");
                 self.copy.give_up(self.store, &upload.upload).await;
                 return Err(Fault::Region(error));
             }
-            if tries >= settings.part_attempts.max(1) {
+            if !error.is_retryable() || tries >= settings.part_attempts.max(1) {
                 return Err(Fault::Region(error));
             }
             sleep(settings.backoff.delay(tries)).await;
         }
         unreachable!("the last try returns")
+    }
+
+    /// Whether what answers is a store: anything that finds nothing at an address says that it knows no upload.
+    async fn begins_uploads(&self) -> bool {
+        let Ok(fresh) = self.copy.store_call(self.store.begin()).await else { return false };
+        self.copy.abort(self.store, &fresh).await;
+        true
     }
 
     fn count(&self, upload: &JournaledUpload) -> u32 {
