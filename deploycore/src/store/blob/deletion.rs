@@ -43,25 +43,43 @@ pub(super) async fn delete_idle(store: &BlobStore, digest: &Digest, idle: Durati
     match last_put(store, digest).await? {
         Some(put) if elapsed(put, Timestamp::now()) < idle => return Ok(Deletion::InUse),
         Some(_) => {}
-        None => return Ok(Deletion::Gone),
+        // Where nothing is found although nothing can be listed either, what answers may not be the store.
+        None => return store.answers().await.map(|()| Deletion::Gone).map_err(fault),
     }
     let (mark, marked) = (store.layout.fresh_mark(digest), Instant::now());
     prepare(store, Layout::DELETIONS).await?;
     store.objects.put(&mark, PutPayload::default()).await.map_err(fault)?;
-    let deleted = delete_marked(store, digest, idle, &mark, marked).await;
-    if let Err(error) = store.remove(&mark).await {
-        debug!(%mark, error = %chain(&error), "the mark of a deletion is left to the sweep");
+    match look(store, digest, idle, &mark, marked).await {
+        Ok(Look::Idle { blob }) => {
+            // After an error the store may yet do what it was asked to: the mark stays until nobody minds it any more.
+            erase(store, digest, blob).await?;
+            unmark(store, &mark).await;
+            info!(%digest, "an idle artifact was deleted");
+            Ok(Deletion::Gone)
+        }
+        kept => {
+            unmark(store, &mark).await;
+            kept.map(|_| Deletion::InUse)
+        }
     }
-    deleted
 }
 
-async fn delete_marked(
-    store: &BlobStore,
-    digest: &Digest,
-    idle: Duration,
-    mark: &Path,
-    marked: Instant,
-) -> Result<Deletion, Error> {
+async fn unmark(store: &BlobStore, mark: &Path) {
+    if let Err(error) = store.remove(mark).await {
+        debug!(%mark, error = %chain(&error), "the mark of a deletion is left to the sweep");
+    }
+}
+
+/// What a deletion sees once it has left its mark.
+enum Look {
+    /// Nobody has put the artifact for long; with the blob that its manifest names.
+    Idle {
+        blob: Option<BlobKey>,
+    },
+    InUse,
+}
+
+async fn look(store: &BlobStore, digest: &Digest, idle: Duration, mark: &Path, marked: Instant) -> Result<Look, Error> {
     // Both instants are the store's: this host may have another time.
     let Some(now) = modified(store, mark).await? else {
         return Err(retryable("the mark of the deletion is gone: nothing was deleted"));
@@ -69,15 +87,10 @@ async fn delete_marked(
     // Before the look at its age: the blob of a put that comes after it is not touched.
     let blob = blob_of(store, digest).await?;
     match last_put(store, digest).await? {
-        Some(put) if elapsed(put, now) < idle => return Ok(Deletion::InUse),
-        _ if marked.elapsed() > MAX_DELAY => {
-            return Err(retryable("the deletion was held up: nothing was deleted"));
-        }
-        _ => {}
+        Some(put) if elapsed(put, now) < idle => Ok(Look::InUse),
+        _ if marked.elapsed() > MAX_DELAY => Err(retryable("the deletion was held up: nothing was deleted")),
+        _ => Ok(Look::Idle { blob }),
     }
-    erase(store, digest, blob).await?;
-    info!(%digest, "an idle artifact was deleted");
-    Ok(Deletion::Gone)
 }
 
 /// The blob that the manifest names. That of a damaged manifest is left to the sweep.

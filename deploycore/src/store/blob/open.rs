@@ -115,7 +115,7 @@ impl BlobStore {
 
     /// Asks for a page of manifests. Some clients do not say why a list failed; a read of what cannot be there then tells a missing bucket
     /// and refused credentials.
-    async fn answers(&self) -> object_store::Result<()> {
+    pub(super) async fn answers(&self) -> object_store::Result<()> {
         let Err(error) = self.objects.list(Some(&self.layout.manifests())).try_next().await else {
             return Ok(());
         };

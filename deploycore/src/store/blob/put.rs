@@ -226,7 +226,11 @@ async fn confirm(store: &BlobStore, record: Record) -> Result<Placed, Error> {
         store.remember(&record.manifest.digest(), record.header);
         return Ok(Placed::Ours);
     }
-    store.remove(&store.layout.manifest(&record.manifest.digest())).await?;
+    // Another put may have written its own in place of ours, which nobody could read.
+    let found = store.record(&record.manifest.digest()).await;
+    if found.is_ok_and(|found| found.is_some_and(|found| found.header.blob == record.header.blob)) {
+        store.remove(&store.layout.manifest(&record.manifest.digest())).await?;
+    }
     Err(retryable("the blob was swept before its manifest was written: the put stalled for too long"))
 }
 

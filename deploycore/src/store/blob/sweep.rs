@@ -27,8 +27,8 @@ pub struct Swept {
 }
 
 impl BlobStore {
-    /// Removes blobs that no manifest names and that are at least `min_age` old by the store's clock, and in a local folder the files
-    /// of unfinished writes. Idempotent; safe to run many times at once and beside puts.
+    /// Removes blobs that no manifest names and that are at least `min_age` old, by the store's instants and this host's clock, and in a local
+    /// folder the files of unfinished writes. Idempotent; safe to run many times at once and beside puts.
     ///
     /// A put writes its manifest right after its blob, so an age of hours is ample; a day is a good choice. A put that stalls for longer
     /// between the two may lose its blob. It looks for the blob again after its manifest and fails when it is gone; what a sweep removes
