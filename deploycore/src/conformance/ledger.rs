@@ -120,6 +120,7 @@ macro_rules! __ledger_cases {
                 all_artifacts_of_a_digest_are_collected_together
                 bytes_that_are_built_anew_are_kept
                 unfinished_collections_are_listed
+                bytes_that_no_artifact_has_are_told
                 a_pin_and_a_mark_exclude_each_other
             }
             model {

@@ -8,6 +8,7 @@
 
 mod plan;
 mod settings;
+mod unneeded;
 mod view;
 
 use std::cmp::Reverse;
@@ -71,6 +72,9 @@ pub struct CollectorTick {
     pub refused: u64,
     /// Digests that a store could not delete; the next round tries again, and none begins to delete others before that succeeds.
     pub failed: u64,
+    /// Deletions in one store of bytes that no artifact has: of a build that was stored and never told, for one.
+    #[serde(default)]
+    pub unneeded: u64,
 }
 
 /// How far one collection came.
@@ -134,10 +138,15 @@ impl Collector {
     ///
     /// Errors: `Ledger`, `Goals`.
     pub async fn plan(&self) -> Result<CollectionPlan, CollectorError> {
-        Ok(plan(&self.view().await?))
+        let view = self.view().await?;
+        let mut plan = plan(&view);
+        if let Some(tombstones) = self.ledger.tombstones() {
+            plan.unneeded = self.unneeded(tombstones, &view).await?;
+        }
+        Ok(plan)
     }
 
-    /// One round: the next step of each collection under way, then tombstones for what nothing needs.
+    /// One round: the next step of each collection under way, then tombstones for what nothing needs, then bytes that no artifact has.
     ///
     /// Errors: `NoTombstones`, `Ledger`, `Goals`. A store that fails is counted, and its digests are left to the next round.
     pub async fn tick(&self) -> Result<CollectorTick, CollectorError> {
@@ -148,10 +157,13 @@ impl Collector {
         let view = self.view().await?;
         self.advance(tombstones, &view, unfinished, &mut tick).await?;
         self.mark(tombstones, &view, &mut tick).await?;
+        self.delete_unneeded(tombstones, &view, &mut tick).await?;
         if tick != CollectorTick::default() {
             info!(?tick, "a round of collection is over");
         }
-        for (what, count) in [("marked", tick.marked), ("lifted", tick.lifted), ("deleted", tick.deleted)] {
+        let counts =
+            [("marked", tick.marked), ("lifted", tick.lifted), ("deleted", tick.deleted), ("unneeded", tick.unneeded)];
+        for (what, count) in counts {
             metrics::counter!("deploycore_collector_digests_total", "what" => what).increment(count);
         }
         metrics::counter!("deploycore_collector_bytes_total").increment(tick.bytes);

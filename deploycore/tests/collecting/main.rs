@@ -163,6 +163,12 @@ impl Yard {
         };
         self.board.report(&report).await.unwrap();
     }
+
+    /// The machine runs what the ledger need not know.
+    async fn runs(&self, number: u8) {
+        let artifact = ArtifactRef { name: name(number), digest: Digest::of(&[number]), size: 1 };
+        self.report(Some((GoalPosition::default(), artifact)), GoalPosition::default()).await;
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -324,6 +330,48 @@ async fn a_store_that_is_down_is_come_back_to_and_holds_up_what_is_not_begun() {
     // Whoever was told to wait comes again: its bytes were put meanwhile.
     yard.build_of(10, &begun).await;
     yard.deploy(10).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn bytes_that_no_artifact_has_go_when_they_are_old_unless_a_machine_runs_them() {
+    let yard = Yard::new().await;
+    yard.builds(1..=8).await;
+    for number in [11, 12] {
+        yard.main.put_bytes(vec![number].into()).await.unwrap();
+        yard.stores[&region("us")].put_bytes(vec![number].into()).await.unwrap();
+    }
+    yard.runs(12).await;
+    let collector = yard.collector(CollectorSettings::default());
+    assert_eq!(collector.plan().await.unwrap().unneeded, [Digest::of(&[11])].into());
+    sleep(29 * DAY).await;
+    yard.runs(12).await;
+    assert_eq!(collector.tick().await.unwrap(), CollectorTick::default());
+    // One is young again.
+    yard.main.put_bytes(vec![11].into()).await.unwrap();
+    sleep(2 * DAY).await;
+    yard.runs(12).await;
+    assert_eq!(collector.tick().await.unwrap(), CollectorTick { unneeded: 1, ..CollectorTick::default() });
+    let all: BTreeSet<u8> = (1..=8).collect();
+    let with = |more: &[u8]| all.iter().copied().chain(more.iter().copied()).collect::<BTreeSet<u8>>();
+    assert_eq!(yard.stored().await, [with(&[11, 12]), all.clone(), with(&[12])]);
+    sleep(29 * DAY).await;
+    yard.runs(12).await;
+    assert_eq!(collector.tick().await.unwrap(), CollectorTick { unneeded: 1, ..CollectorTick::default() });
+    assert_eq!(yard.stored().await, [with(&[12]), all.clone(), with(&[12])]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_ledger_that_knows_little_of_what_a_store_has_is_not_believed() {
+    let yard = Yard::new().await;
+    yard.builds(1..=2).await;
+    for number in 10..13 {
+        yard.main.put_bytes(vec![number].into()).await.unwrap();
+    }
+    sleep(60 * DAY).await;
+    let collector = yard.collector(CollectorSettings::default());
+    assert_eq!(collector.plan().await.unwrap().unneeded, BTreeSet::new());
+    assert_eq!(collector.tick().await.unwrap(), CollectorTick::default());
+    assert_eq!(yard.stored().await[0], [1, 2, 10, 11, 12].into());
 }
 
 #[tokio::test(start_paused = true)]

@@ -54,6 +54,7 @@ enum Fault {
     LiftsWhatIsBeingDeleted,
     ReopensUnderATombstone,
     RegistersWhileDeleting,
+    NeedsWhatWasCollected,
 }
 
 /// Each fault with the cases that must catch it.
@@ -108,6 +109,7 @@ const CONTROLS: &[(Fault, &[&str])] = &[
     (Fault::LiftsWhatIsBeingDeleted, &["tombstones::a_collected_artifact_is_not_deployed_any_more"]),
     (Fault::ReopensUnderATombstone, &["tombstones::nothing_is_copied_under_a_tombstone"]),
     (Fault::RegistersWhileDeleting, &["tombstones::bytes_that_are_built_anew_are_kept"]),
+    (Fault::NeedsWhatWasCollected, &["tombstones::bytes_that_no_artifact_has_are_told"]),
 ];
 
 #[tokio::test(start_paused = true)]
@@ -371,6 +373,16 @@ impl Tombstones for Broken {
 
     async fn unfinished(&self, limit: usize) -> Result<Vec<DigestTombstone>, Error> {
         self.inner.unfinished(limit).await
+    }
+
+    async fn unneeded(&self, digests: &[Digest]) -> Result<BTreeSet<Digest>, Error> {
+        let mut unneeded = self.inner.unneeded(digests).await?;
+        if self.is(Fault::NeedsWhatWasCollected) {
+            let page = self.inner.list(&LedgerFilter::default(), None, 100).await?;
+            let known: BTreeSet<_> = page.artifacts.iter().map(|status| status.registered.artifact.digest).collect();
+            unneeded.retain(|digest| !known.contains(digest));
+        }
+        Ok(unneeded)
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Rows are locked in one order: the tombstone of the digest where there is one, the artifacts by their names, their copies by their regions.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -176,5 +177,21 @@ impl Tombstones for Ledger {
             Ok(rows.iter().map(|row| Columns(row).tombstone()).collect::<Result<_, _>>()?)
         };
         self.database.call(unfinished).await
+    }
+
+    async fn unneeded(&self, digests: &[Digest]) -> Result<BTreeSet<Digest>, Error> {
+        const UNNEEDED: &str = "
+            SELECT n.digest FROM JSON_TABLE(?, '$[*]' COLUMNS (digest VARCHAR(64) PATH '$')) n
+            WHERE NOT EXISTS (SELECT 1 FROM deploycore_artifacts a FORCE INDEX (artifacts_digest)
+                              WHERE a.digest = n.digest AND a.deleted_at IS NULL)";
+        tombstones::check_digests(digests.len())?;
+        let unneeded = || async {
+            let mut borrowed = self.database.borrow().await?;
+            let unneeded = sqlx::query(UNNEEDED).bind(stored::json(&digests));
+            let rows = unneeded.fetch_all(borrowed.connection()).await.map_err(failed)?;
+            borrowed.give_back();
+            Ok(rows.iter().map(|row| Columns(row).parse("digest")).collect::<Result<_, _>>()?)
+        };
+        self.database.call(unneeded).await
     }
 }

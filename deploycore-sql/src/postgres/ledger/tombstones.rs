@@ -2,6 +2,7 @@
 //!
 //! Rows are locked in one order: the tombstone of the digest where there is one, the artifacts by their names, their copies by their regions.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -172,5 +173,20 @@ impl Tombstones for Ledger {
             Ok(rows.iter().map(|row| Columns(row).tombstone()).collect::<Result<_, _>>()?)
         };
         self.database.bounded(unfinished).await
+    }
+
+    async fn unneeded(&self, digests: &[Digest]) -> Result<BTreeSet<Digest>, Error> {
+        const UNNEEDED: &str = "
+            SELECT n.digest FROM unnest($1::text[]) AS n (digest)
+            WHERE NOT EXISTS (SELECT FROM deploycore.artifacts a WHERE a.digest = n.digest AND a.deleted_at IS NULL)";
+        tombstones::check_digests(digests.len())?;
+        let unneeded = async {
+            let mut borrowed = self.database.borrow().await?;
+            let unneeded = sqlx::query(UNNEEDED).bind(digests.iter().map(ToString::to_string).collect::<Vec<_>>());
+            let rows = unneeded.fetch_all(borrowed.connection()).await.map_err(failed)?;
+            borrowed.give_back();
+            Ok(rows.iter().map(|row| Columns(row).parse("digest")).collect::<Result<_, _>>()?)
+        };
+        self.database.bounded(unneeded).await
     }
 }

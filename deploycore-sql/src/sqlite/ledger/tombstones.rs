@@ -1,5 +1,6 @@
 //! Tombstones: each call is one transaction.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -116,5 +117,16 @@ impl Tombstones for Ledger {
         let unfinished = sqlx::query(UNFINISHED).bind(limit as i64);
         let rows = unfinished.fetch_all(moment.connection()).await.map_err(failed)?;
         Ok(rows.iter().map(|row| Columns(row).tombstone()).collect::<Result<_, _>>()?)
+    }
+
+    async fn unneeded(&self, digests: &[Digest]) -> Result<BTreeSet<Digest>, Error> {
+        const UNNEEDED: &str = "
+            SELECT value AS digest FROM json_each(?1)
+            WHERE NOT EXISTS (SELECT 1 FROM artifacts a WHERE a.digest = json_each.value AND a.deleted_at IS NULL)";
+        tombstones::check_digests(digests.len())?;
+        let mut moment = self.database.read().await?;
+        let unneeded = sqlx::query(UNNEEDED).bind(stored::json(&digests));
+        let rows = unneeded.fetch_all(moment.connection()).await.map_err(failed)?;
+        Ok(rows.iter().map(|row| Columns(row).parse("digest")).collect::<Result<_, _>>()?)
     }
 }

@@ -244,6 +244,28 @@ pub async fn unfinished_collections_are_listed(ledger: Subject) {
     assert_invalid(tombstones.unfinished(crate::port::ledger::MAX_BATCH + 1).await);
 }
 
+/// Of bytes that are collected and built anew it is told by the newer artifact.
+pub async fn bytes_that_no_artifact_has_are_told(ledger: Subject) {
+    let Some(tombstones) = ledger.tombstones() else { return };
+    let unknown = Digest::of(b"nobody's");
+    let mut digests = vec![unknown];
+    for text in ["web-1", "web-2", "web-3"] {
+        digests.push(stored(&ledger, text, &["eu"]).await.artifact.digest);
+    }
+    let unneeded = async || tombstones.unneeded(&digests).await.expect("a read");
+    assert_eq!(unneeded().await, [unknown].into());
+    assert!(tombstones.unneeded(&[]).await.expect("a read").is_empty());
+    tombstones.set(&digests[1], NO_TIME, "it is old").await.expect("nothing speaks against it");
+    assert_eq!(unneeded().await, [unknown].into(), "it may yet be needed");
+    delete(tombstones, &digests[2]).await;
+    assert_eq!(unneeded().await, [unknown, digests[2]].into());
+    let mut anew = artifact("web-4", &["eu"]);
+    anew.artifact.digest = digests[2];
+    ledger.register(&anew).await.expect("its bytes are not being deleted");
+    assert_eq!(unneeded().await, [unknown].into());
+    assert_invalid(tombstones.unneeded(&vec![unknown; crate::port::ledger::MAX_BATCH + 1]).await);
+}
+
 /// A pin and a mark at once: one of them is refused.
 pub async fn a_pin_and_a_mark_exclude_each_other(ledger: Subject) {
     if ledger.tombstones().is_none() {

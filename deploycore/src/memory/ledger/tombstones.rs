@@ -1,5 +1,6 @@
 //! Tombstones in memory.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -96,5 +97,13 @@ impl Tombstones for Ledger {
         all.sort_by_key(|one| (one.tombstone.since, one.digest));
         all.truncate(limit);
         Ok(all)
+    }
+
+    async fn unneeded(&self, digests: &[Digest]) -> Result<BTreeSet<Digest>, Error> {
+        tombstones::check_digests(digests.len())?;
+        let (artifacts, _) = self.locked();
+        let living = artifacts.entries.values().filter(|entry| entry.tombstone.is_none());
+        let needed: BTreeSet<Digest> = living.map(|entry| entry.registered.artifact.digest).collect();
+        Ok(digests.iter().copied().filter(|digest| !needed.contains(digest)).collect())
     }
 }

@@ -6,6 +6,7 @@
 //! [`pin`](super::ReplicationLedger::pin) and [`set`](Tombstones::set) each look at what the other writes and write in one transaction: of
 //! the two at once, one is refused.
 
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 use std::time::Duration;
 
@@ -45,6 +46,11 @@ pub trait Tombstones: Send + Sync + Debug {
     ///
     /// Errors: `Invalid` past the [`bounds`].
     async fn unfinished(&self, limit: usize) -> Result<Vec<DigestTombstone>, Error>;
+
+    /// Those of `digests` (at most [`MAX_BATCH`]) that no artifact has, but for such as were collected: bytes that the ledger does not need.
+    ///
+    /// Errors: `Invalid` past the [`bounds`].
+    async fn unneeded(&self, digests: &[Digest]) -> Result<BTreeSet<Digest>, Error>;
 }
 
 /// Whether the artifacts of a digest, all that were not collected before, may be collected: there is one, and none of them is pinned, was
@@ -76,6 +82,14 @@ pub fn may_collect(digest: &Digest, artifacts: &[ArtifactStatus], idle: Idle, no
 pub fn check_unfinished(limit: usize) -> Result<(), Error> {
     if limit == 0 || limit > MAX_BATCH {
         return Err(Error::Invalid(format!("1 to {MAX_BATCH} digests, not {limit}")));
+    }
+    Ok(())
+}
+
+/// Refuses too many digests.
+pub fn check_digests(digests: usize) -> Result<(), Error> {
+    if digests > MAX_BATCH {
+        return Err(Error::Invalid(format!("at most {MAX_BATCH} digests, not {digests}")));
     }
     Ok(())
 }

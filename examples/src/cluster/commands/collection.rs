@@ -21,6 +21,9 @@ pub(super) fn show(answer: &CollectAnswer) {
         plan.collect.len(),
         ByteSize(size).display().iec()
     );
+    if !plan.unneeded.is_empty() {
+        println!("{} more are of no artifact: those that are old go from their stores", plan.unneeded.len());
+    }
     match round {
         None => println!("nothing was changed: --delete makes a round"),
         Some(round) => println!("{}", line(round)),
@@ -28,10 +31,10 @@ pub(super) fn show(answer: &CollectAnswer) {
 }
 
 fn line(round: &CollectorTick) -> String {
-    let CollectorTick { marked, lifted, waiting, deleted, bytes, refused, failed } = round;
+    let CollectorTick { marked, lifted, waiting, deleted, bytes, refused, failed, unneeded } = round;
     format!(
-        "{marked} marked, {waiting} wait, {lifted} are needed again, {refused} turned out to be in use; {deleted} deleted with {}, {failed} \
-         could not be deleted yet",
+        "{marked} marked, {waiting} wait, {lifted} are needed again, {refused} turned out to be in use; {deleted} deleted with {}, \
+         {unneeded} that no artifact has, {failed} could not be deleted yet",
         ByteSize(*bytes).display().iec()
     )
 }
