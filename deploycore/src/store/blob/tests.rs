@@ -27,6 +27,8 @@ struct Line {
     calls: Mutex<Vec<String>>,
     /// How far its clock is behind the host's.
     behind: Duration,
+    /// Nothing below this path is deleted.
+    keeps: Mutex<Option<Path>>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -45,17 +47,20 @@ struct LineUpload {
     end: EndOfUpload,
 }
 
+fn no_reply() -> object_store::Error {
+    object_store::Error::Generic { store: "line", source: "no reply".into() }
+}
+
 #[async_trait]
 impl MultipartUpload for LineUpload {
     fn put_part(&mut self, part: PutPayload) -> UploadPart {
         self.upload.put_part(part)
     }
     async fn complete(&mut self) -> object_store::Result<PutResult> {
-        let failure = || object_store::Error::Generic { store: "line", source: "no reply".into() };
         match self.end {
             EndOfUpload::Whole => self.upload.complete().await,
-            EndOfUpload::LosesReply => self.upload.complete().await.and(Err(failure())),
-            EndOfUpload::Fails => Err(failure()),
+            EndOfUpload::LosesReply => self.upload.complete().await.and(Err(no_reply())),
+            EndOfUpload::Fails => Err(no_reply()),
         }
     }
     async fn abort(&mut self) -> object_store::Result<()> {
@@ -87,7 +92,7 @@ impl ObjectStore for Line {
         self.note("put", at);
         let answer = self.objects.put_opts(at, bytes, how).await?;
         if is_create && self.loses_reply.swap(false, Ordering::SeqCst) {
-            return Err(object_store::Error::Generic { store: "line", source: "no reply".into() });
+            return Err(no_reply());
         }
         Ok(answer)
     }
@@ -112,7 +117,12 @@ impl ObjectStore for Line {
         &self,
         paths: BoxStream<'static, object_store::Result<Path>>,
     ) -> BoxStream<'static, object_store::Result<Path>> {
-        self.objects.delete_stream(paths)
+        let keeps = self.keeps.lock().unwrap().clone();
+        let paths = paths.map(move |path| match path {
+            Ok(path) if keeps.as_ref().is_some_and(|keeps| path.prefix_matches(keeps)) => Err(no_reply()),
+            path => path,
+        });
+        self.objects.delete_stream(paths.boxed())
     }
     fn list(&self, below: Option<&Path>) -> BoxStream<'static, object_store::Result<ObjectMeta>> {
         self.note("list", below.unwrap_or(&Path::default()));
@@ -288,4 +298,20 @@ async fn a_put_outlasts_a_deletion_that_did_not_see_it() {
     let Error::Backend(error) = store.put_bytes(bytes).await.unwrap_err() else { panic!("a backend's error") };
     assert!(error.is_retryable());
     store.verify(&digest).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deletion_that_failed_may_yet_take_place_and_is_minded_until_then() {
+    let line = Arc::new(Line::default());
+    let store = BlobStore::new(line.clone(), Path::default());
+    let digest = store.put_bytes(Bytes::from_static(b"some bytes")).await.unwrap().digest();
+    let marks = async || line.objects.list(Some(&store.layout.deletions())).count().await;
+    *line.keeps.lock().unwrap() = Some(store.layout.manifests());
+    store.delete_idle(&digest, Duration::ZERO).await.unwrap_err();
+    assert_eq!(marks().await, 1);
+    let error = store.put_bytes(Bytes::from_static(b"some bytes")).await.unwrap_err();
+    assert!(error.is_retryable(), "{error:?}");
+    *line.keeps.lock().unwrap() = None;
+    assert_eq!(store.delete_idle(&digest, Duration::ZERO).await.unwrap(), Deletion::Gone);
+    assert_eq!(marks().await, 1, "the first one's is left to the sweep");
 }
