@@ -385,6 +385,18 @@ async fn the_environment_is_clean_and_the_log_is_bounded() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_is_looked_at_by_several_at_once_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let runner = ProcessRunner::new(serde_json::from_str(r#"{"max_log": "1MiB"}"#).unwrap()).unwrap();
+    for _ in 0..20 {
+        std::fs::write(folder.path().join("log"), vec![b'x'; 2 << 20]).unwrap();
+        futures::future::join_all((0..4).map(|_| runner.tend(folder.path()))).await;
+        assert_eq!(std::fs::metadata(folder.path().join("log")).unwrap().len(), 0);
+        assert_eq!(std::fs::metadata(folder.path().join("log.1")).unwrap().len(), 1 << 20);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_was_not_let_go_ends_with_its_runner_and_stop_reaches_the_whole_group() {
     let folder = tempfile::tempdir().unwrap();
     let script = folder.path().join("script");

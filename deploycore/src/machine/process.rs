@@ -63,6 +63,8 @@ pub struct ProcessRunner {
     settings: ProcessRunnerSettings,
     boot: String,
     state: Mutex<State>,
+    /// Held while a log is rotated: whoever asked for it may be gone, and the next instance of the service asks again.
+    rotating: Arc<Mutex<()>>,
 }
 
 #[derive(Debug, Default)]
@@ -79,7 +81,7 @@ impl ProcessRunner {
     /// Errors: `System` when `/proc` cannot be read.
     pub fn new(settings: ProcessRunnerSettings) -> Result<Self, Error> {
         let boot = group::boot().map_err(system("reading the boot id"))?;
-        Ok(Self { settings, boot, state: Mutex::default() })
+        Ok(Self { settings, boot, state: Mutex::default(), rotating: Arc::default() })
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -181,7 +183,12 @@ impl Runner for ProcessRunner {
 
     async fn tend(&self, folder: &Path) {
         let (folder, max) = (folder.to_owned(), self.settings.max_log.as_u64());
-        let rotated = tokio::task::spawn_blocking(move || rotate(&folder, max)).await;
+        let rotating = Arc::clone(&self.rotating);
+        let rotated = tokio::task::spawn_blocking(move || {
+            let _alone = rotating.lock().unwrap_or_else(PoisonError::into_inner);
+            rotate(&folder, max)
+        })
+        .await;
         if let Ok(Err(error)) = rotated {
             tracing::warn!(%error, "a log could not be rotated");
         }

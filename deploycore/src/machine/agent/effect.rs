@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join;
 use tokio::sync::mpsc;
 
 use super::{AgentDeps, Event, LEAVE_TIMEOUT};
@@ -77,26 +78,29 @@ pub(super) async fn perform(deps: AgentDeps, output: Output, door: Door) {
     door.answer(done.unwrap_or_else(Input::Failed)).await;
 }
 
-/// Says when the instance ends, and before that when it first answers.
+/// Says when the instance ends, and before that when it first answers. From the start to the end its runner looks after what it keeps for it:
+/// one that never answers, or that ends at once again and again, writes as much as any other.
 pub(super) async fn watch(deps: AgentDeps, instance: Instance, path: Option<String>, probe: Duration, door: Door) {
     let folder = deps.disk.folder(&door.service);
     let ready = async {
-        if let Some(path) = path {
-            while !deps.runner.answers(&instance, &path).await {
-                tokio::time::sleep(probe).await;
-            }
-            door.answer(Input::Ready(instance.clone())).await;
+        let Some(path) = path else { return };
+        while !deps.runner.answers(&instance, &path).await {
+            tokio::time::sleep(probe).await;
         }
+        door.answer(Input::Ready(instance.clone())).await;
+    };
+    let tended = async {
         loop {
-            tokio::time::sleep(TEND).await;
             deps.runner.tend(&folder).await;
+            tokio::time::sleep(TEND).await;
         }
     };
     tokio::select! {
         biased;
         code = deps.runner.ended(&instance) => door.answer(Input::Ended(instance.clone(), code)).await,
-        () = ready => {}
+        ((), ()) = join(ready, tended) => {}
     }
+    deps.runner.tend(&folder).await;
 }
 
 /// Brings a blob onto the disk, whole and verified. Where that fails, `sooner` says how soon the next try comes.
