@@ -14,7 +14,7 @@ use deploycore::machine::{Agent, AgentDeps, AgentSettings, Disk, Instance, Journ
 use deploycore::memory::{Goals, Store, Swarm, SwarmRegion};
 use deploycore::model::{
     ArtifactName, ArtifactRef, Digest, Generation, Goal, GoalEpoch, GoalPosition, MachineName, MachineReport, Manifest,
-    Origin, Port, Readiness, RegionName, Revision, RunSpec, Selector, ServiceName, ServicePhase,
+    Origin, Port, Readiness, RegionName, Revision, RunSpec, Selector, ServiceName, ServicePhase, ServiceReport,
 };
 use deploycore::port::goals::{self, Changes, Expect, Snapshot, Stored};
 use deploycore::port::swarm::{self, Fetch, FetchProgress, FetchRequest, FetchSummary, Limits, Priority, SwarmStats};
@@ -25,12 +25,30 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// A swarm that believes to have what it fetched until it is left, and that lets go of nothing while it is told so.
+/// A swarm that believes to have what it fetched until it is left. While it is told so it lets go of nothing, or takes its time to fetch.
 #[derive(Debug)]
 struct Clinging {
     inner: Swarm,
     fetched: Arc<Mutex<BTreeSet<Digest>>>,
     clings: Arc<AtomicBool>,
+    crawls: Arc<AtomicBool>,
+}
+
+/// How long a fetch of a swarm takes that crawls, and between two words of it.
+const CRAWL: (Duration, Duration) = (Duration::from_mins(1), Duration::from_millis(50));
+
+/// A fetch that gets on by a byte at a time before it begins in earnest.
+fn crawl(fetch: Fetch) -> Fetch {
+    let (sender, progress) = watch::channel(FetchProgress::default());
+    let done = async move {
+        let end = Instant::now() + CRAWL.0;
+        while Instant::now() < end {
+            tokio::time::sleep(CRAWL.1).await;
+            sender.send_modify(|progress| progress.bytes += 1);
+        }
+        fetch.done.await
+    };
+    Fetch { progress, done: done.boxed() }
 }
 
 #[async_trait]
@@ -41,7 +59,8 @@ impl PeerSwarm for Clinging {
             let progress = watch::channel(FetchProgress::default()).1;
             return Ok(Fetch { progress, done: futures::future::ready(Ok(FetchSummary::default())).boxed() });
         }
-        let Fetch { progress, done } = self.inner.fetch(request).await?;
+        let fetch = self.inner.fetch(request).await?;
+        let Fetch { progress, done } = if self.crawls.load(Ordering::SeqCst) { crawl(fetch) } else { fetch };
         let note = move |_: &FetchSummary| {
             fetched.lock().unwrap().insert(digest);
         };
@@ -78,15 +97,18 @@ impl PeerSwarm for Clinging {
 struct Sink {
     away: AtomicBool,
     taken: AtomicU64,
+    /// The services of each report, and when it came.
+    said: Mutex<Vec<(Instant, Vec<ServiceReport>)>>,
 }
 
 #[async_trait]
 impl ReportSink for Sink {
-    async fn report(&self, _: &MachineReport) -> Result<(), BackendError> {
+    async fn report(&self, report: &MachineReport) -> Result<(), BackendError> {
         if self.away.load(Ordering::SeqCst) {
             return Err(BackendError::retryable("sink", "away"));
         }
         self.taken.fetch_add(1, Ordering::SeqCst);
+        self.said.lock().unwrap().push((Instant::now(), report.services.clone()));
         Ok(())
     }
 }
@@ -99,6 +121,7 @@ struct World {
     goals: Goals,
     sink: Arc<Sink>,
     clings: Arc<AtomicBool>,
+    crawls: Arc<AtomicBool>,
 }
 
 impl World {
@@ -106,7 +129,8 @@ impl World {
         let (disk, store) = (MemoryDisk::new("/m1", capacity), Store::new());
         let swarm = SwarmRegion::with_files(Arc::new(store.clone()), Arc::new(disk.clone()));
         let runner = MemoryRunner::new(|_| Program { answers_after: Some(Duration::from_secs(1)), ends_after: None });
-        Self { disk, runner, store, swarm, goals: Goals::new(), sink: Arc::default(), clings: Arc::default() }
+        let (sink, clings, crawls) = Default::default();
+        Self { disk, runner, store, swarm, goals: Goals::new(), sink, clings, crawls }
     }
 
     fn agent(&self) -> Agent {
@@ -122,6 +146,7 @@ impl World {
                 inner: self.swarm.join(),
                 fetched: Arc::default(),
                 clings: Arc::clone(&self.clings),
+                crawls: Arc::clone(&self.crawls),
             }),
             runner: Arc::new(self.runner.clone()),
             reports: Arc::clone(&self.sink) as Arc<dyn ReportSink>,
@@ -241,6 +266,25 @@ async fn an_agent_goes_on_without_its_region() {
     assert_eq!(world.runner.running()[0].0.pid, pid);
     assert_eq!(phase(&agent), ServicePhase::Good);
     assert_eq!(world.sink.taken.load(Ordering::SeqCst), taken);
+}
+
+#[tokio::test(start_paused = true)]
+async fn how_far_a_fetch_is_comes_with_the_reports_of_the_rhythm_and_each_phase_at_once() {
+    let world = World::new(1 << 30);
+    world.crawls.store(true, Ordering::SeqCst);
+    world.deploy(1, b"one").await;
+    let begun = Instant::now();
+    run_for(&world.agent(), CRAWL.0 + Duration::from_secs(5)).await;
+    let said = world.sink.said.lock().unwrap();
+    let services = said.iter().filter_map(|(at, services)| Some((*at - begun, services.first()?)));
+    let (fetching, later): (Vec<_>, Vec<_>) =
+        services.partition(|(_, service)| service.phase == ServicePhase::Fetching);
+    assert!((6..9).contains(&fetching.len()), "{} reports", fetching.len());
+    assert!(fetching.is_sorted_by(|(_, a), (_, b)| a.bytes_fetched < b.bytes_fetched), "{fetching:?}");
+    let (at, first) = later[0];
+    assert!(at < CRAWL.0 + Duration::from_secs(1) && first.bytes_fetched == 3, "{later:?}");
+    let good = later.iter().find(|(_, service)| service.phase == ServicePhase::Good);
+    assert!(good.is_some_and(|(at, _)| *at < CRAWL.0 + Duration::from_secs(2)), "{later:?}");
 }
 
 /// A region that has no manifest, and notes when it is asked for one.
