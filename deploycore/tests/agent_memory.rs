@@ -593,6 +593,50 @@ async fn a_blob_that_somebody_took_away_is_fetched_again() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_blob_that_somebody_took_away_is_fetched_again_before_its_service_is_started_again() {
+    let world = World::new(1 << 30);
+    let artifact = world.deploy(1, b"1").await;
+    let agent = world.agent();
+    let drive = async {
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        world.disk.remove(&artifact.digest).await.unwrap();
+        let (instance, _) = world.runner.running().remove(0);
+        world.runner.stop(&instance, Duration::ZERO).await.unwrap();
+        tokio::time::sleep(Duration::from_mins(1)).await;
+        assert_eq!((world.running(), phase(&agent)), (Some(artifact.digest.to_string()), ServicePhase::Good));
+    };
+    tokio::select! {
+        ended = agent.run(CancellationToken::new()) => panic!("{ended:?}"),
+        () = drive => {}
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blob_that_somebody_took_away_from_a_build_on_trial_says_nothing_about_the_build() {
+    let slow = Program { answers_after: Some(Duration::from_secs(30)), ends_after: None };
+    let world = World { runner: MemoryRunner::new(move |_| slow), ..World::new(1 << 30) };
+    let artifact = world.deploy(1, b"1").await;
+    let agent = world.agent();
+    let drive = async {
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        assert_eq!(phase(&agent), ServicePhase::Running);
+        world.disk.remove(&artifact.digest).await.unwrap();
+        let (instance, _) = world.runner.running().remove(0);
+        world.runner.stop(&instance, Duration::ZERO).await.unwrap();
+        // A start has a minute. Before the blob is there again that is over.
+        world.crawls.store(true, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        assert_eq!(phase(&agent), ServicePhase::Fetching);
+        tokio::time::sleep(Duration::from_mins(1)).await;
+        assert_eq!((world.running(), phase(&agent)), (Some(artifact.digest.to_string()), ServicePhase::Good));
+    };
+    tokio::select! {
+        ended = agent.run(CancellationToken::new()) => panic!("{ended:?}"),
+        () = drive => {}
+    }
+}
+
 /// An earlier program took such goals, and journals have them.
 #[tokio::test(start_paused = true)]
 async fn a_span_without_end_is_never_over() {
