@@ -1,7 +1,7 @@
 //! The agent in virtual time, on a machine in memory: its region goes away, its disk is full, and it is lost at any await.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,11 +9,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use deploycore::machine::memory::{MemoryDisk, MemoryRunner, Program};
-use deploycore::machine::{Agent, AgentDeps, AgentSettings, Disk, Journal};
+use deploycore::machine::runner::{self, Launch};
+use deploycore::machine::{Agent, AgentDeps, AgentSettings, Disk, Instance, Journal, Runner};
 use deploycore::memory::{Goals, Store, Swarm, SwarmRegion};
 use deploycore::model::{
     ArtifactName, ArtifactRef, Digest, Generation, Goal, GoalEpoch, GoalPosition, MachineName, MachineReport, Manifest,
-    Origin, Port, Readiness, RegionName, Revision, RunSpec, Selector, ServiceName, ServicePhase,
+    Origin, Port, Readiness, RegionName, Revision, RunSpec, Selector, ServiceName, ServicePhase, ServiceReport,
 };
 use deploycore::port::goals::{self, Changes, Expect, Snapshot, Stored};
 use deploycore::port::swarm::{self, Fetch, FetchProgress, FetchRequest, FetchSummary, Limits, Priority, SwarmStats};
@@ -24,12 +25,30 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// A swarm that believes to have what it fetched until it is left, and that lets go of nothing while it is told so.
+/// A swarm that believes to have what it fetched until it is left. While it is told so it lets go of nothing, or takes its time to fetch.
 #[derive(Debug)]
 struct Clinging {
     inner: Swarm,
     fetched: Arc<Mutex<BTreeSet<Digest>>>,
     clings: Arc<AtomicBool>,
+    crawls: Arc<AtomicBool>,
+}
+
+/// How long a fetch of a swarm takes that crawls, and between two words of it.
+const CRAWL: (Duration, Duration) = (Duration::from_mins(1), Duration::from_millis(50));
+
+/// A fetch that gets on by a byte at a time before it begins in earnest.
+fn crawl(fetch: Fetch) -> Fetch {
+    let (sender, progress) = watch::channel(FetchProgress::default());
+    let done = async move {
+        let end = Instant::now() + CRAWL.0;
+        while Instant::now() < end {
+            tokio::time::sleep(CRAWL.1).await;
+            sender.send_modify(|progress| progress.bytes += 1);
+        }
+        fetch.done.await
+    };
+    Fetch { progress, done: done.boxed() }
 }
 
 #[async_trait]
@@ -40,7 +59,8 @@ impl PeerSwarm for Clinging {
             let progress = watch::channel(FetchProgress::default()).1;
             return Ok(Fetch { progress, done: futures::future::ready(Ok(FetchSummary::default())).boxed() });
         }
-        let Fetch { progress, done } = self.inner.fetch(request).await?;
+        let fetch = self.inner.fetch(request).await?;
+        let Fetch { progress, done } = if self.crawls.load(Ordering::SeqCst) { crawl(fetch) } else { fetch };
         let note = move |_: &FetchSummary| {
             fetched.lock().unwrap().insert(digest);
         };
@@ -77,15 +97,18 @@ impl PeerSwarm for Clinging {
 struct Sink {
     away: AtomicBool,
     taken: AtomicU64,
+    /// The services of each report, and when it came.
+    said: Mutex<Vec<(Instant, Vec<ServiceReport>)>>,
 }
 
 #[async_trait]
 impl ReportSink for Sink {
-    async fn report(&self, _: &MachineReport) -> Result<(), BackendError> {
+    async fn report(&self, report: &MachineReport) -> Result<(), BackendError> {
         if self.away.load(Ordering::SeqCst) {
             return Err(BackendError::retryable("sink", "away"));
         }
         self.taken.fetch_add(1, Ordering::SeqCst);
+        self.said.lock().unwrap().push((Instant::now(), report.services.clone()));
         Ok(())
     }
 }
@@ -98,6 +121,7 @@ struct World {
     goals: Goals,
     sink: Arc<Sink>,
     clings: Arc<AtomicBool>,
+    crawls: Arc<AtomicBool>,
 }
 
 impl World {
@@ -105,7 +129,8 @@ impl World {
         let (disk, store) = (MemoryDisk::new("/m1", capacity), Store::new());
         let swarm = SwarmRegion::with_files(Arc::new(store.clone()), Arc::new(disk.clone()));
         let runner = MemoryRunner::new(|_| Program { answers_after: Some(Duration::from_secs(1)), ends_after: None });
-        Self { disk, runner, store, swarm, goals: Goals::new(), sink: Arc::default(), clings: Arc::default() }
+        let (sink, clings, crawls) = Default::default();
+        Self { disk, runner, store, swarm, goals: Goals::new(), sink, clings, crawls }
     }
 
     fn agent(&self) -> Agent {
@@ -121,6 +146,7 @@ impl World {
                 inner: self.swarm.join(),
                 fetched: Arc::default(),
                 clings: Arc::clone(&self.clings),
+                crawls: Arc::clone(&self.crawls),
             }),
             runner: Arc::new(self.runner.clone()),
             reports: Arc::clone(&self.sink) as Arc<dyn ReportSink>,
@@ -242,6 +268,25 @@ async fn an_agent_goes_on_without_its_region() {
     assert_eq!(world.sink.taken.load(Ordering::SeqCst), taken);
 }
 
+#[tokio::test(start_paused = true)]
+async fn how_far_a_fetch_is_comes_with_the_reports_of_the_rhythm_and_each_phase_at_once() {
+    let world = World::new(1 << 30);
+    world.crawls.store(true, Ordering::SeqCst);
+    world.deploy(1, b"one").await;
+    let begun = Instant::now();
+    run_for(&world.agent(), CRAWL.0 + Duration::from_secs(5)).await;
+    let said = world.sink.said.lock().unwrap();
+    let services = said.iter().filter_map(|(at, services)| Some((*at - begun, services.first()?)));
+    let (fetching, later): (Vec<_>, Vec<_>) =
+        services.partition(|(_, service)| service.phase == ServicePhase::Fetching);
+    assert!((6..9).contains(&fetching.len()), "{} reports", fetching.len());
+    assert!(fetching.is_sorted_by(|(_, a), (_, b)| a.bytes_fetched < b.bytes_fetched), "{fetching:?}");
+    let (at, first) = later[0];
+    assert!(at < CRAWL.0 + Duration::from_secs(1) && first.bytes_fetched == 3, "{later:?}");
+    let good = later.iter().find(|(_, service)| service.phase == ServicePhase::Good);
+    assert!(good.is_some_and(|(at, _)| *at < CRAWL.0 + Duration::from_secs(2)), "{later:?}");
+}
+
 /// A region that has no manifest, and notes when it is asked for one.
 #[derive(Debug, Default)]
 struct Without {
@@ -274,6 +319,84 @@ async fn machines_that_found_no_manifest_together_come_back_at_different_times()
         assert!(gaps.len() as u64 > MACHINES / 2, "they march in step: {gaps:?}");
         assert!(gaps.iter().all(|gap| (longest / 2..=longest + 2).contains(gap)), "{gaps:?}");
     }
+}
+
+/// A host that counts what it starts and how often it is asked to look after it. Nothing on it answers while it is told so.
+#[derive(Debug)]
+struct Tended {
+    inner: MemoryRunner,
+    silent: AtomicBool,
+    started: AtomicU64,
+    looks: AtomicU64,
+}
+
+impl Tended {
+    fn new(world: &World) -> Arc<Self> {
+        let (silent, started, looks) = Default::default();
+        Arc::new(Self { inner: world.runner.clone(), silent, started, looks })
+    }
+
+    /// An agent works for so long on this host; how often it had it look after its services.
+    async fn run(self: &Arc<Self>, world: &World, span: Duration) -> u64 {
+        let settings = AgentSettings::new(MachineName::new("m1").unwrap(), RegionName::new("r1").unwrap());
+        let before = self.looks.load(Ordering::SeqCst);
+        run_for(&Agent::new(settings, AgentDeps { runner: self.clone(), ..world.deps() }), span).await;
+        self.looks.load(Ordering::SeqCst) - before
+    }
+}
+
+#[async_trait]
+impl Runner for Tended {
+    async fn prepare(&self, launch: &Launch) -> Result<Instance, runner::Error> {
+        self.started.fetch_add(1, Ordering::SeqCst);
+        self.inner.prepare(launch).await
+    }
+    async fn release(&self, instance: &Instance) -> Result<(), runner::Error> {
+        self.inner.release(instance).await
+    }
+    async fn is_alive(&self, instance: &Instance) -> bool {
+        self.inner.is_alive(instance).await
+    }
+    async fn ended(&self, instance: &Instance) -> Option<i32> {
+        self.inner.ended(instance).await
+    }
+    async fn tend(&self, _folder: &Path) {
+        self.looks.fetch_add(1, Ordering::SeqCst);
+    }
+    async fn answers(&self, instance: &Instance, path: &str) -> bool {
+        !self.silent.load(Ordering::SeqCst) && self.inner.answers(instance, path).await
+    }
+    async fn stop(&self, instance: &Instance, grace: Duration) -> Result<(), runner::Error> {
+        self.inner.stop(instance, grace).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_ends_again_and_again_is_tended_at_each_start_and_each_end() {
+    let second = Duration::from_secs(1);
+    let program = Program { answers_after: Some(second), ends_after: Some((second * 3, 1)) };
+    let world = World { runner: MemoryRunner::new(move |_| program), ..World::new(1 << 30) };
+    world.deploy(1, b"1").await;
+    let host = Tended::new(&world);
+    let tended = host.run(&world, Duration::from_mins(10)).await;
+    let started = host.started.load(Ordering::SeqCst);
+    assert!(started > 10 && tended >= 2 * started - 1, "{started} starts, tended {tended} times");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_does_not_answer_is_tended_like_any_other() {
+    let world = World::new(1 << 30);
+    world.deploy(1, b"1").await;
+    let host = Tended::new(&world);
+    let answering = host.run(&world, Duration::from_mins(1)).await;
+    assert!((5..8).contains(&answering), "{answering}");
+    host.silent.store(true, Ordering::SeqCst);
+    let taken_over = host.run(&world, Duration::from_mins(1)).await;
+    assert!((5..8).contains(&taken_over), "{taken_over}");
+    // One that is never ready.
+    host.inner.reboot();
+    let started = host.run(&world, Duration::from_mins(1)).await;
+    assert!(started >= 5, "{started}");
 }
 
 /// Goals whose lists are counted. The first watches say what is told and end; later ones are as they should be.
@@ -463,6 +586,50 @@ async fn a_blob_that_somebody_took_away_is_fetched_again() {
         world.deploy(3, b"1").await;
         tokio::time::sleep(Duration::from_mins(1)).await;
         assert_eq!((world.running(), phase(&agent)), (Some(first.digest.to_string()), ServicePhase::Good));
+    };
+    tokio::select! {
+        ended = agent.run(CancellationToken::new()) => panic!("{ended:?}"),
+        () = drive => {}
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blob_that_somebody_took_away_is_fetched_again_before_its_service_is_started_again() {
+    let world = World::new(1 << 30);
+    let artifact = world.deploy(1, b"1").await;
+    let agent = world.agent();
+    let drive = async {
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        world.disk.remove(&artifact.digest).await.unwrap();
+        let (instance, _) = world.runner.running().remove(0);
+        world.runner.stop(&instance, Duration::ZERO).await.unwrap();
+        tokio::time::sleep(Duration::from_mins(1)).await;
+        assert_eq!((world.running(), phase(&agent)), (Some(artifact.digest.to_string()), ServicePhase::Good));
+    };
+    tokio::select! {
+        ended = agent.run(CancellationToken::new()) => panic!("{ended:?}"),
+        () = drive => {}
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blob_that_somebody_took_away_from_a_build_on_trial_says_nothing_about_the_build() {
+    let slow = Program { answers_after: Some(Duration::from_secs(30)), ends_after: None };
+    let world = World { runner: MemoryRunner::new(move |_| slow), ..World::new(1 << 30) };
+    let artifact = world.deploy(1, b"1").await;
+    let agent = world.agent();
+    let drive = async {
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        assert_eq!(phase(&agent), ServicePhase::Running);
+        world.disk.remove(&artifact.digest).await.unwrap();
+        let (instance, _) = world.runner.running().remove(0);
+        world.runner.stop(&instance, Duration::ZERO).await.unwrap();
+        // A start has a minute. Before the blob is there again that is over.
+        world.crawls.store(true, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        assert_eq!(phase(&agent), ServicePhase::Fetching);
+        tokio::time::sleep(Duration::from_mins(1)).await;
+        assert_eq!((world.running(), phase(&agent)), (Some(artifact.digest.to_string()), ServicePhase::Good));
     };
     tokio::select! {
         ended = agent.run(CancellationToken::new()) => panic!("{ended:?}"),

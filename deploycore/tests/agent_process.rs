@@ -385,6 +385,41 @@ async fn the_environment_is_clean_and_the_log_is_bounded() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_is_looked_at_by_several_at_once_is_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let runner = ProcessRunner::new(serde_json::from_str(r#"{"max_log": "1MiB"}"#).unwrap()).unwrap();
+    for _ in 0..20 {
+        std::fs::write(folder.path().join("log"), vec![b'x'; 2 << 20]).unwrap();
+        futures::future::join_all((0..4).map(|_| runner.tend(folder.path()))).await;
+        assert_eq!(std::fs::metadata(folder.path().join("log")).unwrap().len(), 0);
+        assert_eq!(std::fs::metadata(folder.path().join("log.1")).unwrap().len(), 1 << 20);
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_cannot_be_copied_is_cut_and_the_older_one_makes_room_for_the_newer() {
+    let folder = tempfile::tempdir().unwrap();
+    let runner = ProcessRunner::new(serde_json::from_str(r#"{"max_log": "1KiB"}"#).unwrap()).unwrap();
+    let [log, aside, older] = ["log", "log.1.new", "log.1"].map(|name| folder.path().join(name));
+    std::fs::write(&older, "older").unwrap();
+
+    // The first copy finds a full disk, the second has room.
+    std::fs::write(&log, vec![b'x'; 3000]).unwrap();
+    std::os::unix::fs::symlink("/dev/full", &aside).unwrap();
+    runner.tend(folder.path()).await;
+    assert_eq!(std::fs::metadata(&log).unwrap().len(), 0);
+    assert_eq!(std::fs::read(&older).unwrap(), [b'x'; 1024]);
+    assert!(!aside.exists());
+
+    // No copy can be made.
+    std::fs::write(&log, vec![b'y'; 3000]).unwrap();
+    std::fs::create_dir(&aside).unwrap();
+    runner.tend(folder.path()).await;
+    assert_eq!(std::fs::metadata(&log).unwrap().len(), 0);
+    assert_eq!(std::fs::read(&older).unwrap(), [b'x'; 1024]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_was_not_let_go_ends_with_its_runner_and_stop_reaches_the_whole_group() {
     let folder = tempfile::tempdir().unwrap();
     let script = folder.path().join("script");

@@ -61,7 +61,7 @@ pub struct Rhythm {
     /// brought by a watch.
     #[serde(with = "friendly")]
     pub poll: Duration,
-    /// Between two reports of the same; 10 s by default.
+    /// Between two reports of the same, apart from how far fetches are; 10 s by default.
     #[serde(with = "friendly")]
     pub report: Duration,
     /// At least this long between two reports, however much changes; 500 ms by default.

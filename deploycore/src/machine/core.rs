@@ -386,7 +386,7 @@ impl Core {
     }
 
     /// The effect under way failed: it is tried again. A start that the system refuses is no failure of the build; on trial it has as long
-    /// as any start.
+    /// as any start, from when its blob is there.
     fn fail(&mut self, reason: String, now: Duration) {
         let Some(busy) = self.busy.take() else { return };
         match busy {
@@ -394,7 +394,8 @@ impl Core {
                 if let Process::Waiting(instance) = self.process.clone() {
                     self.process = Process::Down(instance);
                 }
-                if !self.target().is_some_and(|target| target.trial) {
+                let held = |target: &Target| self.held.contains(&target.build.artifact.digest);
+                if !self.target().is_some_and(|target| target.trial && held(target)) {
                     self.deadline = None;
                 }
                 tracing::warn!(service = %self.journal.service, reason, "the system refuses to start the service");

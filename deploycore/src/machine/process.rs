@@ -42,7 +42,8 @@ const KILL_ROUNDS: usize = 50;
 pub struct ProcessRunnerSettings {
     /// The `PATH` of services whose run specification gives none.
     pub path: String,
-    /// A log past this size is moved to `log.1` and begun anew. It is looked at every few seconds, so that a burst may write more.
+    /// A log past this size is moved to `log.1` and begun anew. It is looked at every few seconds, so that a burst may write more. Where the disk has no
+    /// room for the copy that this takes, the log is begun anew all the same.
     pub max_log: ByteSize,
 }
 
@@ -63,6 +64,8 @@ pub struct ProcessRunner {
     settings: ProcessRunnerSettings,
     boot: String,
     state: Mutex<State>,
+    /// Held while a log is rotated: whoever asked for it may be gone, and the next instance of the service asks again.
+    rotating: Arc<Mutex<()>>,
 }
 
 #[derive(Debug, Default)]
@@ -79,7 +82,7 @@ impl ProcessRunner {
     /// Errors: `System` when `/proc` cannot be read.
     pub fn new(settings: ProcessRunnerSettings) -> Result<Self, Error> {
         let boot = group::boot().map_err(system("reading the boot id"))?;
-        Ok(Self { settings, boot, state: Mutex::default() })
+        Ok(Self { settings, boot, state: Mutex::default(), rotating: Arc::default() })
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -181,9 +184,14 @@ impl Runner for ProcessRunner {
 
     async fn tend(&self, folder: &Path) {
         let (folder, max) = (folder.to_owned(), self.settings.max_log.as_u64());
-        let rotated = tokio::task::spawn_blocking(move || rotate(&folder, max)).await;
+        let rotating = Arc::clone(&self.rotating);
+        let rotated = tokio::task::spawn_blocking(move || {
+            let _alone = rotating.lock().unwrap_or_else(PoisonError::into_inner);
+            rotate(&folder, max)
+        })
+        .await;
         if let Ok(Err(error)) = rotated {
-            tracing::warn!(%error, "a log could not be rotated");
+            tracing::warn!(%error, "a log could not be kept or could not be cut");
         }
     }
 
@@ -281,7 +289,8 @@ async fn status(port: u16, path: &str) -> io::Result<u16> {
     code.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// Copies the log aside and cuts it; the service appends, so it goes on at the start. What it writes in between is lost.
+/// Copies the log aside and cuts it; the service appends, so it goes on at the start. What it writes in between is lost. A log that cannot
+/// be copied is cut too: on a full disk it would take the room that the journals need.
 fn rotate(folder: &Path, max: u64) -> io::Result<()> {
     let log = folder.join("log");
     match fs::metadata(&log) {
@@ -290,13 +299,30 @@ fn rotate(folder: &Path, max: u64) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     }
-    // Not more than the bound is kept, whatever a burst wrote.
-    let mut file = File::open(&log)?;
+    let (aside, older) = (folder.join("log.1.new"), folder.join("log.1"));
+    let copied = match copy_end(&log, &aside, max) {
+        // The older log makes room for the newer.
+        Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+            let _ = fs::remove_file(&older);
+            copy_end(&log, &aside, max)
+        }
+        copied => copied,
+    };
+    let kept = copied.and_then(|()| fs::rename(&aside, &older));
+    OpenOptions::new().write(true).open(&log)?.set_len(0)?;
+    kept
+}
+
+/// Copies the last `max` bytes of a log: not more is kept, whatever a burst wrote. Of a copy that fails nothing stays.
+fn copy_end(log: &Path, copy: &Path, max: u64) -> io::Result<()> {
+    let mut file = File::open(log)?;
     let len = file.metadata()?.len();
     io::Seek::seek(&mut file, io::SeekFrom::Start(len.saturating_sub(max)))?;
-    io::copy(&mut io::Read::take(file, max), &mut File::create(folder.join("log.1.new"))?)?;
-    fs::rename(folder.join("log.1.new"), folder.join("log.1"))?;
-    OpenOptions::new().write(true).open(&log)?.set_len(0)
+    let copied = File::create(copy).and_then(|mut copy| io::copy(&mut io::Read::take(file, max), &mut copy));
+    if copied.is_err() {
+        let _ = fs::remove_file(copy);
+    }
+    copied.map(drop)
 }
 
 fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {

@@ -94,7 +94,8 @@ pub trait Runner: Send + Sync + Debug + 'static {
     /// an end to it. May be called by several at once. Cancel safe.
     async fn ended(&self, instance: &Instance) -> Option<i32>;
 
-    /// Called from time to time while an instance of the service with this folder runs: a runner that keeps logs there bounds them.
+    /// Called when an instance of the service with this folder starts or is taken over, from time to time while it runs, and when it has ended: a runner
+    /// that keeps logs there bounds them. Cancel safe; one that was given up may still be at work when the next is called.
     async fn tend(&self, _folder: &Path) {}
 
     /// Whether `GET` on `path` of the instance's port answers with a 2xx status now. Bounded in time.

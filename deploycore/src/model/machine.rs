@@ -15,7 +15,7 @@ use super::{ArtifactRef, Digest, GoalPosition, MachineName, RegionName, ServiceN
 #[serde(transparent)]
 pub struct Labels(pub BTreeMap<String, String>);
 
-/// What a machine last said. It is soft state: sent again when it changes and from time to time.
+/// What a machine last said. It is soft state: sent again when it changes in more than how far fetches are, and from time to time.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineReport {
     /// The machine.

@@ -4,11 +4,13 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join;
 use tokio::sync::mpsc;
 
 use super::{AgentDeps, Event, LEAVE_TIMEOUT};
 use crate::machine::core::{Input, Output};
 use crate::machine::disk;
+use crate::machine::journal::Build;
 use crate::machine::runner::{self, Instance, Launch};
 use crate::model::{ArtifactRef, Digest, Manifest, ServiceName};
 use crate::pace::Backoff;
@@ -54,18 +56,7 @@ pub(super) async fn perform(deps: AgentDeps, output: Output, door: Door) {
                 Err(chain(&error))
             }
         },
-        Output::Prepare(build) => {
-            let launch = Launch {
-                service: door.service.clone(),
-                executable: deps.disk.blob(&build.artifact.digest),
-                folder: deps.disk.folder(&door.service),
-                run: build.run,
-            };
-            match deps.runner.prepare(&launch).await {
-                Err(error @ runner::Error::Unstartable { .. }) => Ok(Input::Unstartable(chain(&error))),
-                prepared => prepared.map(Input::Prepared).map_err(|error| chain(&error)),
-            }
-        }
+        Output::Prepare(build) => prepare(&deps, build, &door).await,
         Output::Release(instance) => {
             deps.runner.release(&instance).await.map(|()| Input::Released).map_err(|error| chain(&error))
         }
@@ -77,26 +68,48 @@ pub(super) async fn perform(deps: AgentDeps, output: Output, door: Door) {
     door.answer(done.unwrap_or_else(Input::Failed)).await;
 }
 
-/// Says when the instance ends, and before that when it first answers.
+/// Makes a process that waits. Without its blob it would wait as well, and its end count against the build: so that is looked for first.
+async fn prepare(deps: &AgentDeps, build: Build, door: &Door) -> Result<Input, String> {
+    let digest = build.artifact.digest;
+    if !deps.disk.holds(&digest).await.map_err(|error| chain(&error))? {
+        door.answer(Input::Lost(digest)).await;
+        return Err(chain(&disk::Error::Missing { digest }));
+    }
+    let launch = Launch {
+        service: door.service.clone(),
+        executable: deps.disk.blob(&digest),
+        folder: deps.disk.folder(&door.service),
+        run: build.run,
+    };
+    match deps.runner.prepare(&launch).await {
+        Err(error @ runner::Error::Unstartable { .. }) => Ok(Input::Unstartable(chain(&error))),
+        prepared => prepared.map(Input::Prepared).map_err(|error| chain(&error)),
+    }
+}
+
+/// Says when the instance ends, and before that when it first answers. From the start to the end its runner looks after what it keeps for it:
+/// one that never answers, or that ends at once again and again, writes as much as any other.
 pub(super) async fn watch(deps: AgentDeps, instance: Instance, path: Option<String>, probe: Duration, door: Door) {
     let folder = deps.disk.folder(&door.service);
     let ready = async {
-        if let Some(path) = path {
-            while !deps.runner.answers(&instance, &path).await {
-                tokio::time::sleep(probe).await;
-            }
-            door.answer(Input::Ready(instance.clone())).await;
+        let Some(path) = path else { return };
+        while !deps.runner.answers(&instance, &path).await {
+            tokio::time::sleep(probe).await;
         }
+        door.answer(Input::Ready(instance.clone())).await;
+    };
+    let tended = async {
         loop {
-            tokio::time::sleep(TEND).await;
             deps.runner.tend(&folder).await;
+            tokio::time::sleep(TEND).await;
         }
     };
     tokio::select! {
         biased;
         code = deps.runner.ended(&instance) => door.answer(Input::Ended(instance.clone(), code)).await,
-        () = ready => {}
+        ((), ()) = join(ready, tended) => {}
     }
+    deps.runner.tend(&folder).await;
 }
 
 /// Brings a blob onto the disk, whole and verified. Where that fails, `sooner` says how soon the next try comes.

@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Event;
-use crate::model::{MachineReport, Revision};
+use crate::model::{MachineReport, Revision, ServiceReport};
 use crate::pace::{GoalHints, Pace};
 use crate::port::goals::{Changes, Stored};
 use crate::port::{GoalStateStore, ReportSink, chain};
@@ -60,7 +60,7 @@ fn goals_event(goals: Vec<Stored>) -> Event {
     Event::Goals(goals.into_iter().map(|stored| stored.goal).collect())
 }
 
-/// Sends the newest report when it changed and in the rhythm.
+/// Sends the newest report when it changed and in the rhythm. How far fetches are is told in the rhythm alone: all machines of a region fetch at once.
 pub(super) async fn report(
     sink: Arc<dyn ReportSink>,
     gap: Duration,
@@ -69,7 +69,7 @@ pub(super) async fn report(
 ) {
     let never = CancellationToken::new();
     loop {
-        let newest = status.borrow_and_update().clone();
+        let newest = status.borrow().clone();
         match sink.report(&newest).await {
             Ok(()) => pace.note(true),
             Err(error) => {
@@ -79,10 +79,18 @@ pub(super) async fn report(
         }
         tokio::time::sleep(gap).await;
         let changed = async {
-            if status.changed().await.is_err() {
+            if status.wait_for(|report| says_more(report, &newest)).await.is_err() {
                 std::future::pending::<()>().await;
             }
         };
         pace.wait(changed, &never).await;
     }
+}
+
+/// Whether a report of a machine differs from an earlier one in more than how far fetches are.
+fn says_more(report: &MachineReport, earlier: &MachineReport) -> bool {
+    let same = |(service, earlier): (&ServiceReport, &ServiceReport)| {
+        ServiceReport { bytes_fetched: earlier.bytes_fetched, ..service.clone() } == *earlier
+    };
+    report.services.len() != earlier.services.len() || !report.services.iter().zip(&earlier.services).all(same)
 }

@@ -33,7 +33,7 @@ pub enum Input {
     /// The fetch cannot go on. The number, from 0 to 1 and drawn by the shell, says how much of half the delay before the next is let go: machines
     /// that failed together come back at different times.
     FetchFailed(Digest, String, f64),
-    /// The blob turned out to be damaged and was removed.
+    /// The blob is not on disk any more: it turned out to be damaged and was removed, or somebody took it away.
     Lost(Digest),
     /// The process answers on its port.
     Ready(Instance),
