@@ -45,6 +45,11 @@ pub(super) async fn register(connection: &mut MySqlConnection, artifact: &NewArt
         Ok(_) => {
             let copies = sqlx::query(COPIES).bind(stored::json(&artifact.required)).bind(name);
             copies.execute(&mut *connection).await.map_err(failed)?;
+            // Whoever sets one from now on waits for the row of the artifact. One may have been set since the look above.
+            let tombstone = match tombstone {
+                None => tombstones::lock(connection, &artifact.artifact.digest).await?,
+                found => found,
+            };
             tombstones::make_way(connection, artifact, tombstone.as_ref()).await?;
             Ok(Registered::Created)
         }

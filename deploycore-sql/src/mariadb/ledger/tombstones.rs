@@ -83,9 +83,11 @@ async fn set(connection: &mut MySqlConnection, digest: &Digest, idle: Idle, reas
     if lock(connection, digest).await?.is_some() {
         return Ok(());
     }
-    let now = may_collect(connection, digest, idle).await?;
+    // Before the look at the artifacts: of two at once, whoever registers one sees the tombstone, or is seen here.
+    let now = database::now(connection).await?;
     let set = sqlx::query(SET).bind(digest.to_string()).bind(reason).bind(stored::micros(now));
-    set.execute(connection).await.map_err(failed)?;
+    set.execute(&mut *connection).await.map_err(failed)?;
+    may_collect(connection, digest, idle).await?;
     Ok(())
 }
 

@@ -28,6 +28,7 @@ pub(super) async fn register(connection: &mut PgConnection, artifact: &NewArtifa
         SELECT added.name, r.region, 'pending', added.registered_at, added.registered_at, added.registered_at,
             added.registered_at, $7
         FROM added CROSS JOIN unnest($6::text[]) AS r (region)";
+    tombstones::take_turn(connection, &artifact.artifact.digest).await?;
     let tombstone = tombstones::lock(connection, &artifact.artifact.digest).await?;
     let regions: Vec<String> = artifact.required.iter().map(ToString::to_string).collect();
     let added = sqlx::query(REGISTER)

@@ -1,6 +1,6 @@
 //! Tombstones: each call is one transaction.
 //!
-//! Rows are locked in one order: the tombstone of the digest where there is one, the artifacts by their names, their copies by their regions.
+//! Rows are locked in one order: the turn of the digest, its tombstone where there is one, the artifacts by their names, their copies by their regions.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -18,6 +18,14 @@ use super::{Ledger, read, storable};
 use crate::columns::{Columns, artifact_columns, tombstone_columns};
 use crate::postgres::database::{self, failed};
 use crate::stored;
+
+/// Until the end of the transaction no artifact of the digest is registered, and none of its tombstones set, by another: neither sees what the other
+/// has not committed yet. ("deploy" and "t" in ASCII.)
+pub(super) async fn take_turn(connection: &mut PgConnection, digest: &Digest) -> Result<(), BackendError> {
+    const TURN: &str = "SELECT pg_advisory_xact_lock(hashtextextended($1, x'6465706c6f790074'::bigint))";
+    sqlx::query(TURN).bind(digest.to_string()).execute(connection).await.map_err(failed)?;
+    Ok(())
+}
 
 /// The tombstone of a digest as it stands, until the end of the transaction.
 pub(super) async fn lock(connection: &mut PgConnection, digest: &Digest) -> Result<Option<Tombstone>, BackendError> {
@@ -76,6 +84,7 @@ async fn set(connection: &mut PgConnection, digest: &Digest, idle: Idle, reason:
     const SET: &str = "
         INSERT INTO deploycore.tombstones (digest, stage, reason, since)
             VALUES ($1, 'marked', $2, $3) ON CONFLICT DO NOTHING";
+    take_turn(connection, digest).await?;
     if lock(connection, digest).await?.is_some() {
         return Ok(());
     }
