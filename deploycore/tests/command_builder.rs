@@ -2,6 +2,7 @@
 
 #![cfg(feature = "process")]
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -66,6 +67,12 @@ impl Place {
 
     async fn builder(&self, command: &str) -> CommandBuilder {
         CommandBuilder::open(self.settings(command)).await.unwrap()
+    }
+
+    /// The one mirror in the scratch folder.
+    fn mirror(&self) -> PathBuf {
+        let mut mirrors = std::fs::read_dir(self.scratch().join("mirrors")).unwrap().map(|entry| entry.unwrap().path());
+        mirrors.find(|path| path.is_dir()).unwrap()
     }
 
     fn build_folders(&self) -> usize {
@@ -301,16 +308,42 @@ async fn a_commit_that_arrived_is_built_although_a_reference_could_not_be_moved(
     let first = place.commit("first\n");
     let builder = place.builder(BUILD).await;
     Build::of(&first).await.run(&builder).await.unwrap();
-    let mirrors = std::fs::read_dir(place.scratch().join("mirrors")).unwrap().map(|entry| entry.unwrap().path());
-    let mirror = mirrors.into_iter().find(|path| path.is_dir()).unwrap();
     // What a fetch that was killed may leave.
-    let stale = mirror.join("refs/heads/main.lock");
+    let stale = place.mirror().join("refs/heads/main.lock");
     std::fs::create_dir_all(stale.parent().unwrap()).unwrap();
     std::fs::write(&stale, "").unwrap();
     let second = place.commit("second\n");
     let mut output = Build::of(&second).await.run(&builder).await.unwrap();
     assert!(read(&mut output).await.starts_with("second"));
     assert!(stale.exists(), "the mirror is the same");
+}
+
+#[tokio::test]
+async fn what_fetches_left_that_were_killed_goes_with_the_next_one_and_nothing_else() {
+    let place = Place::new();
+    let first = place.commit("first\n");
+    let builder = place.builder(BUILD).await;
+    Build::of(&first).await.run(&builder).await.unwrap();
+    let objects = place.mirror().join("objects");
+    let packs = || {
+        let names = std::fs::read_dir(objects.join("pack")).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter(|name| !name.to_string_lossy().contains("tmp")).collect::<BTreeSet<_>>()
+    };
+    let whole = packs();
+    let unfinished = ["pack/tmp_pack_oQ1xYz", "pack/tmp_idx_oQ1xYz", "pack/.tmp-77-pack-0123.pack", "tmp_obj_oQ1xYz"];
+    let unfinished = unfinished.map(|name| objects.join(name));
+    for file in &unfinished {
+        std::fs::write(file, "half a pack").unwrap();
+    }
+    let second = place.commit("second\n");
+    for (commit, content) in [(&second, "second"), (&first, "first")] {
+        let mut output = Build::of(commit).await.run(&builder).await.unwrap();
+        assert!(read(&mut output).await.starts_with(content));
+    }
+    for file in &unfinished {
+        assert!(!file.exists(), "{}", file.display());
+    }
+    assert!(packs().is_superset(&whole));
 }
 
 #[tokio::test]

@@ -149,6 +149,7 @@ impl Call<'_> {
         if let Some(found) = self.resolve(commit).await? {
             return Ok(found);
         }
+        self.clear().await;
         self.context.log.line(format!("fetching {}", repository.url));
         let failed = format!("repository {} could not be fetched", repository.url);
         let fetched = repository.mirror.exists() && self.fetch_all().await?;
@@ -171,6 +172,16 @@ impl Call<'_> {
             BuildError::Build(format!("commit {commit} {what} repository {}", repository.url))
         };
         self.resolve(commit).await?.ok_or_else(unknown)
+    }
+
+    /// Deletes what git calls left in the mirror that ran out of time or were stopped: git itself keeps it for weeks, and each may have left as
+    /// much as the repository is large. The lock is held: nobody else writes there, for a build shares the mirror's objects and has a folder
+    /// of its own for new ones.
+    async fn clear(&self) {
+        let mirror = self.repository.mirror.clone();
+        if let Err(error) = blocking(move || remove_unfinished(&mirror)).await {
+            tracing::warn!(%error, mirror = %self.repository.mirror.display(), "unfinished files of git could not be deleted");
+        }
     }
 
     /// Whether git brought everything that branches and tags lead to.
@@ -257,6 +268,24 @@ impl Call<'_> {
             Err(error) => Err(BuildError::infrastructure("git could not be started", error)),
         }
     }
+}
+
+/// How the names of files begin that git renames when they are whole, in these folders of a mirror.
+const UNFINISHED: [&str; 2] = ["tmp_", ".tmp-"];
+const UNFINISHED_IN: [&str; 2] = ["objects", "objects/pack"];
+
+fn remove_unfinished(mirror: &Path) -> io::Result<()> {
+    for folder in UNFINISHED_IN.map(|folder| mirror.join(folder)).iter().filter(|folder| folder.exists()) {
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let is_unfinished = UNFINISHED.iter().any(|start| name.as_encoded_bytes().starts_with(start.as_bytes()));
+            if is_unfinished && entry.file_type()?.is_file() {
+                fs::remove_file(entry.path())?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A commit id of full length, of either hash that git knows.
