@@ -15,7 +15,7 @@ use deploycore::build::{
 use deploycore::memory::{Clock, Queue};
 use deploycore::model::{CommitId, Job, NewJob, ServiceName, WorkerName};
 use deploycore::port::queue::ClaimRequest;
-use deploycore::port::{JobQueue, JobQueueExt};
+use deploycore::port::{JobQueue, JobQueueExt, chain};
 use futures::TryStreamExt;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -203,6 +203,23 @@ async fn a_repository_that_is_away_is_tried_again() {
     assert!(matches!(error, BuildError::Infrastructure { .. }), "{error:?}");
     std::fs::rename(&hidden, place.repository()).unwrap();
     Build::of(&commit).await.run(&builder).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_password_in_the_url_of_the_repository_is_shown_to_nobody() {
+    let place = Place::new();
+    // Its port is free again.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut settings = place.settings(BUILD);
+    settings.repository = format!("http://ci:s3cret@127.0.0.1:{port}/web.git");
+    let shown = format!("http://***@127.0.0.1:{port}/web.git");
+    let builder = CommandBuilder::open(settings).await.unwrap();
+    assert!(!format!("{builder:?}").contains("s3cret"), "{builder:?}");
+    let build = Build::of(&CommitId::new("abcdef0").unwrap()).await;
+    let error = chain(&build.run(&builder).await.unwrap_err());
+    for text in [error, build.log()] {
+        assert!(text.contains(&shown) && !text.contains("s3cret"), "{text}");
+    }
 }
 
 #[tokio::test]

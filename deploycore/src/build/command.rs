@@ -10,6 +10,7 @@
 //! each process of a build carries the name of its scratch folder in its environment (`DEPLOYCORE_BUILD`), by which a builder
 //! finds and ends what left its group, at the end of the build or when it sweeps the folder of a worker that died.
 
+mod origin;
 mod process;
 mod repository;
 mod scratch;

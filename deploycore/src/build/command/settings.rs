@@ -7,13 +7,16 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::origin::Origin;
 use crate::model::{friendly, friendly_option};
 
-/// What a [`CommandBuilder`](super::CommandBuilder) builds and how.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What a [`CommandBuilder`](super::CommandBuilder) builds and how. Its `Debug` leaves out what may be secret: a password in the URL, and
+/// the values of the environment.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CommandBuilderSettings {
-    /// The git repository: a path or whatever `git fetch` takes. It is only read.
+    /// The git repository: a path or whatever `git fetch` takes. It is only read. A password in a URL is never shown in logs and errors, but
+    /// git keeps it in the mirror and shows it among the host's processes.
     pub repository: String,
     /// What to run, in the root of the checkout, with no input.
     pub command: BuildCommand,
@@ -36,6 +39,18 @@ pub struct CommandBuilderSettings {
     /// From SIGTERM to SIGKILL when a build is stopped; 5 s by default. Keep it below the worker's own grace.
     #[serde(default = "default_stop_grace", with = "friendly")]
     pub stop_grace: Duration,
+}
+
+impl fmt::Debug for CommandBuilderSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CommandBuilderSettings")
+            .field("repository", &Origin::new(&self.repository))
+            .field("command", &self.command)
+            .field("output", &self.output)
+            .field("scratch", &self.scratch)
+            .field("env", &self.env.keys())
+            .finish_non_exhaustive()
+    }
 }
 
 fn default_inherit() -> Vec<String> {
