@@ -8,6 +8,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use deploycore::build::{
     BuildCommand, BuildContext, BuildError, BuildLog, BuildOutput, Builder, CommandBuilder, CommandBuilderSettings,
     OpenError,
@@ -289,6 +290,42 @@ async fn what_the_worker_is_to_blame_for_is_tried_again() {
 }
 
 #[tokio::test]
+async fn no_build_starts_on_a_full_disk_and_it_is_tried_again() {
+    let place = Place::new();
+    let commit = place.commit("one");
+    let settings = place.settings(BUILD).with_keep_free(ByteSize::pib(1));
+    let build = Build::of(&commit).await;
+    let error = build.run(&CommandBuilder::open(settings.clone()).await.unwrap()).await.unwrap_err();
+    assert!(matches!(error, BuildError::Infrastructure { .. }), "{error:?}");
+    assert!(error.to_string().contains("less than the 1.0 PiB of keep_free"), "{error}");
+    assert!(!build.log().contains("checked out"), "{}", build.log());
+
+    let builder = CommandBuilder::open(settings.with_keep_free(ByteSize::b(0))).await.unwrap();
+    Build::of(&commit).await.run(&builder).await.unwrap();
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_build_that_fails_on_a_disk_that_it_filled_is_tried_again() {
+    let place = Place::new();
+    let commit = place.commit("one");
+    // Nothing is written: the disk only has so much less. Others may write and delete up to half of it meanwhile.
+    let hog = ByteSize::gib(2);
+    let fill = format!("fallocate -l {} hog || exit 9; ", hog.as_u64());
+    for (end, wanted) in [("exit 1", "exit code 1"), ("true", "left no output file")] {
+        let disk = rustix::fs::statvfs(place.folder.path()).unwrap();
+        let keep_free = ByteSize::b(disk.f_bavail * disk.f_frsize - hog.as_u64() / 2);
+        for (command, is_full) in [(end.to_owned(), false), (format!("{fill}{end}"), true)] {
+            let settings = place.settings(&command).with_keep_free(keep_free);
+            let error = Build::of(&commit).await.run(&CommandBuilder::open(settings).await.unwrap()).await.unwrap_err();
+            assert_eq!(matches!(error, BuildError::Infrastructure { .. }), is_full, "{command}: {error:?}");
+            assert!(chain(&error).contains(wanted), "{error:?}");
+            eventually("the folder is deleted", || place.build_folders() == 0).await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_mirror_that_was_damaged_is_made_anew_and_no_repository_around_it_is_touched() {
     let place = Place::new();
     let first = place.commit("first\n");
@@ -533,7 +570,7 @@ fn settings_are_read_as_people_write_them() {
         r#"{"repository": "/r", "command": ["make", "all"], "output": "a", "scratch": "/s", "time_limit": "5m"}"#;
     let settings: CommandBuilderSettings = serde_json::from_str(text).unwrap();
     assert_eq!(settings.command, BuildCommand::Program(vec!["make".into(), "all".into()]));
-    assert_eq!(settings.time_limit, Some(Duration::from_mins(5)));
+    assert_eq!((settings.time_limit, settings.keep_free), (Some(Duration::from_mins(5)), ByteSize::gib(1)));
     let text = text.replace("output", "outputs");
     assert!(serde_json::from_str::<CommandBuilderSettings>(&text).is_err());
 }
