@@ -2,11 +2,13 @@
 
 #![cfg(feature = "process")]
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use deploycore::build::{
     BuildCommand, BuildContext, BuildError, BuildLog, BuildOutput, Builder, CommandBuilder, CommandBuilderSettings,
     OpenError,
@@ -14,7 +16,7 @@ use deploycore::build::{
 use deploycore::memory::{Clock, Queue};
 use deploycore::model::{CommitId, Job, NewJob, ServiceName, WorkerName};
 use deploycore::port::queue::ClaimRequest;
-use deploycore::port::{JobQueue, JobQueueExt};
+use deploycore::port::{JobQueue, JobQueueExt, chain};
 use futures::TryStreamExt;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -66,6 +68,12 @@ impl Place {
 
     async fn builder(&self, command: &str) -> CommandBuilder {
         CommandBuilder::open(self.settings(command)).await.unwrap()
+    }
+
+    /// The one mirror in the scratch folder.
+    fn mirror(&self) -> PathBuf {
+        let mut mirrors = std::fs::read_dir(self.scratch().join("mirrors")).unwrap().map(|entry| entry.unwrap().path());
+        mirrors.find(|path| path.is_dir()).unwrap()
     }
 
     fn build_folders(&self) -> usize {
@@ -199,6 +207,23 @@ async fn a_repository_that_is_away_is_tried_again() {
 }
 
 #[tokio::test]
+async fn a_password_in_the_url_of_the_repository_is_shown_to_nobody() {
+    let place = Place::new();
+    // Its port is free again.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut settings = place.settings(BUILD);
+    settings.repository = format!("http://ci:s3cret@127.0.0.1:{port}/web.git");
+    let shown = format!("http://***@127.0.0.1:{port}/web.git");
+    let builder = CommandBuilder::open(settings).await.unwrap();
+    assert!(!format!("{builder:?}").contains("s3cret"), "{builder:?}");
+    let build = Build::of(&CommitId::new("abcdef0").unwrap()).await;
+    let error = chain(&build.run(&builder).await.unwrap_err());
+    for text in [error, build.log()] {
+        assert!(text.contains(&shown) && !text.contains("s3cret"), "{text}");
+    }
+}
+
+#[tokio::test]
 async fn slots_and_builders_share_one_mirror_at_once() {
     let place = Place::new();
     let commits: Vec<_> = (0..4).map(|number| place.commit(&format!("{number}\n"))).collect();
@@ -265,6 +290,42 @@ async fn what_the_worker_is_to_blame_for_is_tried_again() {
 }
 
 #[tokio::test]
+async fn no_build_starts_on_a_full_disk_and_it_is_tried_again() {
+    let place = Place::new();
+    let commit = place.commit("one");
+    let settings = place.settings(BUILD).with_keep_free(ByteSize::pib(1));
+    let build = Build::of(&commit).await;
+    let error = build.run(&CommandBuilder::open(settings.clone()).await.unwrap()).await.unwrap_err();
+    assert!(matches!(error, BuildError::Infrastructure { .. }), "{error:?}");
+    assert!(error.to_string().contains("less than the 1.0 PiB of keep_free"), "{error}");
+    assert!(!build.log().contains("checked out"), "{}", build.log());
+
+    let builder = CommandBuilder::open(settings.with_keep_free(ByteSize::b(0))).await.unwrap();
+    Build::of(&commit).await.run(&builder).await.unwrap();
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_build_that_fails_on_a_disk_that_it_filled_is_tried_again() {
+    let place = Place::new();
+    let commit = place.commit("one");
+    // Nothing is written: the disk only has so much less. Others may write and delete up to half of it meanwhile.
+    let hog = ByteSize::gib(2);
+    let fill = format!("fallocate -l {} hog || exit 9; ", hog.as_u64());
+    for (end, wanted) in [("exit 1", "exit code 1"), ("true", "left no output file")] {
+        let disk = rustix::fs::statvfs(place.folder.path()).unwrap();
+        let keep_free = ByteSize::b(disk.f_bavail * disk.f_frsize - hog.as_u64() / 2);
+        for (command, is_full) in [(end.to_owned(), false), (format!("{fill}{end}"), true)] {
+            let settings = place.settings(&command).with_keep_free(keep_free);
+            let error = Build::of(&commit).await.run(&CommandBuilder::open(settings).await.unwrap()).await.unwrap_err();
+            assert_eq!(matches!(error, BuildError::Infrastructure { .. }), is_full, "{command}: {error:?}");
+            assert!(chain(&error).contains(wanted), "{error:?}");
+            eventually("the folder is deleted", || place.build_folders() == 0).await;
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_mirror_that_was_damaged_is_made_anew_and_no_repository_around_it_is_touched() {
     let place = Place::new();
     let first = place.commit("first\n");
@@ -301,16 +362,42 @@ async fn a_commit_that_arrived_is_built_although_a_reference_could_not_be_moved(
     let first = place.commit("first\n");
     let builder = place.builder(BUILD).await;
     Build::of(&first).await.run(&builder).await.unwrap();
-    let mirrors = std::fs::read_dir(place.scratch().join("mirrors")).unwrap().map(|entry| entry.unwrap().path());
-    let mirror = mirrors.into_iter().find(|path| path.is_dir()).unwrap();
     // What a fetch that was killed may leave.
-    let stale = mirror.join("refs/heads/main.lock");
+    let stale = place.mirror().join("refs/heads/main.lock");
     std::fs::create_dir_all(stale.parent().unwrap()).unwrap();
     std::fs::write(&stale, "").unwrap();
     let second = place.commit("second\n");
     let mut output = Build::of(&second).await.run(&builder).await.unwrap();
     assert!(read(&mut output).await.starts_with("second"));
     assert!(stale.exists(), "the mirror is the same");
+}
+
+#[tokio::test]
+async fn what_fetches_left_that_were_killed_goes_with_the_next_one_and_nothing_else() {
+    let place = Place::new();
+    let first = place.commit("first\n");
+    let builder = place.builder(BUILD).await;
+    Build::of(&first).await.run(&builder).await.unwrap();
+    let objects = place.mirror().join("objects");
+    let packs = || {
+        let names = std::fs::read_dir(objects.join("pack")).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter(|name| !name.to_string_lossy().contains("tmp")).collect::<BTreeSet<_>>()
+    };
+    let whole = packs();
+    let unfinished = ["pack/tmp_pack_oQ1xYz", "pack/tmp_idx_oQ1xYz", "pack/.tmp-77-pack-0123.pack", "tmp_obj_oQ1xYz"];
+    let unfinished = unfinished.map(|name| objects.join(name));
+    for file in &unfinished {
+        std::fs::write(file, "half a pack").unwrap();
+    }
+    let second = place.commit("second\n");
+    for (commit, content) in [(&second, "second"), (&first, "first")] {
+        let mut output = Build::of(commit).await.run(&builder).await.unwrap();
+        assert!(read(&mut output).await.starts_with(content));
+    }
+    for file in &unfinished {
+        assert!(!file.exists(), "{}", file.display());
+    }
+    assert!(packs().is_superset(&whole));
 }
 
 #[tokio::test]
@@ -483,7 +570,7 @@ fn settings_are_read_as_people_write_them() {
         r#"{"repository": "/r", "command": ["make", "all"], "output": "a", "scratch": "/s", "time_limit": "5m"}"#;
     let settings: CommandBuilderSettings = serde_json::from_str(text).unwrap();
     assert_eq!(settings.command, BuildCommand::Program(vec!["make".into(), "all".into()]));
-    assert_eq!(settings.time_limit, Some(Duration::from_mins(5)));
+    assert_eq!((settings.time_limit, settings.keep_free), (Some(Duration::from_mins(5)), ByteSize::gib(1)));
     let text = text.replace("output", "outputs");
     assert!(serde_json::from_str::<CommandBuilderSettings>(&text).is_err());
 }

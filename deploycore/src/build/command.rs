@@ -10,6 +10,7 @@
 //! each process of a build carries the name of its scratch folder in its environment (`DEPLOYCORE_BUILD`), by which a builder
 //! finds and ends what left its group, at the end of the build or when it sweeps the folder of a worker that died.
 
+mod origin;
 mod process;
 mod repository;
 mod scratch;
@@ -84,6 +85,20 @@ impl CommandBuilder {
         judge(exit, &context.log, &settings.command)
     }
 
+    /// Why the disk of the scratch folder has no room for a build, if it has none.
+    async fn shortage(&self) -> Option<String> {
+        let shortage = self.scratch.shortage(self.settings.keep_free).await;
+        shortage.unwrap_or_else(|error| Some(format!("the disk of the scratch folder cannot be looked at: {error}")))
+    }
+
+    /// A build that fails where the disk is full need not fail by its commit: what could not be written looks as if it had been left out.
+    async fn blame(&self, why: String) -> BuildError {
+        match self.shortage().await {
+            Some(shortage) => BuildError::infrastructure(shortage, why),
+            None => BuildError::Build(why),
+        }
+    }
+
     /// The output file, if it is one and lies within the checkout.
     fn output(&self, checkout: &Path) -> Result<PathBuf, BuildError> {
         let wanted = self.settings.output.display();
@@ -108,13 +123,19 @@ impl Builder for CommandBuilder {
         if let Err(error) = self.scratch.sweep(&context.stop).await {
             tracing::warn!(%error, "the scratch folder could not be swept");
         }
+        if let Some(message) = self.shortage().await {
+            return Err(BuildError::Infrastructure { message, source: None });
+        }
         let folder = self.scratch.folder(&context.lease, &context.stop).await.map_err(around)?;
         let folder = folder.ok_or(BuildError::Stopped)?;
         let checkout = self.repository.checkout(&job.spec.commit, &folder, context).await?;
         let built = self.run_command(job, &checkout, &folder, context).await;
         folder.end_processes().await;
-        built?;
-        Ok(BuildOutput::file(self.output(&checkout)?).keeping(folder))
+        match built.and_then(|()| self.output(&checkout)) {
+            Ok(output) => Ok(BuildOutput::file(output).keeping(folder)),
+            Err(BuildError::Build(why)) => Err(self.blame(why).await),
+            Err(error) => Err(error),
+        }
     }
 }
 

@@ -10,22 +10,25 @@
 //! lease that goes silent; the reaper takes the job back. What it stored meanwhile is content-addressed and harms nobody.
 
 mod attempt;
+mod hold_off;
 mod leases;
 mod settings;
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures::FutureExt;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tokio::task::{JoinError, JoinSet};
-use tokio::time::{Instant, timeout};
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 pub use self::settings::WorkerSettings;
 
 use self::attempt::Attempt;
+use self::hold_off::{HoldOff, Sign};
 use self::leases::{Held, Leases, Verdict, beats, keep_leases};
 use super::{Builder, InvalidSettings};
 use crate::model::{ClaimId, CommitId, Job, Lease, ServiceName, elapsed};
@@ -127,7 +130,8 @@ impl Worker {
         session.drain(self).await;
     }
 
-    /// Claims once, up to all slots, and works until each of these jobs has ended; how many there were.
+    /// Claims once, up to all slots, and works until each of these jobs has ended; how many there were. When to claim again is the caller's
+    /// to decide: only [`run`](Self::run) holds off where builds fail in a row.
     pub async fn tick(&self) -> usize {
         let mut session = Session::new(self);
         session.refill(self).await;
@@ -202,10 +206,11 @@ impl Shared {
 struct Session {
     shared: Arc<Shared>,
     builds_on: Option<Handle>,
-    builds: JoinSet<()>,
+    builds: JoinSet<Sign>,
     keeper: JoinSet<()>,
     pace: Pace,
     beats: Pace,
+    hold_off: HoldOff,
     ready: ReadyHint,
 }
 
@@ -214,11 +219,12 @@ impl Session {
         let shared = Arc::clone(&worker.shared);
         let pace = worker.seeded(Pace::new(shared.settings.poll, shared.settings.backoff));
         let beats = worker.seeded(beats(&shared.settings));
+        let hold_off = HoldOff::new(worker.seeded(Pace::new(Duration::ZERO, shared.settings.hold_off)));
         let builds_on = worker.builds_on.clone();
         // Before the first claim: what becomes ready after it is not missed.
         let ready = shared.queue.ready();
         let (builds, keeper) = (JoinSet::new(), JoinSet::new());
-        let mut session = Self { shared, builds_on, builds, keeper, pace, beats, ready };
+        let mut session = Self { shared, builds_on, builds, keeper, pace, beats, hold_off, ready };
         session.start_keeper();
         session
     }
@@ -228,15 +234,22 @@ impl Session {
         self.keeper.spawn(async move { keep_leases(&shared, beats).await }.in_current_span());
     }
 
+    fn free(&self) -> usize {
+        self.shared.settings.slots.get().saturating_sub(self.builds.len())
+    }
+
     /// Claims for the free slots and starts what it got.
     async fn refill(&mut self, worker: &Worker) {
-        let free = self.shared.settings.slots.get().saturating_sub(self.builds.len());
-        if free == 0 {
+        // A claim whose reply was lost may hold jobs: nobody beats for them until it is answered.
+        let is_unanswered = lock(&worker.unanswered).is_some();
+        let free = self.free();
+        let room = if is_unanswered { free } else { self.hold_off.room(free, Instant::now()) };
+        if room == 0 {
             return;
         }
-        let answer = worker.claim(free).await;
+        let answer = worker.claim(room).await;
         self.pace.note(answer.is_ok());
-        if answer.as_ref().is_ok_and(|(_, jobs)| jobs.len() == free) {
+        if answer.as_ref().is_ok_and(|(_, jobs)| jobs.len() == room) {
             // There may be more than this worker has slots for.
             self.ready.pass_on();
         }
@@ -255,16 +268,26 @@ impl Session {
         let (lease, spec) = (held.lease, &held.job.spec);
         let span = tracing::info_span!("build", job = %lease.job, epoch = %lease.epoch, service = %spec.service, commit = %spec.commit);
         let attempt = Attempt::new(Arc::clone(&self.shared), held, self.builds_on.clone());
-        self.builds.spawn(attempt.run().instrument(span));
+        let build = self.builds.spawn(attempt.run().instrument(span));
+        self.hold_off.started(build.id());
     }
 
-    /// Waits for the next claim: the period, or sooner when a slot becomes free, or when one is free and the queue has a hint.
+    /// Waits for the next claim: the period, or sooner when a slot becomes free, when one is free and the queue has a hint, or when the
+    /// worker has held off for long enough.
     async fn rest(&mut self, shutdown: &CancellationToken) -> Wake {
-        let Self { shared, builds, keeper, pace, ready, .. } = self;
-        let has_room = builds.len() < shared.settings.slots.get();
+        let now = Instant::now();
+        let has_room = self.hold_off.room(self.free(), now) > 0;
+        let Self { builds, keeper, pace, hold_off, ready, .. } = self;
+        let held_until = hold_off.ends_at(now);
         let slot_free = async {
-            match builds.join_next().await {
-                Some(end) => note_end("build", end),
+            match builds.join_next_with_id().await {
+                Some(end) => note_build(hold_off, end),
+                None => std::future::pending().await,
+            }
+        };
+        let held_off = async {
+            match held_until {
+                Some(until) => sleep_until(until).await,
                 None => std::future::pending().await,
             }
         };
@@ -273,13 +296,14 @@ impl Session {
                 biased;
                 () = slot_free => {}
                 () = ready.given(), if has_room => {}
+                () = held_off => {}
             }
         };
         tokio::select! {
             biased;
             wake = pace.wait(sooner, shutdown) => {
-                while let Some(end) = builds.join_next().now_or_never().flatten() {
-                    note_end("build", end);
+                while let Some(end) = builds.join_next_with_id().now_or_never().flatten() {
+                    note_build(hold_off, end);
                 }
                 wake
             }
@@ -328,8 +352,14 @@ impl Session {
     }
 }
 
+fn note_build(hold_off: &mut HoldOff, end: Result<(Id, Sign), JoinError>) {
+    let (build, sign) = end.as_ref().map_or_else(|error| (error.id(), Sign::Mute), |end| *end);
+    hold_off.ended(build, sign, Instant::now());
+    note_end("build", end);
+}
+
 /// A task must not die in silence.
-fn note_end(what: &'static str, end: Result<(), JoinError>) {
+fn note_end<T>(what: &'static str, end: Result<T, JoinError>) {
     if let Err(error) = end {
         tracing::error!(error = chain(&error), what, "a task of the worker died");
         metrics::counter!("deploycore_worker_task_deaths_total", "task" => what).increment(1);

@@ -43,6 +43,8 @@ pub(crate) enum Plan {
     Hang,
     Fail(&'static str),
     Around(&'static str),
+    /// As `Around`, after this long.
+    AroundAfter(Duration),
     Panic,
 }
 
@@ -89,6 +91,10 @@ impl Builder for Scripted {
             Plan::Hang => std::future::pending().await,
             Plan::Fail(why) => Err(BuildError::Build(why.to_owned())),
             Plan::Around(why) => Err(BuildError::infrastructure("no disk", why)),
+            Plan::AroundAfter(time) => {
+                sleep(time).await;
+                Err(BuildError::infrastructure("no disk", "full"))
+            }
             Plan::Panic => panic!("a bug in the builder"),
         }
     }

@@ -14,13 +14,15 @@ use deploycore::build::{
 };
 use deploycore::memory::Store;
 use deploycore::model::{AttemptOutcome, Completion, Digest, FailureKind, Job, JobStatus, LogName};
-use deploycore::pace::Horizon;
+use deploycore::pace::{Backoff, Horizon};
 use deploycore::port::queue::{Beat, ClaimRequest};
 use deploycore::port::{ArtifactStore, ArtifactStoreExt, JobQueue};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use bed::*;
+
+const HOUR: Backoff = Backoff { initial: Duration::from_hours(1), max: Duration::from_hours(1) };
 
 #[tokio::test(start_paused = true)]
 async fn a_job_succeeds_with_its_bytes_and_its_log_in_the_store() {
@@ -106,6 +108,91 @@ async fn a_failed_build_is_final_and_a_failure_around_it_is_tried_again() {
         _ => "",
     });
     assert_eq!(kinds.collect::<Vec<_>>(), ["no disk: full", "the builder panicked", ""]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_whose_every_build_fails_around_it_does_not_use_up_the_queue() {
+    let yard = Yard::new(vec![Plan::Around("full"); 1_000]);
+    for _ in 0..100 {
+        yard.enqueue(job()).await;
+    }
+    let _worker = yard.run(WorkerSettings::default().with_slots(NonZeroUsize::new(4).unwrap()));
+    sleep(secs(600)).await;
+    let started = yard.builder.started.load(Ordering::SeqCst);
+    // All slots once, then a job after 1 s, 2 s, 4 s, ... 256 s.
+    assert!((12..=14).contains(&started), "{started}");
+    let failed = yard.line.queue.stats().await.unwrap().counts.get(&JobStatus::Failed).copied();
+    assert!(failed < Some(5), "{failed:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_held_off_tries_one_job_and_fills_its_slots_again_when_it_succeeds() {
+    let plans = [vec![Plan::Around("full"); 4], vec![Plan::Take(secs(20)); 8]].concat();
+    let yard = Yard::new(plans);
+    for _ in 0..8 {
+        yard.enqueue(job()).await;
+    }
+    let _worker = yard.run(WorkerSettings::default().with_slots(NonZeroUsize::new(4).unwrap()));
+    sleep(secs(19)).await;
+    assert_eq!(yard.builder.alive.load(Ordering::SeqCst), 1);
+    sleep(secs(5)).await;
+    assert_eq!(yard.builder.alive.load(Ordering::SeqCst), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_around_builds_that_are_not_in_a_row_hold_no_job_up() {
+    let yard = Yard::new((0..10).flat_map(|_| [Plan::Around("full"), Plan::Fail("no such type")]));
+    for _ in 0..20 {
+        yard.enqueue(job()).await;
+    }
+    let _worker = yard.run(WorkerSettings::default());
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(yard.builder.started.load(Ordering::SeqCst), 20);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_cancelled_build_between_failures_around_builds_leaves_them_in_a_row() {
+    let yard = Yard::new([Plan::Around("full"), Plan::Take(secs(600)), Plan::Around("full"), Plan::Yield("bytes")]);
+    yard.enqueue(job()).await;
+    let cancelled = yard.enqueue(job()).await;
+    yard.enqueue(job()).await;
+    let _worker = yard.run(WorkerSettings::default().with_hold_off(HOUR));
+    sleep(secs(1)).await;
+    yard.line.cancel(cancelled).await.unwrap();
+    yard.finished(cancelled).await;
+    sleep(secs(60)).await;
+    assert_eq!(yard.builder.started.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_holds_off_ends_at_once_when_it_shall() {
+    let yard = Yard::new(vec![Plan::Around("full"); 10]);
+    for _ in 0..10 {
+        yard.enqueue(job()).await;
+    }
+    let worker = yard.run(WorkerSettings::default().with_hold_off(HOUR));
+    sleep(secs(600)).await;
+    assert_eq!(yard.builder.started.load(Ordering::SeqCst), 2);
+    yard.shutdown.cancel();
+    timeout(secs(1), worker).await.expect("it waits for the end of its delay").unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_claim_whose_reply_was_lost_is_repeated_also_by_a_worker_that_holds_off() {
+    let yard = Yard::new(vec![Plan::AroundAfter(secs(4)); 2]);
+    for _ in 0..2 {
+        yard.enqueue(job()).await;
+    }
+    let slots = NonZeroUsize::new(3).unwrap();
+    let _worker = yard.run(WorkerSettings::default().with_slots(slots).with_hold_off(HOUR));
+    yard.builder.began.notified().await;
+    // It is claimed at 2 s and told of at 5 s; between, at 4 s, the builds fail.
+    for fault in [Fault::NoReply, Fault::Lost, Fault::Lost] {
+        yard.line.fault("claim", fault);
+    }
+    let id = yard.enqueue(job()).await;
+    sleep(secs(60)).await;
+    assert_eq!(yard.job(id).await.status, JobStatus::Succeeded);
 }
 
 #[tokio::test(start_paused = true)]
@@ -347,6 +434,8 @@ fn settings_are_read_as_people_write_them() {
     let text = r#"{"name": "w-1", "slots": 4, "heartbeat": "10s", "lost_after": "30s", "log_limit": "2 MiB"}"#;
     let settings: WorkerSettings = serde_json::from_str(text).unwrap();
     assert_eq!((settings.slots.get(), settings.heartbeat), (4, secs(10)));
+    let settings: WorkerSettings = serde_json::from_str(r#"{"hold_off": {"initial": "1h", "max": "1h"}}"#).unwrap();
+    assert_eq!(settings.hold_off, HOUR);
     assert!(serde_json::from_str::<WorkerSettings>(r#"{"slot": 4}"#).is_err());
     assert!(serde_json::from_str::<ReaperSettings>(r#"{"prune_after": "720h", "period": "5s"}"#).is_ok());
 }

@@ -230,6 +230,9 @@ pub struct Worker {
     /// A worker without a heartbeat for this long is lost, and its job is tried again; 90 s by default.
     #[serde(with = "friendly")]
     pub lost_after: Duration,
+    /// Bytes that must be free on the disk of the checkouts: with fewer no build starts, and none that fails does so for good. 1 GiB by
+    /// default; 0 turns it off.
+    pub keep_free: ByteSize,
     /// Incompressible bytes to add to each artifact, for a try.
     pub payload: Option<ByteSize>,
     /// The folder for checkouts; in the state folder by default.
@@ -245,6 +248,7 @@ impl Default for Worker {
             output: None,
             heartbeat: Duration::from_secs(30),
             lost_after: Duration::from_secs(90),
+            keep_free: ByteSize::gib(1),
             payload: None,
             state: None,
         }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use super::origin::Origin;
 use super::process::{Exit, Program, Sink};
 use super::scratch::{Folder, Scratch, blocking, lock_within, remove_all};
 use super::settings::{CommandBuilderSettings, OpenError};
@@ -22,7 +23,7 @@ use crate::model::{CommitId, Digest};
 #[derive(Debug)]
 pub(super) struct Repository {
     /// What the operator named; made absolute where it is a local path.
-    url: String,
+    url: Origin,
     mirror: PathBuf,
     lock: PathBuf,
     env: Vec<(OsString, OsString)>,
@@ -66,7 +67,7 @@ impl Repository {
         let own = GIT_INHERITS.iter().filter_map(|name| Some(((*name).into(), std::env::var_os(name)?)));
         let fixed = [("GIT_TERMINAL_PROMPT", "0"), ("LC_ALL", "C")].map(|(name, value)| (name.into(), value.into()));
         Self {
-            url,
+            url: Origin::new(url),
             mirror: scratch.mirrors().join(format!("{key}.git")),
             lock: scratch.mirrors().join(format!("{key}.lock")),
             env: inherited.chain(own).chain(fixed).collect(),
@@ -120,6 +121,9 @@ impl Repository {
     }
 }
 
+/// What is kept of the messages of one call.
+const SAID: usize = 16 << 10;
+
 /// Calls of git for one build.
 struct Call<'a> {
     repository: &'a Repository,
@@ -149,6 +153,7 @@ impl Call<'_> {
         if let Some(found) = self.resolve(commit).await? {
             return Ok(found);
         }
+        self.clear().await;
         self.context.log.line(format!("fetching {}", repository.url));
         let failed = format!("repository {} could not be fetched", repository.url);
         let fetched = repository.mirror.exists() && self.fetch_all().await?;
@@ -158,8 +163,8 @@ impl Call<'_> {
         }
         if !fetched {
             // Whose fault was it? Where the repository answers, it is the mirror's, which a host that lost its power may have damaged.
-            self.git_or(&repository.scratch, &["ls-remote", "--quiet", "--", &*repository.url, "HEAD"], &failed)
-                .await?;
+            let ask = ["ls-remote", "--quiet", "--", repository.url.for_git(), "HEAD"];
+            self.git_or(&repository.scratch, &ask, &failed).await?;
             self.make_mirror(&failed).await?;
             if let Some(found) = self.resolve(commit).await? {
                 return Ok(found);
@@ -173,11 +178,21 @@ impl Call<'_> {
         self.resolve(commit).await?.ok_or_else(unknown)
     }
 
+    /// Deletes what git calls left in the mirror that ran out of time or were stopped: git itself keeps it for weeks, and each may have left as
+    /// much as the repository is large. The lock is held: nobody else writes there, for a build shares the mirror's objects and has a folder
+    /// of its own for new ones.
+    async fn clear(&self) {
+        let mirror = self.repository.mirror.clone();
+        if let Err(error) = blocking(move || remove_unfinished(&mirror)).await {
+            tracing::warn!(%error, mirror = %self.repository.mirror.display(), "unfinished files of git could not be deleted");
+        }
+    }
+
     /// Whether git brought everything that branches and tags lead to.
     async fn fetch_all(&self) -> Result<bool, BuildError> {
         let repository = self.repository;
         let fetch = ["fetch", "--quiet", "--no-write-fetch-head", "--no-tags", "--prune", "--force", "--"];
-        let all = [&*repository.url, "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"];
+        let all = [repository.url.for_git(), "+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"];
         let (exit, ..) = self.git(&repository.mirror, &[&fetch[..], &all[..]].concat()).await?;
         Ok(exit == Exit::Code(0))
     }
@@ -191,7 +206,7 @@ impl Call<'_> {
         // What a clone that died left there.
         blocking(move || remove_all(&clear)).await.map_err(around)?;
         let to = new.to_string_lossy();
-        let clone = ["clone", "--quiet", "--bare", "--no-local", "--template=", "--", &*repository.url, &*to];
+        let clone = ["clone", "--quiet", "--bare", "--no-local", "--template=", "--", repository.url.for_git(), &*to];
         self.git_or(&repository.scratch, &clone, failed).await?;
         let mirror = repository.mirror.clone();
         let replace = move || {
@@ -208,7 +223,7 @@ impl Call<'_> {
 
     /// Asks for a commit by its full id: no branch or tag leads to it, but most servers give it all the same.
     async fn fetch_alone(&self, commit: &CommitId, failed: &str) -> Result<(), BuildError> {
-        let (url, mirror) = (&*self.repository.url, &self.repository.mirror);
+        let (url, mirror) = (self.repository.url.for_git(), &self.repository.mirror);
         if !is_full(commit) {
             return Ok(());
         }
@@ -240,23 +255,43 @@ impl Call<'_> {
     /// How git ended, its output, and its messages, which go to the build's log too.
     async fn git(&self, folder: &Path, args: &[&str]) -> Result<(Exit, String, BuildLog), BuildError> {
         let program = self.repository.program(folder, args).marked(&self.mark);
-        let (log, limit) = (BuildLog::new(16 << 10), self.repository.fetch_limit);
+        let (log, limit) = (BuildLog::new(SAID), self.repository.fetch_limit);
         let sink = Sink::capture(&log);
         let run = program.run(sink.clone(), self.repository.stop_grace, &self.context.stop);
         let late = |_| {
             BuildError::infrastructure(
                 format!("git {} took longer than {limit:?}", args[0]),
-                self.repository.url.clone(),
+                self.repository.url.to_string(),
             )
         };
         let exit = timeout(limit, run).await.map_err(late)?;
-        self.context.log.write(&log.contents());
+        let said = BuildLog::new(SAID);
+        said.write(self.repository.url.hide(&String::from_utf8_lossy(&log.contents())).as_bytes());
+        self.context.log.write(&said.contents());
         match exit {
             Ok(Exit::Stopped) => Err(BuildError::Stopped),
-            Ok(exit) => Ok((exit, sink.captured(), log)),
+            Ok(exit) => Ok((exit, sink.captured(), said)),
             Err(error) => Err(BuildError::infrastructure("git could not be started", error)),
         }
     }
+}
+
+/// How the names of files begin that git renames when they are whole, in these folders of a mirror.
+const UNFINISHED: [&str; 2] = ["tmp_", ".tmp-"];
+const UNFINISHED_IN: [&str; 2] = ["objects", "objects/pack"];
+
+fn remove_unfinished(mirror: &Path) -> io::Result<()> {
+    for folder in UNFINISHED_IN.map(|folder| mirror.join(folder)).iter().filter(|folder| folder.exists()) {
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let is_unfinished = UNFINISHED.iter().any(|start| name.as_encoded_bytes().starts_with(start.as_bytes()));
+            if is_unfinished && entry.file_type()?.is_file() {
+                fs::remove_file(entry.path())?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A commit id of full length, of either hash that git knows.

@@ -12,6 +12,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bytesize::ByteSize;
+use rustix::fs::{StatVfs, statvfs};
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -57,6 +59,14 @@ impl Scratch {
         self.root.join("mirrors")
     }
 
+    /// What its disk has too little of for a build, where `keep_free` bytes must be free; `None` when there is enough, or `keep_free` is zero.
+    pub(super) async fn shortage(&self, keep_free: ByteSize) -> io::Result<Option<String>> {
+        let root = self.root.clone();
+        let disk = blocking(move || Ok(statvfs(&root)?)).await?;
+        let lack = lack(&disk, keep_free);
+        Ok(lack.map(|lack| format!("the disk of the scratch folder {} has {lack}", self.root.display())))
+    }
+
     /// A fresh folder for an attempt; `None` when it was stopped before.
     pub(super) async fn folder(&self, lease: &Lease, stop: &CancellationToken) -> io::Result<Option<Folder>> {
         let root = self.root.clone();
@@ -93,6 +103,24 @@ impl Scratch {
             .map_err(refuse)?;
         }
         Ok(())
+    }
+}
+
+/// A checkout with its build makes as many files, and more.
+const FEW_FILES: u64 = 1_000;
+
+fn lack(disk: &StatVfs, keep_free: ByteSize) -> Option<String> {
+    let free = ByteSize::b(disk.f_bavail.saturating_mul(disk.f_frsize));
+    // Some file systems make room for files as they need it, and say that they have none.
+    let counts_files = disk.f_files > 0;
+    if keep_free.as_u64() == 0 {
+        None
+    } else if free < keep_free {
+        Some(format!("{free} free, less than the {keep_free} of keep_free"))
+    } else if counts_files && disk.f_favail < FEW_FILES {
+        Some(format!("room for {} more files, less than {FEW_FILES}", disk.f_favail))
+    } else {
+        None
     }
 }
 
@@ -275,4 +303,27 @@ fn end_marked(mark: &[u8]) -> usize {
 #[cfg(not(target_os = "linux"))]
 fn end_marked(_mark: &[u8]) -> usize {
     0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_lacks_bytes_or_files_or_nothing() {
+        let full = |bytes: u64, files: u64, of_files: u64| {
+            let mut disk = statvfs("/").unwrap();
+            (disk.f_frsize, disk.f_bavail) = (4096, bytes / 4096);
+            (disk.f_files, disk.f_favail) = (of_files, files);
+            disk
+        };
+        let gib = ByteSize::gib(1);
+        assert_eq!(lack(&full(1 << 30, 1_000, 10_000), gib), None);
+        assert_eq!(lack(&full(1 << 30, 0, 0), gib), None, "files are not counted");
+        let bytes = lack(&full(512 << 20, 1_000, 10_000), gib).unwrap();
+        assert_eq!(bytes, "512.0 MiB free, less than the 1.0 GiB of keep_free");
+        let files = lack(&full(1 << 30, 999, 10_000), gib).unwrap();
+        assert_eq!(files, "room for 999 more files, less than 1000");
+        assert_eq!(lack(&full(0, 0, 10_000), ByteSize::b(0)), None);
+    }
 }

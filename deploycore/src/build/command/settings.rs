@@ -5,15 +5,19 @@ use std::fmt;
 use std::path::{Component, PathBuf};
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
+use super::origin::Origin;
 use crate::model::{friendly, friendly_option};
 
-/// What a [`CommandBuilder`](super::CommandBuilder) builds and how.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What a [`CommandBuilder`](super::CommandBuilder) builds and how. Its `Debug` leaves out what may be secret: a password in the URL, and
+/// the values of the environment.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CommandBuilderSettings {
-    /// The git repository: a path or whatever `git fetch` takes. It is only read.
+    /// The git repository: a path or whatever `git fetch` takes. It is only read. A password in a URL is never shown in logs and errors, but
+    /// git keeps it in the mirror and shows it among the host's processes.
     pub repository: String,
     /// What to run, in the root of the checkout, with no input.
     pub command: BuildCommand,
@@ -21,6 +25,10 @@ pub struct CommandBuilderSettings {
     pub output: PathBuf,
     /// Where checkouts and the mirror of the repository live. Local, with room for both.
     pub scratch: PathBuf,
+    /// Bytes that must be free on the disk of `scratch`; 1 GiB by default. Where there are fewer, or next to no files can be made, no build starts,
+    /// and one that fails or leaves no output did so for a reason around it: another worker may have room. 0 turns it off.
+    #[serde(default = "default_keep_free")]
+    pub keep_free: ByteSize,
     /// Added to the environment of the command, on top of `DEPLOYCORE_SERVICE`, `DEPLOYCORE_COMMIT` and `DEPLOYCORE_JOB`.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
@@ -38,10 +46,26 @@ pub struct CommandBuilderSettings {
     pub stop_grace: Duration,
 }
 
+impl fmt::Debug for CommandBuilderSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CommandBuilderSettings")
+            .field("repository", &Origin::new(&self.repository))
+            .field("command", &self.command)
+            .field("output", &self.output)
+            .field("scratch", &self.scratch)
+            .field("env", &self.env.keys())
+            .finish_non_exhaustive()
+    }
+}
+
 fn default_inherit() -> Vec<String> {
     let names = "PATH HOME USER LOGNAME LANG LC_ALL TZ TMPDIR CARGO_HOME RUSTUP_HOME SSL_CERT_FILE SSL_CERT_DIR \
                  http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY";
     names.split_whitespace().map(str::to_owned).collect()
+}
+
+fn default_keep_free() -> ByteSize {
+    ByteSize::gib(1)
 }
 
 fn default_fetch_limit() -> Duration {
@@ -94,6 +118,7 @@ impl CommandBuilderSettings {
             command: BuildCommand::Shell(command.into()),
             output: output.into(),
             scratch: scratch.into(),
+            keep_free: default_keep_free(),
             env: BTreeMap::new(),
             inherit: default_inherit(),
             time_limit: None,
@@ -106,6 +131,13 @@ impl CommandBuilderSettings {
     #[must_use]
     pub fn with_command(mut self, command: BuildCommand) -> Self {
         self.command = command;
+        self
+    }
+
+    /// Sets how many bytes must be free on the disk of the scratch folder; 0 for any number.
+    #[must_use]
+    pub fn with_keep_free(mut self, keep_free: ByteSize) -> Self {
+        self.keep_free = keep_free;
         self
     }
 

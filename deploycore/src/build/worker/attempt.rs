@@ -11,6 +11,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
 use super::Shared;
+use super::hold_off::Sign;
 use super::leases::{Held, Verdict, stopped};
 use crate::build::{BuildContext, BuildError, BuildLog, BuildOutput};
 use crate::model::{ArtifactName, ArtifactRef, Completion, Failure, FailureKind, LogName, Manifest, Retry, Timings};
@@ -40,6 +41,18 @@ enum End {
     Stopped(Verdict),
 }
 
+impl End {
+    fn sign(&self) -> Sign {
+        match self {
+            Self::Stored(..) => Sign::Sound,
+            Self::Failed(failure) if failure.kind == FailureKind::Build => Sign::Sound,
+            Self::Failed(failure) if failure.kind == FailureKind::Infrastructure => Sign::Unsound,
+            // A build that had no end may have been the commit's doing or the host's.
+            Self::Failed(_) | Self::Stopped(_) => Sign::Mute,
+        }
+    }
+}
+
 impl Attempt {
     pub(super) fn new(shared: Arc<Shared>, held: Arc<Held>, builds_on: Option<Handle>) -> Self {
         shared.leases.add(&held);
@@ -47,10 +60,12 @@ impl Attempt {
         Self { shared, held, log, builds_on }
     }
 
-    pub(super) async fn run(self) {
+    /// Works, and tells the queue how it ended.
+    pub(super) async fn run(self) -> Sign {
         let started = Instant::now();
         tracing::info!(attempt = self.held.job.attempts, "build starts");
         let end = self.work().await;
+        let sign = end.sign();
         let outcome = match end {
             End::Stored(artifact, timings) => {
                 let log = self.store_log().await;
@@ -80,6 +95,7 @@ impl Attempt {
         metrics::counter!("deploycore_worker_builds_total", "outcome" => outcome).increment(1);
         metrics::histogram!("deploycore_worker_build_seconds", "outcome" => outcome)
             .record(started.elapsed().as_secs_f64());
+        sign
     }
 
     /// Builds and stores, or stops when told to.

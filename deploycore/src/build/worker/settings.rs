@@ -46,6 +46,10 @@ pub struct WorkerSettings {
     pub store_tries: u32,
     /// The delay before another attempt after a failure around the build; it doubles with each attempt. From 10 s to 5 min by default.
     pub retry: Backoff,
+    /// How long the worker claims nothing after builds in a row failed around it, as all do on a host whose disk is full: from the second on.
+    /// Then it tries one job at a time; each that fails doubles the delay, and the first that is built, or fails by its commit, ends it. From
+    /// 1 s to 5 min by default.
+    pub hold_off: Backoff,
     /// The largest log that is kept of a build; its middle is dropped beyond. 1 MiB by default.
     pub log_limit: ByteSize,
 }
@@ -65,6 +69,7 @@ impl Default for WorkerSettings {
             settle_limit: Duration::from_mins(2),
             store_tries: 3,
             retry: Backoff { initial: Duration::from_secs(10), max: Duration::from_mins(5) },
+            hold_off: Backoff { initial: Duration::from_secs(1), max: Duration::from_mins(5) },
             log_limit: ByteSize::mib(1),
         }
     }
@@ -127,6 +132,13 @@ impl WorkerSettings {
         self
     }
 
+    /// Sets how long the worker claims nothing after builds in a row failed around it.
+    #[must_use]
+    pub fn with_hold_off(mut self, hold_off: Backoff) -> Self {
+        self.hold_off = hold_off;
+        self
+    }
+
     /// Sets the largest log that is kept.
     #[must_use]
     pub fn with_log_limit(mut self, limit: ByteSize) -> Self {
@@ -143,6 +155,8 @@ impl WorkerSettings {
             ("call_limit", self.call_limit),
             ("backoff.initial", self.backoff.initial),
             ("backoff.max", self.backoff.max),
+            ("hold_off.initial", self.hold_off.initial),
+            ("hold_off.max", self.hold_off.max),
         ])?;
         check.heartbeat(self.heartbeat, self.lost_after)
     }

@@ -60,7 +60,7 @@ pub(in crate::cluster) fn build_settings(config: &Config, name: &str) -> Result<
     let command = worker.command.clone().context("[worker] command is missing: say what to run in the checkout")?;
     let output = worker.output.clone().context("[worker] output is missing: name the file that the command leaves")?;
     let settings = CommandBuilderSettings::new(repository, command, output, config.worker_dir(name));
-    Ok(settings.with_stop_grace(BUILD_STOP_GRACE))
+    Ok(settings.with_keep_free(worker.keep_free).with_stop_grace(BUILD_STOP_GRACE))
 }
 
 /// Adds incompressible bytes behind the output of another builder, the same for the same job: an executable file keeps
