@@ -32,6 +32,8 @@ enum Flaw {
     AbortsTheFinished,
     /// Ending an upload of another store is an error.
     RefusesUnknownAborts,
+    /// Its parts have one size, whatever the artifact's.
+    PartsOfOneSize,
     /// Parts that it does not have are refused as any failure is told.
     RefusesInOtherWords,
 }
@@ -72,7 +74,7 @@ fn tag(upload: &UploadId, index: u32) -> PartTag {
 #[async_trait]
 impl Multipart for Broken {
     fn part_size(&self, size: u64) -> u64 {
-        self.inner.part_size(size)
+        if self.flaw == Flaw::PartsOfOneSize { 512 << 10 } else { self.inner.part_size(size) }
     }
 
     async fn begin(&self) -> Result<UploadId, Error> {
@@ -202,6 +204,7 @@ async fn each_flaw_fails_the_case_that_is_about_it() {
     for (flaw, case) in [
         (Flaw::JoinsAsTheyCame, "multipart::parts_in_any_order_make_the_artifact"),
         (Flaw::VisibleEarly, "multipart::parts_in_any_order_make_the_artifact"),
+        (Flaw::PartsOfOneSize, "multipart::parts_of_any_artifact_are_whole_pieces"),
         (Flaw::KeepsBothOfOnePart, "multipart::a_part_may_be_sent_again"),
         (Flaw::RefusesRepeat, "multipart::finishing_again_gives_the_same_answer"),
         (Flaw::FillsGaps, "multipart::a_missing_part_is_no_artifact"),

@@ -175,6 +175,7 @@ macro_rules! __queue_cases {
                 each_attempt_has_the_whole_time
                 a_requested_cancel_takes_effect
                 a_rescue_takes_at_most_its_limit
+                a_small_rescue_finds_the_one_among_many_that_live
                 a_limit_out_of_bounds_is_refused
                 concurrent_reapers_rescue_each_lease_once
                 a_completion_and_a_rescue_do_not_both_win

@@ -133,6 +133,7 @@ macro_rules! __store_cases {
                 the_largest_log_fits_and_a_larger_one_is_refused
             }
             multipart {
+                parts_of_any_artifact_are_whole_pieces
                 parts_in_any_order_make_the_artifact
                 another_process_goes_on
                 a_part_may_be_sent_again

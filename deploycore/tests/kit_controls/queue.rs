@@ -60,6 +60,7 @@ enum Fault {
     RescueTrustsWhatItRead,
     RescueSparesWhatHeartbeats,
     RescueNeverBacksOff,
+    RescueLooksAtTheFirst,
     HeartbeatMovesTheDeadline,
     ReleaseBurnsAnAttempt,
     ReleaseIsUnbounded,
@@ -148,6 +149,7 @@ const CONTROLS: &[(Fault, &[&str])] = &[
     ),
     (Fault::RescueSparesWhatHeartbeats, &["rescue::a_passed_deadline_fails_the_job_although_it_heartbeats"]),
     (Fault::RescueNeverBacksOff, &["rescue::later_rescues_back_off"]),
+    (Fault::RescueLooksAtTheFirst, &["rescue::a_small_rescue_finds_the_one_among_many_that_live"]),
     (Fault::HeartbeatMovesTheDeadline, &["heartbeat::a_heartbeat_moves_no_deadline"]),
     (Fault::ReleaseBurnsAnAttempt, &["release::a_released_job_burns_no_attempt"]),
     (Fault::ReleaseIsUnbounded, &["release::releases_are_bounded"]),
@@ -443,6 +445,12 @@ impl JobQueue for Broken {
         }
         let now = self.clock.now();
         let bend = |known: &mut Jobs| {
+            let mut left = if self.is(Fault::RescueLooksAtTheFirst) { request.limit } else { usize::MAX };
+            known.retain(|_, (job, _)| {
+                let is_seen = job.running.is_none() || left > 0;
+                left -= usize::from(job.running.is_some() && left > 0);
+                is_seen
+            });
             for (job, _) in known.values_mut() {
                 match (self.fault, &mut job.running) {
                     (Fault::RescueSparesWhatHeartbeats, Some(running))

@@ -134,7 +134,7 @@ pub async fn a_requested_cancel_takes_effect(queue: Subject) {
     assert!(claim_ids(&queue).await.is_empty());
 }
 
-/// At most as many as asked for; the rest comes with the next calls, and what is alive is not in the way.
+/// At most as many as asked for; the rest comes with the next calls.
 pub async fn a_rescue_takes_at_most_its_limit(queue: Subject) {
     enqueue(&queue, &(0..7).map(|_| job()).collect::<Vec<_>>()).await;
     let mut wanted: Vec<_> = claim(&queue, 7).await.iter().map(lease).map(|lease| lease.job).collect();
@@ -148,6 +148,23 @@ pub async fn a_rescue_takes_at_most_its_limit(queue: Subject) {
     seen.sort_unstable();
     wanted.sort_unstable();
     assert_eq!(seen, wanted);
+}
+
+/// However few a rescue may take, what is alive is not in the way of what is not.
+pub async fn a_small_rescue_finds_the_one_among_many_that_live(queue: Subject) {
+    for place in 0..6 {
+        let specs =
+            (0..6).map(|at| if at == place { job().with_build_timeout(Duration::from_millis(1)) } else { job() });
+        let mut late = Vec::new();
+        for spec in specs {
+            let running = start(&queue, &spec).await;
+            late.extend((spec.build_timeout < HOUR / 60).then_some(running));
+        }
+        pass(MOMENT).await;
+        let request = RescueRequest { limit: 1, ..rescue_late() };
+        assert!(matches!(rescue_one(&queue, &request, &late[0]).await, Fate::Failed { .. }));
+        assert!(rescue(&queue, &request).await.is_empty());
+    }
 }
 
 /// The bounds of a rescue.

@@ -3,6 +3,8 @@
 use bytes::Bytes;
 
 use super::steps::*;
+use crate::model::{MAX_ARTIFACT_SIZE, piece_size_for};
+use crate::port::store::multipart::MAX_PARTS;
 use crate::port::store::{Multipart, PartTag, UploadId};
 
 /// Bytes of two parts and a short third.
@@ -29,6 +31,18 @@ async fn put_all(parts: &dyn Multipart, upload: &UploadId, bytes: &Bytes) -> Vec
     }
     tags.rotate_left(1);
     tags
+}
+
+/// Of artifacts of any size: a part is whole pieces, and there are not too many.
+pub async fn parts_of_any_artifact_are_whole_pieces(subject: Subject) {
+    let store = subject.store();
+    let Some(parts) = store.multipart() else { return };
+    let gib = 1 << 30;
+    for size in [1, gib, gib + 1, 2 * gib + 1, 5 * gib, 10 * gib, 80 * gib, 500 * gib, MAX_ARTIFACT_SIZE] {
+        let part = parts.part_size(size);
+        assert!(part > 0 && part.is_multiple_of(piece_size_for(size)), "parts of {part} for {size} bytes");
+        assert!(size.div_ceil(part) <= u64::from(MAX_PARTS), "parts of {part} for {size} bytes");
+    }
 }
 
 /// The artifact is that of one put.

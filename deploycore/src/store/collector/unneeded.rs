@@ -3,7 +3,9 @@
 //! A worker that stored them did not come to complete its job, and the next attempt made other bytes; a replicator stored them after it had lost
 //! the right to. Nothing else finds them: they have a manifest, so a sweep keeps them, and no artifact, so no tombstone is set.
 //!
-//! They need none: nobody can deploy what the ledger does not know. Who registers them yet has put them lately, and they are young.
+//! They need none: nobody can deploy what the ledger does not know. Who registers them yet has put them lately, so they are young in the main store. In a
+//! region's store they are not: what is deleted there between the look at the ledger and the copy's completion, which takes moments, is found missing
+//! by the next audit, as any lost copy is.
 
 use std::collections::BTreeSet;
 
@@ -60,6 +62,10 @@ impl Collector {
             for digest in found.into_iter().flat_map(|found| found.unneeded) {
                 if tick.unneeded >= self.settings.max_marks as u64 {
                     return Ok(());
+                }
+                // A build may have made them anew since, and its copy to a region that has them does not make them young.
+                if self.ledger_call(tombstones.unneeded(&[digest])).await?.is_empty() {
+                    continue;
                 }
                 let deletion = store.delete_idle(&digest, self.settings.older_than);
                 match within::<_, store::Error>(self.settings.delete_timeout, "artifact store", deletion).await {
