@@ -106,6 +106,9 @@ pub struct Control {
     /// How long jobs are kept in the queue after their end; 90 days by default, a day at least.
     #[serde(with = "friendly")]
     pub keep_jobs: Duration,
+    /// The least epoch of new goals; 0 by default. One more than before, after the global goals were restored or lost: regions and machines take
+    /// no goal that is older than what they have, and a greater epoch is newer than all.
+    pub goal_epoch: u64,
 }
 
 impl Default for Control {
@@ -118,6 +121,7 @@ impl Default for Control {
             api_listen: None,
             queue_order: None,
             keep_jobs: KEPT,
+            goal_epoch: 0,
         }
     }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use deploycore::build::{Reaper, ReaperSettings};
 use deploycore::deploy::{Deployer, DeployerSettings};
-use deploycore::model::{RegionName, RunSpec, ServiceName};
+use deploycore::model::{GoalEpoch, RegionName, RunSpec, ServiceName};
 use deploycore::port::{ArtifactStore, GoalStateStore, JobQueue, ReplicationLedger};
 use deploycore::store::{Registrar, RegistrarSettings};
 use deploycore_kv::gateway::{Gateway, GatewayClient, GatewaySettings};
@@ -61,7 +61,8 @@ pub(super) async fn run(config: Config, with_gauges: bool, shutdown: Cancellatio
         let gateway = Arc::new(backends::gateways(urls.clone())?);
         regions.insert(name.clone(), Region { urls, gateway });
     }
-    let mut deployer = Deployer::new(DeployerSettings::default(), goals.clone(), ledger.clone());
+    let settings = DeployerSettings::default().with_epoch(GoalEpoch(config.control.goal_epoch));
+    let mut deployer = Deployer::new(settings, goals.clone(), ledger.clone());
     for (name, region) in &regions {
         deployer = deployer.with_directory(name.clone(), region.gateway.clone());
     }

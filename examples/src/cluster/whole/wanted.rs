@@ -127,8 +127,9 @@ fn bring_home(config: &mut Config, data: &DataDir) {
     data.path().clone_into(&mut config.state);
     (config.worker.state, config.agent.state) = (None, None);
     (config.agent.region, config.agent.listen) = (None, None);
-    let Control { queue_order, keep_jobs, .. } = config.control;
-    (config.control, config.swarm) = (Control { queue_order, keep_jobs, ..Control::default() }, Swarm::default());
+    let Control { queue_order, keep_jobs, goal_epoch, .. } = config.control;
+    (config.control, config.swarm) =
+        (Control { queue_order, keep_jobs, goal_epoch, ..Control::default() }, Swarm::default());
     for region in config.regions.values_mut() {
         for (number, replica) in (1..).zip(&mut region.replicas) {
             let name = MachineName::new(format!("gateway-{number}")).expect("it is a name");
