@@ -72,8 +72,8 @@ impl Stage {
             Self::OnTrial(generation) => bed.phases(generation)?.contains(&ServicePhase::Running),
             Self::Spreading(generation) => {
                 let phases = bed.phases(generation)?;
-                let good = phases.iter().filter(|phase| **phase == ServicePhase::Good).count();
-                good > 0 && good < bed.machines()?.len()
+                let is_ahead = |phase: &ServicePhase| matches!(phase, ServicePhase::Running | ServicePhase::Good);
+                phases.iter().any(is_ahead) && phases.iter().any(|phase| *phase != phases[0])
             }
             Self::RollingBack(generation) => bed.get("services/web")?["goal"]["generation"].as_u64()? >= generation,
             Self::AtRest => bed.log().contains("running until Ctrl-C"),
