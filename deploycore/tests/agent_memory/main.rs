@@ -1,5 +1,9 @@
 //! The agent in virtual time, on a machine in memory: its region goes away, its disk is full, and it is lost at any await.
 
+mod missing;
+mod tended;
+mod watching;
+
 use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -196,6 +200,14 @@ async fn run_for(agent: &Agent, span: Duration) {
     assert!(tokio::time::timeout(span, run).await.is_err(), "the agent does not end by itself");
 }
 
+/// Drives what happens while the agent runs.
+async fn beside(agent: &Agent, drive: impl Future<Output = ()>) {
+    tokio::select! {
+        ended = agent.run(CancellationToken::new()) => panic!("{ended:?}"),
+        () = drive => {}
+    }
+}
+
 fn phase(agent: &Agent) -> ServicePhase {
     agent.status().borrow().services[0].phase
 }
@@ -321,210 +333,6 @@ async fn machines_that_found_no_manifest_together_come_back_at_different_times()
     }
 }
 
-/// A host that counts what it starts and how often it is asked to look after it. Nothing on it answers while it is told so.
-#[derive(Debug)]
-struct Tended {
-    inner: MemoryRunner,
-    silent: AtomicBool,
-    started: AtomicU64,
-    looks: AtomicU64,
-}
-
-impl Tended {
-    fn new(world: &World) -> Arc<Self> {
-        let (silent, started, looks) = Default::default();
-        Arc::new(Self { inner: world.runner.clone(), silent, started, looks })
-    }
-
-    /// An agent works for so long on this host; how often it had it look after its services.
-    async fn run(self: &Arc<Self>, world: &World, span: Duration) -> u64 {
-        let settings = AgentSettings::new(MachineName::new("m1").unwrap(), RegionName::new("r1").unwrap());
-        let before = self.looks.load(Ordering::SeqCst);
-        run_for(&Agent::new(settings, AgentDeps { runner: self.clone(), ..world.deps() }), span).await;
-        self.looks.load(Ordering::SeqCst) - before
-    }
-}
-
-#[async_trait]
-impl Runner for Tended {
-    async fn prepare(&self, launch: &Launch) -> Result<Instance, runner::Error> {
-        self.started.fetch_add(1, Ordering::SeqCst);
-        self.inner.prepare(launch).await
-    }
-    async fn release(&self, instance: &Instance) -> Result<(), runner::Error> {
-        self.inner.release(instance).await
-    }
-    async fn is_alive(&self, instance: &Instance) -> bool {
-        self.inner.is_alive(instance).await
-    }
-    async fn ended(&self, instance: &Instance) -> Option<i32> {
-        self.inner.ended(instance).await
-    }
-    async fn tend(&self, _folder: &Path) {
-        self.looks.fetch_add(1, Ordering::SeqCst);
-    }
-    async fn answers(&self, instance: &Instance, path: &str) -> bool {
-        !self.silent.load(Ordering::SeqCst) && self.inner.answers(instance, path).await
-    }
-    async fn stop(&self, instance: &Instance, grace: Duration) -> Result<(), runner::Error> {
-        self.inner.stop(instance, grace).await
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_service_that_ends_again_and_again_is_tended_at_each_start_and_each_end() {
-    let second = Duration::from_secs(1);
-    let program = Program { answers_after: Some(second), ends_after: Some((second * 3, 1)) };
-    let world = World { runner: MemoryRunner::new(move |_| program), ..World::new(1 << 30) };
-    world.deploy(1, b"1").await;
-    let host = Tended::new(&world);
-    let tended = host.run(&world, Duration::from_mins(10)).await;
-    let started = host.started.load(Ordering::SeqCst);
-    assert!(started > 10 && tended >= 2 * started - 1, "{started} starts, tended {tended} times");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_service_that_does_not_answer_is_tended_like_any_other() {
-    let world = World::new(1 << 30);
-    world.deploy(1, b"1").await;
-    let host = Tended::new(&world);
-    let answering = host.run(&world, Duration::from_mins(1)).await;
-    assert!((5..8).contains(&answering), "{answering}");
-    host.silent.store(true, Ordering::SeqCst);
-    let taken_over = host.run(&world, Duration::from_mins(1)).await;
-    assert!((5..8).contains(&taken_over), "{taken_over}");
-    // One that is never ready.
-    host.inner.reboot();
-    let started = host.run(&world, Duration::from_mins(1)).await;
-    assert!(started >= 5, "{started}");
-}
-
-/// Goals whose lists are counted. The first watches say what is told and end; later ones are as they should be.
-#[derive(Debug)]
-struct Told {
-    goals: Goals,
-    lists: AtomicU64,
-    first: Mutex<VecDeque<Vec<Result<Changes, goals::Error>>>>,
-}
-
-impl Told {
-    fn new(world: &World, first: impl IntoIterator<Item = Vec<Result<Changes, goals::Error>>>) -> Arc<Self> {
-        let first = Mutex::new(first.into_iter().collect());
-        Arc::new(Self { goals: world.goals.clone(), lists: AtomicU64::new(0), first })
-    }
-
-    fn lists(&self) -> u64 {
-        self.lists.load(Ordering::SeqCst)
-    }
-}
-
-#[async_trait]
-impl GoalStateStore for Told {
-    async fn get(&self, service: &ServiceName) -> Result<Option<Stored>, goals::Error> {
-        self.goals.get(service).await
-    }
-    async fn list(&self, prefix: &str) -> Result<Snapshot, goals::Error> {
-        self.lists.fetch_add(1, Ordering::SeqCst);
-        self.goals.list(prefix).await
-    }
-    async fn put(&self, goal: &Goal, expect: Expect) -> Result<Revision, goals::Error> {
-        self.goals.put(goal, expect).await
-    }
-    async fn history(&self, service: &ServiceName, limit: usize) -> Result<Vec<Stored>, goals::Error> {
-        self.goals.history(service, limit).await
-    }
-    async fn changes(&self, since: Revision) -> Result<Changes, goals::Error> {
-        self.goals.changes(since).await
-    }
-    fn watch(&self, since: Revision) -> BoxStream<'static, Result<Changes, goals::Error>> {
-        match self.first.lock().unwrap().pop_front() {
-            Some(told) => futures::stream::iter(told).boxed(),
-            None => self.goals.watch(since),
-        }
-    }
-    async fn compact(&self, through: Revision) -> Result<(), goals::Error> {
-        self.goals.compact(through).await
-    }
-}
-
-fn agent_that_polls(world: &World, goals: &Arc<Told>, poll: Duration) -> Agent {
-    let mut settings = AgentSettings::new(MachineName::new("m1").unwrap(), RegionName::new("r1").unwrap());
-    settings.rhythm.poll = poll;
-    Agent::new(settings, AgentDeps { goals: goals.clone(), ..world.deps() })
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_watch_that_is_cut_is_opened_again_before_the_next_poll() {
-    let world = World::new(1 << 30);
-    let agent = agent_that_polls(&world, &Told::new(&world, [vec![]]), Duration::from_hours(1));
-    let deploy = async {
-        tokio::time::sleep(Duration::from_secs(10)).await;
-        world.deploy(1, b"one").await
-    };
-    let ((), artifact) = tokio::join!(run_for(&agent, Duration::from_secs(20)), deploy);
-    assert_eq!(world.running(), Some(artifact.digest.to_string()));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_change_reaches_a_machine_without_a_list_of_all_goals() {
-    let world = World::new(1 << 30);
-    let goals = Told::new(&world, []);
-    let agent = agent_that_polls(&world, &goals, Duration::from_hours(1));
-    let deploy = async {
-        for generation in 1..=5_u8 {
-            tokio::time::sleep(Duration::from_secs(10)).await;
-            let artifact = world.deploy(u64::from(generation), &[generation]).await;
-            tokio::time::sleep(Duration::from_secs(10)).await;
-            assert_eq!(world.running(), Some(artifact.digest.to_string()));
-        }
-    };
-    tokio::join!(run_for(&agent, Duration::from_mins(2)), deploy);
-    assert_eq!(goals.lists(), 1);
-}
-
-#[tokio::test(start_paused = true)]
-async fn all_goals_are_listed_in_the_rhythm_however_many_changes_come() {
-    let world = World::new(1 << 30);
-    let goals = Told::new(&world, []);
-    let agent = agent_that_polls(&world, &goals, Duration::from_secs(10));
-    let deploy = async {
-        for generation in 1..=15_u8 {
-            tokio::time::sleep(Duration::from_secs(4)).await;
-            world.deploy(u64::from(generation), &[generation]).await;
-        }
-    };
-    tokio::join!(run_for(&agent, Duration::from_mins(1)), deploy);
-    assert!((6..=8).contains(&goals.lists()), "{}", goals.lists());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_gap_between_what_a_machine_knows_and_the_watch_leads_to_a_list() {
-    let world = World::new(1 << 30);
-    let gap = goals::Error::Compacted { since: Revision(0), oldest: Revision(1) };
-    let goals = Told::new(&world, [vec![Err(gap)]]);
-    let agent = agent_that_polls(&world, &goals, Duration::from_hours(1));
-    run_for(&agent, Duration::from_secs(20)).await;
-    assert_eq!(goals.lists(), 2);
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_watch_that_tells_of_older_or_other_goals_moves_no_machine() {
-    let world = World::new(1 << 30);
-    world.deploy(1, b"old").await;
-    let old = world.goals.get(&service()).await.unwrap().unwrap();
-    let new = world.deploy(2, b"new").await;
-    let mut other = old.clone();
-    other.goal.position.generation = Generation(2);
-    let told = Changes { revision: Revision(9), goals: vec![old, other] };
-    let goals = Told::new(&world, [vec![Ok(told)]]);
-    let agent = agent_that_polls(&world, &goals, Duration::from_hours(1));
-    run_for(&agent, Duration::from_mins(1)).await;
-    assert_eq!((world.running(), phase(&agent)), (Some(new.digest.to_string()), ServicePhase::Good));
-    let message = agent.status().borrow().services[0].message.clone().unwrap();
-    assert!(message.contains("written twice"), "{message}");
-    assert!(goals.first.lock().unwrap().is_empty(), "not all was told");
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_full_disk_is_reported_with_its_numbers_and_the_old_build_runs_on() {
     let world = World::new(1000);
@@ -566,75 +374,7 @@ async fn a_swarm_that_does_not_let_go_holds_up_nothing_else() {
         tokio::time::sleep(Duration::from_mins(2)).await;
         assert_eq!((world.running(), phase(&agent)), (Some(first.digest.to_string()), ServicePhase::Good));
     };
-    tokio::select! {
-        ended = agent.run(CancellationToken::new()) => panic!("{ended:?}"),
-        () = drive => {}
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_blob_that_somebody_took_away_is_fetched_again() {
-    let world = World::new(1 << 30);
-    let first = world.deploy(1, b"1").await;
-    let agent = world.agent();
-    let drive = async {
-        tokio::time::sleep(Duration::from_secs(20)).await;
-        world.deploy(2, b"2").await;
-        tokio::time::sleep(Duration::from_secs(20)).await;
-        // The swarm goes on believing that it has it.
-        world.disk.remove(&first.digest).await.unwrap();
-        world.deploy(3, b"1").await;
-        tokio::time::sleep(Duration::from_mins(1)).await;
-        assert_eq!((world.running(), phase(&agent)), (Some(first.digest.to_string()), ServicePhase::Good));
-    };
-    tokio::select! {
-        ended = agent.run(CancellationToken::new()) => panic!("{ended:?}"),
-        () = drive => {}
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_blob_that_somebody_took_away_is_fetched_again_before_its_service_is_started_again() {
-    let world = World::new(1 << 30);
-    let artifact = world.deploy(1, b"1").await;
-    let agent = world.agent();
-    let drive = async {
-        tokio::time::sleep(Duration::from_secs(20)).await;
-        world.disk.remove(&artifact.digest).await.unwrap();
-        let (instance, _) = world.runner.running().remove(0);
-        world.runner.stop(&instance, Duration::ZERO).await.unwrap();
-        tokio::time::sleep(Duration::from_mins(1)).await;
-        assert_eq!((world.running(), phase(&agent)), (Some(artifact.digest.to_string()), ServicePhase::Good));
-    };
-    tokio::select! {
-        ended = agent.run(CancellationToken::new()) => panic!("{ended:?}"),
-        () = drive => {}
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_blob_that_somebody_took_away_from_a_build_on_trial_says_nothing_about_the_build() {
-    let slow = Program { answers_after: Some(Duration::from_secs(30)), ends_after: None };
-    let world = World { runner: MemoryRunner::new(move |_| slow), ..World::new(1 << 30) };
-    let artifact = world.deploy(1, b"1").await;
-    let agent = world.agent();
-    let drive = async {
-        tokio::time::sleep(Duration::from_secs(20)).await;
-        assert_eq!(phase(&agent), ServicePhase::Running);
-        world.disk.remove(&artifact.digest).await.unwrap();
-        let (instance, _) = world.runner.running().remove(0);
-        world.runner.stop(&instance, Duration::ZERO).await.unwrap();
-        // A start has a minute. Before the blob is there again that is over.
-        world.crawls.store(true, Ordering::SeqCst);
-        tokio::time::sleep(Duration::from_secs(50)).await;
-        assert_eq!(phase(&agent), ServicePhase::Fetching);
-        tokio::time::sleep(Duration::from_mins(1)).await;
-        assert_eq!((world.running(), phase(&agent)), (Some(artifact.digest.to_string()), ServicePhase::Good));
-    };
-    tokio::select! {
-        ended = agent.run(CancellationToken::new()) => panic!("{ended:?}"),
-        () = drive => {}
-    }
+    beside(&agent, drive).await;
 }
 
 /// An earlier program took such goals, and journals have them.
