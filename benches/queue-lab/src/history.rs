@@ -12,7 +12,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use deploycore::model::{Attempt, ClaimId, Completion, ConcurrencyKey, Job, JobId, Lease, NewJob, WorkerName};
+use deploycore::model::{
+    Attempt, ClaimId, Completion, ConcurrencyKey, Job, JobId, JobStatus, Lease, NewJob, WorkerName,
+};
 use deploycore::port::JobQueue;
 use deploycore::port::queue::{
     AttemptEnd, Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, Order, QueueStats,
@@ -182,9 +184,9 @@ impl JobQueue for Recorder {
         self.record(call, self.queue.complete(lease, completion), |answer| Reply::Ended(vec![word(answer)])).await
     }
 
-    async fn complete_batch(&self, ends: &[AttemptEnd]) -> Result<Vec<Result<Job, Error>>, Error> {
+    async fn complete_batch(&self, ends: &[AttemptEnd]) -> Result<Vec<Result<JobStatus, Error>>, Error> {
         let call = Call::Complete(ends.iter().map(|end| (end.lease, end.completion.clone())).collect());
-        let words = |answers: &Vec<Result<Job, Error>>| answers.iter().map(word).collect();
+        let words = |answers: &Vec<Result<JobStatus, Error>>| answers.iter().map(word).collect();
         let reply = |answer: &_| told(answer, |answers| Reply::Ended(words(answers)));
         self.record(call, self.queue.complete_batch(ends), reply).await
     }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use deploycore::model::{Attempt, Completion, ConcurrencyKey, Job, JobId, Lease, NewJob, OlderJobs};
+use deploycore::model::{Attempt, Completion, ConcurrencyKey, Job, JobId, JobStatus, Lease, NewJob, OlderJobs};
 use deploycore::port::JobQueue;
 use deploycore::port::queue::turn::TURNS_OF_AN_ORDER;
 use deploycore::port::queue::{
@@ -121,7 +121,7 @@ impl JobQueue for Queue {
         completed.inspect_err(|error| refused("complete", error))
     }
 
-    async fn complete_batch(&self, ends: &[AttemptEnd]) -> Result<Vec<Result<Job, Error>>, Error> {
+    async fn complete_batch(&self, ends: &[AttemptEnd]) -> Result<Vec<Result<JobStatus, Error>>, Error> {
         bounds::check_batch("attempts to end", ends.len())?;
         let answers = self.database.bounded(complete::complete_batch(&self.database, ends)).await?;
         answers.iter().filter_map(|answer| answer.as_ref().err()).for_each(|error| refused("complete", error));

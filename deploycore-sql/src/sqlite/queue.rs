@@ -19,7 +19,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use deploycore::model::{Attempt, Completion, ConcurrencyKey, Job, JobId, Lease, NewJob};
+use deploycore::model::{Attempt, Completion, ConcurrencyKey, Job, JobId, JobStatus, Lease, NewJob};
 use deploycore::port::JobQueue;
 use deploycore::port::queue::turn::TURNS_OF_AN_ORDER;
 use deploycore::port::queue::{
@@ -100,7 +100,7 @@ impl JobQueue for Queue {
         Ok(job)
     }
 
-    async fn complete_batch(&self, ends: &[AttemptEnd]) -> Result<Vec<Result<Job, Error>>, Error> {
+    async fn complete_batch(&self, ends: &[AttemptEnd]) -> Result<Vec<Result<JobStatus, Error>>, Error> {
         bounds::check_batch("attempts to end", ends.len())?;
         if ends.is_empty() {
             return Ok(Vec::new());
@@ -111,7 +111,7 @@ impl JobQueue for Queue {
             // What the domain refuses has written nothing.
             match lease::complete(&mut moment, lease, bounds::cut_completion(completion)).await {
                 Err(error @ Error::Backend(_)) => return Err(error),
-                answer => answers.push(answer),
+                answer => answers.push(answer.map(|job| job.status)),
             }
         }
         moment.commit().await?;

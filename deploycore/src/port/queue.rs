@@ -298,20 +298,20 @@ pub trait JobQueue: Send + Sync + Debug + 'static {
     async fn complete(&self, lease: &Lease, completion: &Completion) -> Result<Job, Error>;
 
     /// Ends several attempts, each as [`complete`](Self::complete) would, for the price of about one; the answers stand in the order of the
-    /// ends. At most [`MAX_BATCH`].
+    /// ends, each the status of the job after it. At most [`MAX_BATCH`].
     ///
     /// Each end has an answer of its own: one that is refused leaves the others alone. Two ends of one lease count as if one came after the
     /// other. Once it returned, all that it answered for is durable. A call that fails as a whole may have ended any of the attempts:
     /// repeating it gives the same answers.
     ///
     /// Errors of an end: `LeaseLost`, `NotFound`, `Invalid`, as of `complete`. Errors of the call: `Invalid` past the [`bounds`], `Backend`.
-    async fn complete_batch(&self, ends: &[AttemptEnd]) -> Result<Vec<Result<Job, Error>>, Error> {
+    async fn complete_batch(&self, ends: &[AttemptEnd]) -> Result<Vec<Result<JobStatus, Error>>, Error> {
         bounds::check_batch("attempts to end", ends.len())?;
         let mut answers = Vec::with_capacity(ends.len());
         for AttemptEnd { lease, completion } in ends {
             match self.complete(lease, completion).await {
                 Err(error @ Error::Backend(_)) => return Err(error),
-                answer => answers.push(answer),
+                answer => answers.push(answer.map(|job| job.status)),
             }
         }
         Ok(answers)

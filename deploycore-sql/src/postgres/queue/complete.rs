@@ -1,8 +1,8 @@
 //! Ends of attempts by their workers' word, one or many in a call.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use deploycore::model::{ArtifactRef, AttemptOutcome, Completion, Job, JobId, Lease, LogName};
+use deploycore::model::{ArtifactRef, AttemptOutcome, Completion, Job, JobId, JobStatus, Lease, LogName};
 use deploycore::port::BackendError;
 use deploycore::port::queue::transition::{self, Standing};
 use deploycore::port::queue::{AttemptEnd, Error, bounds};
@@ -28,20 +28,24 @@ pub(super) async fn complete(database: &Database, lease: &Lease, completion: &Co
 }
 
 /// One statement for all successes under current leases, which is nearly every batch; one short transaction for the others.
-pub(super) async fn complete_batch(database: &Database, ends: &[AttemptEnd]) -> Result<Vec<Result<Job, Error>>, Error> {
+pub(super) async fn complete_batch(
+    database: &Database,
+    ends: &[AttemptEnd],
+) -> Result<Vec<Result<JobStatus, Error>>, Error> {
     let ends: Vec<AttemptEnd> = ends
         .iter()
         .map(|end| AttemptEnd { lease: end.lease, completion: bounds::cut_completion(&end.completion) })
         .collect();
-    let mut answers: Vec<Option<Result<Job, Error>>> =
+    let mut answers: Vec<Option<Result<JobStatus, Error>>> =
         ends.iter().map(|end| check_size(&end.completion).err().map(Err)).collect();
     for round in rounds(&ends, &answers) {
-        let mut done = succeed_all(database, &ends, &round).await?;
+        let done = succeed_all(database, &ends, &round).await?;
         let mut others = Vec::new();
         for index in round {
-            match done.remove(&ends[index].lease.job) {
-                Some(job) => answers[index] = Some(Ok(job)),
-                None => others.push(index),
+            if done.contains(&ends[index].lease.job) {
+                answers[index] = Some(Ok(JobStatus::Succeeded));
+            } else {
+                others.push(index);
             }
         }
         if others.is_empty() {
@@ -52,7 +56,7 @@ pub(super) async fn complete_batch(database: &Database, ends: &[AttemptEnd]) -> 
         let settled = settle(moment.connection(), &open).await;
         let settled = moment.end(settled).await?;
         for (index, answer) in others.into_iter().zip(settled) {
-            answers[index] = Some(answer);
+            answers[index] = Some(answer.map(|job| job.status));
         }
     }
     let lost = |(answer, end): (Option<_>, &AttemptEnd)| answer.unwrap_or(Err(Error::NotFound { job: end.lease.job }));
@@ -60,7 +64,7 @@ pub(super) async fn complete_batch(database: &Database, ends: &[AttemptEnd]) -> 
 }
 
 /// Ends of one job go one after the other, all others at once: the places of the ends that are not answered yet, by round.
-fn rounds(ends: &[AttemptEnd], answers: &[Option<Result<Job, Error>>]) -> Vec<Vec<usize>> {
+fn rounds(ends: &[AttemptEnd], answers: &[Option<Result<JobStatus, Error>>]) -> Vec<Vec<usize>> {
     let mut seen: HashMap<JobId, usize> = HashMap::new();
     let mut rounds: Vec<Vec<usize>> = Vec::new();
     for index in (0..ends.len()).filter(|index| answers[*index].is_none()) {
@@ -142,34 +146,32 @@ async fn succeed(database: &Database, lease: &Lease, completion: &Completion) ->
 }
 
 /// [`SUCCEED`] for many jobs.
-pub(super) const SUCCEED_ALL: &str = concat!(
+pub(super) const SUCCEED_ALL: &str =
     "UPDATE deploycore.jobs j SET
          status = 'SUCCEEDED', finished_at = deploycore.instant(), artifact = n.artifact, digest = n.digest,
          size = n.size, has_log = n.has_log, build_ms = n.build_ms, store_ms = n.store_ms
      FROM unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::text[], $5::text[], $6::bigint[], $7::boolean[], $8::bigint[], $9::bigint[])
          AS n (job, epoch, claim, artifact, digest, size, has_log, build_ms, store_ms)
      WHERE j.id = n.job AND coalesce(j.status = 'RUNNING', false) AND j.epoch = n.epoch AND j.claim_id = n.claim
-     RETURNING ",
-    job_columns!()
-);
+     RETURNING j.id";
 
 /// The same for many jobs, each of which stands there once; those that it ended.
 async fn succeed_all(
     database: &Database,
     ends: &[AttemptEnd],
     places: &[usize],
-) -> Result<HashMap<JobId, Job>, BackendError> {
+) -> Result<HashSet<JobId>, BackendError> {
     let mut successes: Vec<_> =
         places.iter().filter_map(|place| Success::of(&ends[*place].lease, &ends[*place].completion)).collect();
     if successes.is_empty() {
-        return Ok(HashMap::new());
+        return Ok(HashSet::new());
     }
     // In one order, so that two batches do not wait for each other.
     successes.sort_unstable_by_key(|success| success.lease.job);
     let ids = |id: fn(&Lease) -> Uuid| successes.iter().map(|success| id(success.lease)).collect::<Vec<_>>();
     let integers = |value: fn(&Success<'_>) -> i64| successes.iter().map(value).collect::<Vec<_>>();
     let mut borrowed = database.borrow().await?;
-    let rows = sqlx::query(SUCCEED_ALL)
+    let ended: Vec<Uuid> = sqlx::query_scalar(SUCCEED_ALL)
         .bind(ids(|lease| lease.job.as_uuid()))
         .bind(integers(|success| epoch(success.lease)))
         .bind(ids(|lease| lease.claim.as_uuid()))
@@ -183,7 +185,7 @@ async fn succeed_all(
         .await
         .map_err(failed)?;
     borrowed.give_back();
-    rows.iter().map(|row| Columns(row).job().map(|job| (job.spec.id, job))).collect()
+    Ok(ended.into_iter().map(JobId::from).collect())
 }
 
 /// Any ends, of different jobs, in the transaction of the connection; the answers stand in the order of the ends.

@@ -232,12 +232,9 @@ async fn take(queue: &dyn JobQueue, step: &Step) -> String {
             beats.into_iter().map(tell).collect::<Vec<_>>()
         })),
         Step::Complete(lease, completion) => text(queue.complete(lease, completion).await.map(blank_job)),
-        Step::CompleteBatch(ends) => text(
-            queue
-                .complete_batch(ends)
-                .await
-                .map(|answers| answers.into_iter().map(|answer| text(answer.map(blank_job))).collect::<Vec<_>>()),
-        ),
+        Step::CompleteBatch(ends) => {
+            text(queue.complete_batch(ends).await.map(|answers| answers.into_iter().map(text).collect::<Vec<_>>()))
+        }
         Step::Release(lease, reason, delay) => text(queue.release(lease, reason, *delay).await.map(blank_fate)),
         Step::Cancel(job) => text(queue.cancel(*job).await.map(blank_job)),
         Step::Rescue(request) => text(queue.rescue(request).await.map(|mut rescued| {
