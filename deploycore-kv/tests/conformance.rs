@@ -17,6 +17,44 @@ mod redb_file {
     deploycore::goals_conformance!(redb);
 }
 
+/// One process at a time has the file: what one wrote the next finds.
+mod redb_file_opened_anew {
+    use std::path::Path;
+    use std::time::Duration;
+
+    use deploycore::conformance::handles::Handles;
+    use deploycore::port::GoalStateStore;
+    use deploycore::port::goals::Error;
+    use tokio::time::sleep;
+
+    use super::*;
+
+    #[expect(clippy::unused_async, reason = "the kit awaits its backends")]
+    async fn handles() -> (Arc<dyn GoalStateStore>, TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("goals.redb");
+        let open = move || {
+            let file = file.clone();
+            async move { opened(&file).await as Arc<dyn GoalStateStore> }
+        };
+        (Arc::new(Handles::new(1, open)), folder)
+    }
+
+    /// A write whose caller has gone holds the file until it ends.
+    async fn opened(file: &Path) -> Arc<RedbGoals> {
+        for _ in 0..1_000 {
+            match RedbGoals::open(file).await {
+                Ok(goals) => return Arc::new(goals),
+                Err(Error::Backend(error)) if error.is_retryable() => sleep(Duration::from_millis(10)).await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        panic!("{} is busy for good", file.display())
+    }
+
+    deploycore::goals_conformance!(handles);
+}
+
 #[cfg(feature = "gateway")]
 mod over_http {
     use std::time::Duration;
@@ -87,6 +125,7 @@ mod etcd {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+    use deploycore::conformance::handles::Handles;
     use deploycore::port::GoalStateStore;
     use deploycore::port::goals::Expect;
     use deploycore_kv::etcd::{Goals, Settings};
@@ -98,8 +137,8 @@ mod etcd {
     static SERVER: Mutex<Weak<Etcd>> = Mutex::const_new(Weak::new());
     static STORES: AtomicUsize = AtomicUsize::new(0);
 
-    /// Stores of one server with a prefix each: what others write beside them must not show.
-    async fn etcd() -> (Arc<Goals>, Arc<Etcd>) {
+    /// Stores of one server have a prefix each: what others write beside them must not show.
+    async fn place() -> (Arc<Etcd>, String) {
         let mut shared = SERVER.lock().await;
         let server = if let Some(server) = shared.upgrade() {
             server
@@ -113,7 +152,7 @@ mod etcd {
             server
         };
         let number = STORES.fetch_add(1, Ordering::Relaxed);
-        (Arc::new(open(&server, &format!("/store-{number}")).await), server)
+        (server, format!("/store-{number}"))
     }
 
     async fn open(server: &Etcd, prefix: &str) -> Goals {
@@ -129,5 +168,16 @@ mod etcd {
         serde_json::from_value(json).unwrap()
     }
 
-    deploycore::goals_conformance!(etcd);
+    /// As two processes have it.
+    async fn handles() -> (Arc<dyn GoalStateStore>, Arc<Etcd>) {
+        let (server, prefix) = place().await;
+        let of = Arc::clone(&server);
+        let open = move || {
+            let (server, prefix) = (Arc::clone(&of), prefix.clone());
+            async move { Arc::new(open(&server, &prefix).await) as Arc<dyn GoalStateStore> }
+        };
+        (Arc::new(Handles::new(2, open)), server)
+    }
+
+    deploycore::goals_conformance!(handles);
 }

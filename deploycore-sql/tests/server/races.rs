@@ -6,13 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use deploycore::model::{
-    ArtifactName, ArtifactRef, AttemptOutcome, ClaimId, ConcurrencyKey, CopyPriority, Digest, Job, JobId, JobStatus,
-    Lease, NewArtifact, RegionName,
-};
-use deploycore::port::ledger::{self, ClaimRequest};
+use deploycore::model::{AttemptOutcome, ConcurrencyKey, Job, JobId, JobStatus, Lease};
 use deploycore::port::queue::{Beat, Error, RescueRequest};
-use deploycore::port::{JobQueue, JobQueueExt, ReplicationLedger, ReplicationLedgerExt};
+use deploycore::port::{JobQueue, JobQueueExt};
 use sqlx::Connection as _;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -257,67 +253,5 @@ async fn wait_for_a_waiter(watcher: &mut Connection) {
     while sqlx::query_scalar::<_, i64>(WAITERS).fetch_one(&mut *watcher).await.unwrap() == 0 {
         assert!(start.elapsed() < PATIENCE, "nobody waits for the lock");
         tokio::time::sleep(LOOK).await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_call_that_is_dropped_has_happened_whole_or_not_at_all() {
-    let (sql, _database) = bed::open().await;
-    let queue = sql.queue();
-    let mut batches: Vec<Vec<JobId>> = Vec::new();
-    let mut finished = 0;
-    for turn in 0..60 {
-        let jobs: Vec<_> = (0..20).map(|_| job()).collect();
-        let patience = Duration::from_micros(400 * turn);
-        finished += usize::from(timeout(patience, queue.enqueue(&jobs)).await.is_ok());
-        batches.push(jobs.iter().map(|job| job.id).collect());
-    }
-    assert!(finished < 60, "no call was dropped: the test shows nothing");
-    for batch in batches {
-        // This waits for what may still be under way on the server: an id is free or taken.
-        let mut found = 0;
-        for id in &batch {
-            found += usize::from(queue.get(*id).await.unwrap().is_some());
-        }
-        assert!(found == 0 || found == batch.len(), "{found} of {}", batch.len());
-    }
-}
-
-/// Its copy is pending: whoever sees it sets no mark, and whoever registers lifts the mark that is there.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_artifact_registered_while_its_bytes_are_marked_is_not_left_under_the_mark() {
-    let database = bed::empty();
-    let ledger = Sql::open_with(&database.url(), &bed::settings()).await.unwrap().ledger();
-    let region: RegionName = "east".parse().unwrap();
-    let artifact = |digest: Digest| {
-        let (service, job) = ("web".parse().unwrap(), JobId::new());
-        let artifact = ArtifactRef { name: ArtifactName::for_job(&service, job), digest, size: 1 };
-        NewArtifact { artifact, service, job, required: [region.clone()].into(), priority: CopyPriority::Normal }
-    };
-    for turn in 0..60_u32 {
-        let digest = Digest::of(&turn.to_be_bytes());
-        let (old, new) = (artifact(digest), artifact(digest));
-        ledger.register(&old).await.unwrap();
-        let (claim, lease) = (ClaimId::new(), Duration::from_mins(1));
-        let claim = ClaimRequest { claim, region: region.clone(), lease, limit: 9, least: CopyPriority::Normal };
-        // Also those of the turns before, which would be taken first.
-        for task in ledger.claim(&claim).await.unwrap() {
-            ledger.complete(&task.lease).await.unwrap();
-        }
-        let (registrar, collector) = (Arc::clone(&ledger), Arc::clone(&ledger));
-        let name = new.artifact.name.clone();
-        let register = tokio::spawn(async move { registrar.register(&new).await });
-        let set = tokio::spawn(async move {
-            let tombstones = collector.tombstones().expect("it collects");
-            tombstones.set(&digest, Duration::ZERO, "nobody needs it").await
-        });
-        let (registered, set) = timeout(PATIENCE, async { tokio::join!(register, set) }).await.expect("they end");
-        registered.unwrap().unwrap();
-        match set.unwrap() {
-            Ok(()) | Err(ledger::Error::InUse { .. }) => {}
-            Err(error) => panic!("{error}"),
-        }
-        let found = ledger.require(&name).await.unwrap().tombstone;
-        assert_eq!(found, None, "in turn {turn}");
     }
 }

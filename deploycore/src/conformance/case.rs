@@ -2,8 +2,11 @@
 
 use std::any::Any;
 use std::fmt;
+use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -44,6 +47,20 @@ impl<B: ?Sized + 'static> fmt::Debug for Case<B> {
 fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
     text.unwrap_or("a panic without a message").to_owned()
+}
+
+/// Polls a call so many times at most, then drops it. `None` when it was dropped.
+pub(crate) async fn cut<T>(polls: usize, call: impl Future<Output = T>) -> Option<T> {
+    let (mut call, mut left) = (pin!(call), polls);
+    poll_fn(|context| {
+        left -= 1;
+        match call.as_mut().poll(context) {
+            Poll::Ready(answer) => Poll::Ready(Some(answer)),
+            Poll::Pending if left == 0 => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
 }
 
 /// Makes the list of [`Case`]s out of a list of names. Called in the module that holds the cases' modules.

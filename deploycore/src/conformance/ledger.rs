@@ -15,6 +15,7 @@
 //! What follows the name goes to `#[tokio::test]`, as for [`conformance::queue`](super::queue).
 
 pub mod copy;
+pub mod dropped;
 pub mod figures;
 pub mod journal;
 pub mod model;
@@ -122,6 +123,13 @@ macro_rules! __ledger_cases {
                 unfinished_collections_are_listed
                 bytes_that_no_artifact_has_are_told
                 a_pin_and_a_mark_exclude_each_other
+                a_registration_and_a_mark_do_not_both_stand
+                a_registration_and_a_deletion_do_not_both_begin
+            }
+            dropped {
+                a_registration_is_whole_or_not_there
+                a_claim_takes_all_or_none
+                an_end_counts_once
             }
             model {
                 a_random_run_is_as_in_the_reference

@@ -20,6 +20,7 @@ pub mod claim;
 pub mod complete;
 pub mod complete_batch;
 pub mod concurrency;
+pub mod dropped;
 pub mod enqueue;
 pub mod heartbeat;
 pub mod limits;
@@ -203,6 +204,13 @@ macro_rules! __queue_cases {
                 a_prune_takes_first_what_finished_first
                 a_prune_out_of_bounds_is_refused
                 a_pruned_id_is_free_again
+            }
+            dropped {
+                an_enqueue_adds_all_or_none
+                a_claim_takes_all_or_none
+                an_end_counts_once
+                the_ends_of_a_batch_count_once
+                a_rescue_takes_each_job_back_once
             }
             concurrency {
                 claims_at_once_share_no_job

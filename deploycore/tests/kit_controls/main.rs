@@ -2,6 +2,7 @@
 //! them all.
 #![cfg(feature = "conformance")]
 
+mod goals;
 mod ledger;
 mod queue;
 

@@ -292,3 +292,59 @@ pub async fn a_pin_and_a_mark_exclude_each_other(ledger: Subject) {
         assert_eq!(stage(&ledger, &text).await.is_some(), is_marked);
     }
 }
+
+/// Another artifact of the same bytes.
+fn twin(artifact: &NewArtifact, text: &str) -> NewArtifact {
+    let mut twin = self::artifact(text, &["eu"]);
+    twin.artifact.digest = artifact.artifact.digest;
+    twin
+}
+
+/// Whoever sees the new copy sets no mark, and the registration lifts the mark that is there.
+pub async fn a_registration_and_a_mark_do_not_both_stand(ledger: Subject) {
+    for round in 0..20 {
+        let Some(tombstones) = ledger.tombstones() else { return };
+        let old = stored(&ledger, &format!("web-{round}"), &["eu"]).await;
+        let text = format!("api-{round}");
+        let new = twin(&old, &text);
+        let registrar = ledger.clone();
+        let register = tokio::spawn(async move { registrar.register(&new).await });
+        if round % 2 == 0 {
+            tokio::task::yield_now().await;
+        }
+        match tombstones.set(&old.artifact.digest, NO_TIME, "old").await {
+            Ok(()) | Err(Error::InUse { .. }) => {}
+            Err(error) => panic!("round {round}: {error}"),
+        }
+        register.await.expect("it ends").expect("its bytes are not being deleted");
+        assert_eq!(stage(&ledger, &text).await, None, "round {round}");
+        finish(&ledger, "eu").await;
+    }
+}
+
+/// Either the registration lifts the mark, or it is told that the bytes go.
+pub async fn a_registration_and_a_deletion_do_not_both_begin(ledger: Subject) {
+    for round in 0..20 {
+        let Some(tombstones) = ledger.tombstones() else { return };
+        let old = stored(&ledger, &format!("web-{round}"), &["eu"]).await;
+        let digest = old.artifact.digest;
+        tombstones.set(&digest, NO_TIME, "old").await.expect("nothing speaks against it");
+        let new = twin(&old, &format!("api-{round}"));
+        let registrar = ledger.clone();
+        let register = tokio::spawn(async move { registrar.register(&new).await });
+        if round % 2 == 0 {
+            tokio::task::yield_now().await;
+        }
+        let begun = tombstones.begin_deletion(&digest, NO_TIME, NO_TIME).await;
+        let registered = register.await.expect("it ends");
+        match (&begun, &registered) {
+            (Ok(true), Err(Error::BeingDeleted { .. })) => {
+                tombstones.end_deletion(&digest).await.expect("its end");
+            }
+            (Ok(false) | Err(Error::InUse { .. }), Ok(_)) => {
+                finish(&ledger, "eu").await;
+            }
+            both => panic!("round {round}: {both:?}"),
+        }
+    }
+}
