@@ -179,7 +179,7 @@ impl JobQueue for Recorder {
         self.record(Call::Heartbeat(leases.to_vec()), self.queue.heartbeat(leases), reply).await
     }
 
-    async fn complete(&self, lease: &Lease, completion: &Completion) -> Result<Job, Error> {
+    async fn complete(&self, lease: &Lease, completion: &Completion) -> Result<JobStatus, Error> {
         let call = Call::Complete(vec![(*lease, completion.clone())]);
         self.record(call, self.queue.complete(lease, completion), |answer| Reply::Ended(vec![word(answer)])).await
     }

@@ -23,7 +23,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use deploycore::model::{Attempt, Completion, ConcurrencyKey, Job, JobId, Lease, NewJob, OlderJobs};
+use deploycore::model::{Attempt, Completion, ConcurrencyKey, Job, JobId, JobStatus, Lease, NewJob, OlderJobs};
 use deploycore::port::JobQueue;
 use deploycore::port::queue::turn::TURNS_OF_AN_ORDER;
 use deploycore::port::queue::{
@@ -121,7 +121,7 @@ impl JobQueue for Queue {
         Ok(beats)
     }
 
-    async fn complete(&self, lease: &Lease, completion: &Completion) -> Result<Job, Error> {
+    async fn complete(&self, lease: &Lease, completion: &Completion) -> Result<JobStatus, Error> {
         let completion = bounds::cut_completion(completion);
         let completed = self.database.call(|| lease::complete(&self.database, lease, &completion)).await;
         completed.inspect_err(|error| refused("complete", error))

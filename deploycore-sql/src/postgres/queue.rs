@@ -115,7 +115,7 @@ impl JobQueue for Queue {
         Ok(beats)
     }
 
-    async fn complete(&self, lease: &Lease, completion: &Completion) -> Result<Job, Error> {
+    async fn complete(&self, lease: &Lease, completion: &Completion) -> Result<JobStatus, Error> {
         let completion = bounds::cut_completion(completion);
         let completed = self.database.bounded(complete::complete(&self.database, lease, &completion)).await;
         completed.inspect_err(|error| refused("complete", error))

@@ -91,13 +91,13 @@ impl JobQueue for Queue {
         Ok(beats)
     }
 
-    async fn complete(&self, lease: &Lease, completion: &Completion) -> Result<Job, Error> {
+    async fn complete(&self, lease: &Lease, completion: &Completion) -> Result<JobStatus, Error> {
         let completion = bounds::cut_completion(completion);
         let mut moment = self.database.write().await?;
-        let job =
-            lease::complete(&mut moment, lease, completion).await.inspect_err(|error| refused("complete", error))?;
+        let completed = lease::complete(&mut moment, lease, completion).await;
+        let status = completed.inspect_err(|error| refused("complete", error))?;
         moment.commit().await?;
-        Ok(job)
+        Ok(status)
     }
 
     async fn complete_batch(&self, ends: &[AttemptEnd]) -> Result<Vec<Result<JobStatus, Error>>, Error> {
@@ -111,7 +111,7 @@ impl JobQueue for Queue {
             // What the domain refuses has written nothing.
             match lease::complete(&mut moment, lease, bounds::cut_completion(completion)).await {
                 Err(error @ Error::Backend(_)) => return Err(error),
-                answer => answers.push(answer.map(|job| job.status)),
+                answer => answers.push(answer),
             }
         }
         moment.commit().await?;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use deploycore::model::{AttemptOutcome, ConcurrencyKey, NewJob};
+use deploycore::model::{AttemptOutcome, ConcurrencyKey, JobStatus, NewJob};
 use deploycore::port::queue::turn::TURNS_OF_AN_ORDER;
 use deploycore::port::queue::{Beat, Order, transition};
 use deploycore::port::{JobQueue, JobQueueExt};
@@ -87,10 +87,10 @@ async fn a_success_is_that_of_the_transition() {
             expected.cancel_requested = true;
         }
         let completion = success(&expected);
-        let completed = queue.complete(&held, &completion).await.unwrap();
+        assert_eq!(queue.complete(&held, &completion).await.unwrap(), JobStatus::Succeeded);
+        let completed = queue.require(held.job).await.unwrap();
         transition::complete(&mut expected, &completion, completed.finished_at.unwrap()).unwrap();
         assert_eq!(completed, expected);
-        assert_eq!(queue.require(held.job).await.unwrap(), expected);
         let attempt = queue.attempts(held.job).await.unwrap().pop().unwrap();
         assert_eq!((attempt.lease, attempt.ended_at), (held, completed.finished_at));
         assert_eq!(attempt.outcome, Some(AttemptOutcome::Completed { completion }));

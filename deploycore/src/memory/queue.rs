@@ -194,7 +194,7 @@ impl JobQueue for Queue {
         Ok(beats.collect())
     }
 
-    async fn complete(&self, lease: &Lease, completion: &Completion) -> Result<Job, Error> {
+    async fn complete(&self, lease: &Lease, completion: &Completion) -> Result<JobStatus, Error> {
         let completion = bounds::cut_completion(completion);
         let outcome = AttemptOutcome::Completed { completion: completion.clone() };
         let (mut state, now) = self.locked();
@@ -203,7 +203,7 @@ impl JobQueue for Queue {
             transition::complete(&mut entry.job, &completion, now)?;
             entry.end_attempt(lease, outcome, now);
         }
-        Ok(entry.job.clone())
+        Ok(entry.job.status)
     }
 
     async fn release(&self, lease: &Lease, reason: &str, delay: Duration) -> Result<Fate, Error> {

@@ -287,7 +287,8 @@ pub trait JobQueue: Send + Sync + Debug + 'static {
     /// Errors: `Invalid` past the [`bounds`].
     async fn heartbeat(&self, leases: &[Lease]) -> Result<Vec<Beat>, Error>;
 
-    /// Ends an attempt. Repeating it with the same completion succeeds and changes nothing.
+    /// Ends an attempt, and gives the status of the job after it. Repeating it with the same completion succeeds and changes nothing; it gives the status
+    /// that the job has by then.
     ///
     /// A failure with [`Retry::After`](crate::model::Retry) queues the job again while attempts are left; a requested cancel makes the job
     /// CANCELLED instead. A failure with `Retry::Never` makes it FAILED in any case, and a success is taken although a cancel was
@@ -295,7 +296,7 @@ pub trait JobQueue: Send + Sync + Debug + 'static {
     ///
     /// Errors: `LeaseLost` when the lease is not the current one or ended with another completion; `NotFound`; `Invalid` for
     /// [`Completion::Cancelled`] where no cancel was requested.
-    async fn complete(&self, lease: &Lease, completion: &Completion) -> Result<Job, Error>;
+    async fn complete(&self, lease: &Lease, completion: &Completion) -> Result<JobStatus, Error>;
 
     /// Ends several attempts, each as [`complete`](Self::complete) would, for the price of about one; the answers stand in the order of the
     /// ends, each the status of the job after it. At most [`MAX_BATCH`].
@@ -311,7 +312,7 @@ pub trait JobQueue: Send + Sync + Debug + 'static {
         for AttemptEnd { lease, completion } in ends {
             match self.complete(lease, completion).await {
                 Err(error @ Error::Backend(_)) => return Err(error),
-                answer => answers.push(answer.map(|job| job.status)),
+                answer => answers.push(answer),
             }
         }
         Ok(answers)

@@ -384,7 +384,8 @@ async fn finish_job(jobs: &Queue, artifact: &ArtifactRef) -> Job {
     let lease = claimed.running.unwrap().lease;
     let artifact = ArtifactRef { name: ArtifactName::for_job(&job.service, job.id), ..artifact.clone() };
     let completion = Completion::Succeeded { artifact, log: None, timings: Timings::default() };
-    jobs.complete(&lease, &completion).await.unwrap()
+    jobs.complete(&lease, &completion).await.unwrap();
+    jobs.require(lease.job).await.unwrap()
 }
 
 fn some_artifact() -> ArtifactRef {

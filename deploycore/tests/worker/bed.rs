@@ -11,7 +11,7 @@ use bytes::Bytes;
 use deploycore::build::{BuildContext, BuildError, BuildOutput, Builder, Worker, WorkerSettings};
 use deploycore::memory::{Clock, Queue, Store};
 use deploycore::model::{
-    CommitId, Completion, ConcurrencyKey, Digest, Job, JobId, Lease, LogName, Manifest, NewJob, ServiceName,
+    CommitId, Completion, ConcurrencyKey, Digest, Job, JobId, JobStatus, Lease, LogName, Manifest, NewJob, ServiceName,
 };
 use deploycore::port::queue::{
     Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, Order, QueueStats, ReadyHint,
@@ -163,7 +163,7 @@ impl JobQueue for Line {
         sleep(self.way).await;
         self.through("heartbeat", self.queue.heartbeat(leases)).await
     }
-    async fn complete(&self, lease: &Lease, completion: &Completion) -> Result<Job, Error> {
+    async fn complete(&self, lease: &Lease, completion: &Completion) -> Result<JobStatus, Error> {
         self.through("complete", self.queue.complete(lease, completion)).await
     }
     async fn release(&self, lease: &Lease, reason: &str, delay: Duration) -> Result<Fate, Error> {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use deploycore::model::{AttemptOutcome, Completion, Epoch, Failure, Job, JobId, Lease};
+use deploycore::model::{AttemptOutcome, Completion, Epoch, Failure, Job, JobId, JobStatus, Lease};
 use deploycore::port::BackendError;
 use deploycore::port::queue::transition::{self, Standing};
 use deploycore::port::queue::{Beat, Error, Fate, RescueRequest, Rescued, bounds};
@@ -68,7 +68,7 @@ pub(super) async fn heartbeat(database: &Database, leases: &[Lease]) -> Result<V
     Ok(leases.iter().map(|lease| held.get(lease).copied().unwrap_or(Beat::Lost)).collect())
 }
 
-pub(super) async fn complete(database: &Database, lease: &Lease, completion: &Completion) -> Result<Job, Error> {
+pub(super) async fn complete(database: &Database, lease: &Lease, completion: &Completion) -> Result<JobStatus, Error> {
     if let Completion::Succeeded { artifact, .. } = completion
         && i64::try_from(artifact.size).is_err()
     {
@@ -79,19 +79,18 @@ pub(super) async fn complete(database: &Database, lease: &Lease, completion: &Co
     moment.end(completed).await
 }
 
-async fn end(connection: &mut MySqlConnection, lease: &Lease, completion: &Completion) -> Result<Job, Error> {
+async fn end(connection: &mut MySqlConnection, lease: &Lease, completion: &Completion) -> Result<JobStatus, Error> {
     let before = lock(connection, lease.job).await?;
     let outcome = AttemptOutcome::Completed { completion: completion.clone() };
     if standing(connection, &before, lease, &outcome).await? == Standing::Repeated {
-        return Ok(before);
+        return Ok(before.status);
     }
     let now = database::now(connection).await?;
     let mut job = before.clone();
     transition::complete(&mut job, completion, now)?;
-    let mut ended = [Ended { before, after: job, outcome }];
-    row::end(connection, &mut ended, now).await?;
-    let [Ended { after, .. }] = ended;
-    Ok(after)
+    let status = job.status;
+    row::end(connection, &mut [Ended { before, after: job, outcome }], now).await?;
+    Ok(status)
 }
 
 pub(super) async fn release(database: &Database, lease: &Lease, reason: &str, delay: Duration) -> Result<Fate, Error> {

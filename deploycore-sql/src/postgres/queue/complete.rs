@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use deploycore::model::{ArtifactRef, AttemptOutcome, Completion, Job, JobId, JobStatus, Lease, LogName};
+use deploycore::model::{ArtifactRef, AttemptOutcome, Completion, JobId, JobStatus, Lease, LogName};
 use deploycore::port::BackendError;
 use deploycore::port::queue::transition::{self, Standing};
 use deploycore::port::queue::{AttemptEnd, Error, bounds};
@@ -11,14 +11,13 @@ use sqlx::types::Uuid;
 
 use super::lease::epoch;
 use super::row::{self, Ended};
-use crate::columns::{Columns, job_columns};
 use crate::postgres::database::{self, Database, failed};
 
 /// Of an end whose completion is cut as it is kept.
-pub(super) async fn complete(database: &Database, lease: &Lease, completion: &Completion) -> Result<Job, Error> {
+pub(super) async fn complete(database: &Database, lease: &Lease, completion: &Completion) -> Result<JobStatus, Error> {
     check_size(completion)?;
-    if let Some(job) = succeed(database, lease, completion).await? {
-        return Ok(job);
+    if succeed(database, lease, completion).await? {
+        return Ok(JobStatus::Succeeded);
     }
     let mut moment = database.begin().await?;
     let end = AttemptEnd { lease: *lease, completion: completion.clone() };
@@ -56,7 +55,7 @@ pub(super) async fn complete_batch(
         let settled = settle(moment.connection(), &open).await;
         let settled = moment.end(settled).await?;
         for (index, answer) in others.into_iter().zip(settled) {
-            answers[index] = Some(answer.map(|job| job.status));
+            answers[index] = Some(answer);
         }
     }
     let lost = |(answer, end): (Option<_>, &AttemptEnd)| answer.unwrap_or(Err(Error::NotFound { job: end.lease.job }));
@@ -112,20 +111,16 @@ impl<'c> Success<'c> {
 }
 
 /// The status is asked for in words that lead to no index: that of what runs would be walked over for all of one claim.
-pub(super) const SUCCEED: &str = concat!(
-    "UPDATE deploycore.jobs j SET
+pub(super) const SUCCEED: &str = "UPDATE deploycore.jobs j SET
          status = 'SUCCEEDED', finished_at = deploycore.instant(), artifact = $4, digest = $5, size = $6, has_log = $7,
          build_ms = $8, store_ms = $9
-     WHERE j.id = $1 AND coalesce(j.status = 'RUNNING', false) AND j.epoch = $2 AND j.claim_id = $3
-     RETURNING ",
-    job_columns!()
-);
+     WHERE j.id = $1 AND coalesce(j.status = 'RUNNING', false) AND j.epoch = $2 AND j.claim_id = $3";
 
 /// What nearly every completion is, in one write: a success under the current lease. It decides as [`transition::standing`] and
-/// [`transition::complete`], which a test compares it with. `None` for all others.
-async fn succeed(database: &Database, lease: &Lease, completion: &Completion) -> Result<Option<Job>, Error> {
+/// [`transition::complete`], which a test compares it with. False for all others.
+async fn succeed(database: &Database, lease: &Lease, completion: &Completion) -> Result<bool, Error> {
     let Some(success) = Success::of(lease, completion) else {
-        return Ok(None);
+        return Ok(false);
     };
     let mut borrowed = database.borrow().await?;
     let ended = sqlx::query(SUCCEED)
@@ -138,11 +133,11 @@ async fn succeed(database: &Database, lease: &Lease, completion: &Completion) ->
         .bind(success.has_log)
         .bind(success.build_ms)
         .bind(success.store_ms)
-        .fetch_optional(borrowed.connection())
+        .execute(borrowed.connection())
         .await
         .map_err(failed)?;
     borrowed.give_back();
-    Ok(ended.as_ref().map(|row| Columns(row).job()).transpose()?)
+    Ok(ended.rows_affected() == 1)
 }
 
 /// [`SUCCEED`] for many jobs.
@@ -189,7 +184,10 @@ async fn succeed_all(
 }
 
 /// Any ends, of different jobs, in the transaction of the connection; the answers stand in the order of the ends.
-async fn settle(connection: &mut PgConnection, ends: &[&AttemptEnd]) -> Result<Vec<Result<Job, Error>>, BackendError> {
+async fn settle(
+    connection: &mut PgConnection,
+    ends: &[&AttemptEnd],
+) -> Result<Vec<Result<JobStatus, Error>>, BackendError> {
     let jobs = row::lock_all(connection, ends.iter().map(|end| end.lease.job)).await?;
     let is_current = |lease: &Lease| {
         let running = jobs.get(&lease.job).and_then(|job| job.running.as_ref());
@@ -199,7 +197,7 @@ async fn settle(connection: &mut PgConnection, ends: &[&AttemptEnd]) -> Result<V
     let old: Vec<Lease> = ends.iter().map(|end| end.lease).filter(|lease| !is_current(lease)).collect();
     let history = row::attempts_of(connection, &old).await?;
     let now = database::now(connection).await?;
-    let (mut answers, mut ended, mut places) = (Vec::with_capacity(ends.len()), Vec::new(), Vec::new());
+    let (mut answers, mut ended) = (Vec::with_capacity(ends.len()), Vec::new());
     for AttemptEnd { lease, completion } in ends.iter().copied() {
         let Some(before) = jobs.get(&lease.job) else {
             answers.push(Err(Error::NotFound { job: lease.job }));
@@ -209,20 +207,16 @@ async fn settle(connection: &mut PgConnection, ends: &[&AttemptEnd]) -> Result<V
         let attempt = history.get(&(lease.job, lease.epoch));
         let mut job = before.clone();
         let answer = match transition::standing(before, attempt, lease, &outcome) {
-            Ok(Standing::Repeated) => Ok(before.clone()),
+            Ok(Standing::Repeated) => Ok(before.status),
             Ok(Standing::Current) => transition::complete(&mut job, completion, now).map(|()| {
-                places.push(answers.len());
-                ended.push(Ended { before: before.clone(), after: job.clone(), outcome });
-                job
+                let status = job.status;
+                ended.push(Ended { before: before.clone(), after: job, outcome });
+                status
             }),
             Err(error) => Err(error),
         };
         answers.push(answer);
     }
     row::end(connection, &mut ended, now).await?;
-    for (place, Ended { after, .. }) in places.into_iter().zip(ended) {
-        // Its instants are cut as they are stored.
-        answers[place] = Ok(after);
-    }
     Ok(answers)
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use deploycore::model::{AttemptOutcome, Completion, Failure, Job, JobId, Lease};
+use deploycore::model::{AttemptOutcome, Completion, Failure, Job, JobId, JobStatus, Lease};
 use deploycore::port::BackendError;
 use deploycore::port::queue::transition::{self, Standing};
 use deploycore::port::queue::{Beat, Error, Fate, RescueRequest, Rescued, bounds};
@@ -41,7 +41,7 @@ pub(super) async fn heartbeat(moment: &mut Moment, leases: &[Lease]) -> Result<V
     Ok(beats)
 }
 
-pub(super) async fn complete(moment: &mut Moment, lease: &Lease, completion: Completion) -> Result<Job, Error> {
+pub(super) async fn complete(moment: &mut Moment, lease: &Lease, completion: Completion) -> Result<JobStatus, Error> {
     if let Completion::Succeeded { artifact, .. } = &completion
         && i64::try_from(artifact.size).is_err()
     {
@@ -51,13 +51,13 @@ pub(super) async fn complete(moment: &mut Moment, lease: &Lease, completion: Com
     let before = require(moment, lease.job).await?;
     let outcome = AttemptOutcome::Completed { completion: completion.clone() };
     if standing(moment, &before, lease, &outcome).await? == Standing::Repeated {
-        return Ok(before);
+        return Ok(before.status);
     }
     let mut job = before.clone();
     transition::complete(&mut job, &completion, now)?;
     row::update(moment.connection(), &before, &mut job, now).await?;
     row::end_attempt(moment.connection(), lease, &outcome, now).await?;
-    Ok(job)
+    Ok(job.status)
 }
 
 pub(super) async fn release(moment: &mut Moment, lease: &Lease, reason: &str, delay: Duration) -> Result<Fate, Error> {

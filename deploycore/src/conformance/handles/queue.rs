@@ -26,7 +26,7 @@ impl JobQueue for Handles<dyn JobQueue> {
         self.next().await.heartbeat(leases).await
     }
 
-    async fn complete(&self, lease: &Lease, completion: &Completion) -> Result<Job, Error> {
+    async fn complete(&self, lease: &Lease, completion: &Completion) -> Result<JobStatus, Error> {
         self.next().await.complete(lease, completion).await
     }
 

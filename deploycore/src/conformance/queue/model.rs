@@ -231,7 +231,7 @@ async fn take(queue: &dyn JobQueue, step: &Step) -> String {
             };
             beats.into_iter().map(tell).collect::<Vec<_>>()
         })),
-        Step::Complete(lease, completion) => text(queue.complete(lease, completion).await.map(blank_job)),
+        Step::Complete(lease, completion) => text(queue.complete(lease, completion).await),
         Step::CompleteBatch(ends) => {
             text(queue.complete_batch(ends).await.map(|answers| answers.into_iter().map(text).collect::<Vec<_>>()))
         }

@@ -272,7 +272,7 @@ impl JobQueue for Broken {
         Ok(beats)
     }
 
-    async fn complete(&self, lease: &Lease, completion: &Completion) -> Result<Job, Error> {
+    async fn complete(&self, lease: &Lease, completion: &Completion) -> Result<JobStatus, Error> {
         let lease = self.guarded(lease)?;
         let bend = |known: &mut Jobs| match known.get_mut(&lease.job) {
             Some((job, _)) if self.is(Fault::AttemptsAreUnbounded) => job.attempts = job.attempts.min(1),
@@ -299,7 +299,7 @@ impl JobQueue for Broken {
             }
             match self.complete(lease, completion).await {
                 Err(error) if self.is(Fault::BatchEndsWithTheFirstRefusal) => return Err(error),
-                answer => answers.push(answer.map(|job| job.status)),
+                answer => answers.push(answer),
             }
         }
         Ok(answers)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use deploycore::model::{Attempt, Completion, ConcurrencyKey, Job, JobId, Lease, NewJob};
+use deploycore::model::{Attempt, Completion, ConcurrencyKey, Job, JobId, JobStatus, Lease, NewJob};
 use deploycore::port::JobQueue;
 use deploycore::port::queue::{
     Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, Order, QueueStats,
@@ -52,7 +52,7 @@ impl JobQueue for Queue {
         Ok(beats.into_iter().map(hear).collect())
     }
 
-    async fn complete(&self, lease: &Lease, completion: &Completion) -> Result<Job, Error> {
+    async fn complete(&self, lease: &Lease, completion: &Completion) -> Result<JobStatus, Error> {
         match self.inner.complete(lease, completion).await {
             Err(Error::LeaseLost { .. }) if self.flaw == Mutant::ZombiesComplete => {
                 self.inner.complete(&self.usurp(lease).await?, completion).await

@@ -4,7 +4,9 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use deploycore::model::{Attempt, AttemptOutcome, Completion, ConcurrencyKey, Failure, Job, JobId, Lease, NewJob};
+use deploycore::model::{
+    Attempt, AttemptOutcome, Completion, ConcurrencyKey, Failure, Job, JobId, JobStatus, Lease, NewJob,
+};
 use deploycore::port::JobQueue;
 use deploycore::port::queue::{
     Beat, ClaimRequest, Claiming, Enqueued, Error, Fate, JobCursor, JobFilter, JobPage, Order, QueueStats,
@@ -53,7 +55,7 @@ impl JobQueue for Far<dyn JobQueue> {
         self.link.call("queue.heartbeat", effect).await
     }
 
-    async fn complete(&self, lease: &Lease, completion: &Completion) -> Result<Job, Error> {
+    async fn complete(&self, lease: &Lease, completion: &Completion) -> Result<JobStatus, Error> {
         let (inner, weather) = (self.inner.clone(), self.link.life.weather.clone());
         let (lease, completion) = (*lease, completion.clone());
         let effect = async move {
