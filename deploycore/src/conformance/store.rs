@@ -139,6 +139,8 @@ macro_rules! __store_cases {
                 a_part_may_be_sent_again
                 finishing_again_gives_the_same_answer
                 an_artifact_that_is_there_stays
+                parts_sent_at_once_make_the_artifact
+                bytes_that_were_lost_are_stored_anew
                 a_missing_part_is_no_artifact
                 a_part_that_the_store_does_not_have_makes_the_upload_of_no_use
                 an_aborted_upload_leaves_nothing

@@ -57,3 +57,24 @@ async fn a_blob_that_somebody_took_away_from_a_build_on_trial_says_nothing_about
     };
     beside(&agent, drive).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_swarm_that_does_not_answer_is_asked_again_to_let_go_of_what_somebody_took_away() {
+    let world = World::new(1 << 30);
+    let first = world.deploy(1, b"1").await;
+    let agent = world.agent();
+    let drive = async {
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        world.deploy(2, b"2").await;
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        world.disk.remove(&first.digest).await.unwrap();
+        world.clings.store(true, Ordering::SeqCst);
+        world.deploy(3, b"1").await;
+        tokio::time::sleep(Duration::from_mins(1)).await;
+        assert_ne!(world.running(), Some(first.digest.to_string()));
+        world.clings.store(false, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_mins(5)).await;
+        assert_eq!((world.running(), phase(&agent)), (Some(first.digest.to_string()), ServicePhase::Good));
+    };
+    beside(&agent, drive).await;
+}

@@ -5,6 +5,7 @@
 mod goals;
 mod ledger;
 mod queue;
+mod store;
 
 use std::sync::{Arc, Once};
 

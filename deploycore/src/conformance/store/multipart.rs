@@ -1,6 +1,7 @@
 //! Storing by parts. A store that cannot passes.
 
 use bytes::Bytes;
+use futures::future::join_all;
 
 use super::steps::*;
 use crate::model::{MAX_ARTIFACT_SIZE, piece_size_for};
@@ -114,6 +115,38 @@ pub async fn an_artifact_that_is_there_stays(subject: Subject) {
     assert_eq!(parts.finish(&upload, &manifest, tags).await.expect("a second publisher"), manifest);
     assert_there(&*store, &bytes).await;
     assert_eq!(list(&*store).await.len(), 1);
+}
+
+/// A replicator sends several at once, and one of them again while the first call is under way.
+pub async fn parts_sent_at_once_make_the_artifact(subject: Subject) {
+    let store = subject.store();
+    let Some(parts) = store.multipart() else { return };
+    let bytes = three_parts(parts, 1);
+    let manifest = Manifest::of(&bytes);
+    let upload = parts.begin().await.expect("an upload");
+    let sent = [0, 1, 2, 2].map(|index| put_part(parts, &upload, &bytes, index));
+    let mut tags: Vec<_> = join_all(sent).await.into_iter().map(|sent| sent.expect("a part")).collect();
+    // Of two calls either may have been the last: the tag of a third counts in any case.
+    tags.truncate(2);
+    tags.push(put_part(parts, &upload, &bytes, 2).await.expect("a part"));
+    assert_eq!(parts.finish(&upload, &manifest, tags).await.expect("all parts are there"), manifest);
+    assert_there(&*store, &bytes).await;
+}
+
+/// A manifest whose bytes are gone is no artifact that stays. It passes where the harness cannot take bytes away.
+pub async fn bytes_that_were_lost_are_stored_anew(subject: Subject) {
+    let store = subject.store();
+    let Some(parts) = store.multipart() else { return };
+    let bytes = three_parts(parts, 1);
+    let manifest = put(&*store, &bytes).await;
+    if !subject.lose(&manifest.digest()).await {
+        return;
+    }
+    let upload = parts.begin().await.expect("an upload");
+    let tags = put_all(parts, &upload, &bytes).await;
+    assert_eq!(parts.finish(&upload, &manifest, tags).await.expect("all parts are there"), manifest);
+    assert_there(&*store, &bytes).await;
+    assert_there(&*subject.reopen().await, &bytes).await;
 }
 
 /// Parts that do not make the whole are no artifact.

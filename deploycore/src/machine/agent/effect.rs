@@ -152,7 +152,7 @@ async fn fetch_blob(
     let fetch = match deps.swarm.fetch(request).await {
         Err(error @ swarm::Error::Conflict { .. }) => {
             // The swarm offers the blob, which is not there any more. Once it has let go, the next try begins anew.
-            let _ = deps.swarm.leave(&digest).await;
+            let_go_for_now(deps, &digest).await;
             return Err(chain(&error));
         }
         other => other.map_err(|error| chain(&error))?,
@@ -162,13 +162,11 @@ async fn fetch_blob(
         match error {
             // Whatever wrote this, going on from it would fail for ever.
             disk::Error::Corrupt { .. } => {
-                let _ = deps.swarm.leave(&digest).await;
+                let_go_for_now(deps, &digest).await;
                 let _ = deps.disk.remove(&digest).await;
             }
             // The swarm believes that it has what somebody took away.
-            disk::Error::Missing { .. } => {
-                let _ = deps.swarm.leave(&digest).await;
-            }
+            disk::Error::Missing { .. } => let_go_for_now(deps, &digest).await,
             _ => {}
         }
         return Err(chain(&error));
@@ -233,11 +231,22 @@ pub(super) async fn remove(deps: AgentDeps, digest: Digest, backoff: Backoff, ev
 }
 
 async fn remove_once(deps: &AgentDeps, digest: &Digest) -> Result<(), String> {
-    match tokio::time::timeout(LEAVE_TIMEOUT, deps.swarm.leave(digest)).await {
-        Ok(left) => left.map_err(|error| chain(&error))?,
-        Err(_) => return Err("the swarm does not let go of it".to_owned()),
-    }
+    let_go(deps, digest).await?;
     deps.disk.remove(digest).await.map_err(|error| chain(&error))
+}
+
+async fn let_go(deps: &AgentDeps, digest: &Digest) -> Result<(), String> {
+    match tokio::time::timeout(LEAVE_TIMEOUT, deps.swarm.leave(digest)).await {
+        Ok(left) => left.map_err(|error| chain(&error)),
+        Err(_) => Err("the swarm does not let go of it".to_owned()),
+    }
+}
+
+/// Before a fetch that fails anyway: whether the swarm has let go shows at the next try.
+async fn let_go_for_now(deps: &AgentDeps, digest: &Digest) {
+    if let Err(reason) = let_go(deps, digest).await {
+        tracing::warn!(%digest, reason, "an artifact that is to be fetched anew stays with the swarm for now");
+    }
 }
 
 /// Offers the blobs of an earlier agent to the swarm, one after the other; those that fail come again after the others.
@@ -266,9 +275,7 @@ async fn seed_blob(deps: &AgentDeps, digest: Digest, events: &mpsc::Sender<Event
     };
     match deps.swarm.seed(manifest, deps.disk.blob(&digest)).await {
         // Removed while it was being verified.
-        Ok(()) if !deps.disk.holds(&digest).await.map_err(|error| chain(&error))? => {
-            deps.swarm.leave(&digest).await.map_err(|error| chain(&error))
-        }
+        Ok(()) if !deps.disk.holds(&digest).await.map_err(|error| chain(&error))? => let_go(deps, &digest).await,
         Ok(()) => Ok(()),
         Err(error @ swarm::Error::Corrupt { .. }) => {
             tracing::error!(%digest, error = chain(&error), "a blob is damaged and will be fetched again");
