@@ -29,7 +29,6 @@ mod redb_file_opened_anew {
 
     use super::*;
 
-    #[expect(clippy::unused_async, reason = "the kit awaits its backends")]
     async fn handles() -> (Arc<dyn GoalStateStore>, TempDir) {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("goals.redb");
@@ -37,7 +36,7 @@ mod redb_file_opened_anew {
             let file = file.clone();
             async move { opened(&file).await as Arc<dyn GoalStateStore> }
         };
-        (Arc::new(Handles::new(1, open)), folder)
+        (Arc::new(Handles::new(1, open).await), folder)
     }
 
     /// A write whose caller has gone holds the file until it ends.
@@ -176,7 +175,7 @@ mod etcd {
             let (server, prefix) = (Arc::clone(&of), prefix.clone());
             async move { Arc::new(open(&server, &prefix).await) as Arc<dyn GoalStateStore> }
         };
-        (Arc::new(Handles::new(2, open)), server)
+        (Arc::new(Handles::new(2, open).await), server)
     }
 
     deploycore::goals_conformance!(handles);

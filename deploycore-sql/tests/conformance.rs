@@ -33,26 +33,24 @@ mod two_handles {
     use super::*;
 
     /// Two handles on a new file.
-    fn handles<T: ?Sized + Send + Sync + 'static>(of: fn(&Sqlite) -> Arc<T>) -> (Arc<Handles<T>>, TempDir) {
+    async fn handles<T: ?Sized + Send + Sync + 'static>(of: fn(&Sqlite) -> Arc<T>) -> (Arc<Handles<T>>, TempDir) {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}/deploycore.db", folder.path().display());
         let open = move || {
             let url = url.clone();
             async move { of(&Sqlite::open(&url).await.unwrap()) }
         };
-        (Arc::new(Handles::new(2, open)), folder)
+        (Arc::new(Handles::new(2, open).await), folder)
     }
 
-    #[expect(clippy::unused_async, reason = "the kit awaits its backends")]
     async fn fresh_queue() -> (Arc<Handles<dyn JobQueue>>, TempDir) {
-        handles(|sqlite| sqlite.queue())
+        handles::<dyn JobQueue>(|sqlite| sqlite.queue()).await
     }
 
     deploycore::queue_conformance!(fresh_queue, flavor = "multi_thread", worker_threads = 2);
 
-    #[expect(clippy::unused_async, reason = "the kit awaits its backends")]
     async fn fresh_ledger() -> (Arc<Handles<dyn ReplicationLedger>>, TempDir) {
-        handles(|sqlite| sqlite.ledger())
+        handles::<dyn ReplicationLedger>(|sqlite| sqlite.ledger()).await
     }
 
     deploycore::ledger_conformance!(fresh_ledger, flavor = "multi_thread", worker_threads = 2);

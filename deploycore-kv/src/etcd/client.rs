@@ -2,9 +2,8 @@
 //!
 //! Every request may be sent twice: a write compares the revision that it was decided on, so the second of the same has no effect.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::stream::{BoxStream, StreamExt};
@@ -46,7 +45,7 @@ pub(super) struct Client {
     probe: Option<Probe>,
     /// The server that calls go to: the last one that answered.
     at: AtomicUsize,
-    token: Mutex<Token>,
+    token: Mutex<Current>,
     /// Held by the one that gets a new token.
     renewing: tokio::sync::Mutex<()>,
 }
@@ -62,15 +61,23 @@ enum Token {
     Known(AsciiMetadataValue),
 }
 
+/// What stands for the user now, and how many others did before.
+#[derive(Debug, Clone, Default)]
+struct Current {
+    number: u64,
+    token: Token,
+}
+
 #[derive(Debug)]
 struct Server {
     endpoint: String,
     channel: Channel,
 }
 
-/// Events of a watch, and the server that they come from.
+/// Events of a watch, the server that they come from, and the number of the token that it was asked with.
 pub(super) struct Events {
     pub(super) server: usize,
+    pub(super) token: u64,
     stream: BoxStream<'static, Result<WatchResponse, Status>>,
 }
 
@@ -118,11 +125,12 @@ impl Client {
         A: Message + Default + 'static,
     {
         let (mut last, mut hopeless, mut renewed, mut pause) = (None, 0, false, FIRST_PAUSE);
+        let mut token = None;
         let first = self.at.load(Ordering::Relaxed);
         for asked in 1.. {
             let server = (first + asked - 1) % self.servers.len();
             let limit = deadline.min(Instant::now() + self.settings.attempt_limit);
-            let fault = match self.attempt(server, path, request.clone(), limit).await {
+            let fault = match self.attempt(server, path, request.clone(), limit, &mut token).await {
                 Ok(answer) => return Ok(answer),
                 Err(fault) if asked <= self.servers.len() => self.explained(server, fault, limit).await,
                 Err(fault) => fault,
@@ -131,7 +139,9 @@ impl Client {
                 Remedy::None => return Err(fault),
                 Remedy::Token if !renewed && self.settings.user.is_some() => {
                     renewed = true;
-                    self.forget_token();
+                    if let Some(token) = token {
+                        self.forget_token(token);
+                    }
                     hopeless = 0;
                 }
                 Remedy::Token if self.settings.user.is_none() => return Err(Fault::NoUser),
@@ -158,7 +168,15 @@ impl Client {
         Err(Fault::Silent { endpoints, limit: self.settings.call_limit, source: last.map(Box::new) })
     }
 
-    async fn attempt<Q, A>(&self, server: usize, path: &'static str, message: Q, limit: Instant) -> Result<A, Fault>
+    /// Notes the number of the token that it went by.
+    async fn attempt<Q, A>(
+        &self,
+        server: usize,
+        path: &'static str,
+        message: Q,
+        limit: Instant,
+        token: &mut Option<u64>,
+    ) -> Result<A, Fault>
     where
         Q: Message + 'static,
         A: Message + Default + 'static,
@@ -166,7 +184,7 @@ impl Client {
         let begun = Instant::now();
         let ask = async {
             let mut request = Request::new(message);
-            self.sign(&mut request, server).await?;
+            *token = Some(self.sign(&mut request, server).await?);
             self.unary(server, path, request).await
         };
         timeout_at(limit, ask).await.unwrap_or_else(|_| {
@@ -208,14 +226,14 @@ impl Client {
             // The request must not end: that would end the watch.
             let requests = futures::stream::iter([WatchRequest { create: Some(create) }]);
             let mut request = Request::new(requests.chain(futures::stream::pending()));
-            self.sign(&mut request, server).await?;
+            let token = self.sign(&mut request, server).await?;
             // A member that loses its leader ends the watch. Without it, it would go on in silence.
             request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
             let mut grpc = self.grpc(server).await?;
             let codec = ProstCodec::<WatchRequest, WatchResponse>::default();
             let answer = grpc.streaming(request, PathAndQuery::from_static(WATCH), codec).await;
             let stream = answer.map_err(|status| self.fault(server, &status))?.into_inner();
-            Ok(Events { server, stream: stream.boxed() })
+            Ok(Events { server, token, stream: stream.boxed() })
         };
         let (endpoint, limit) = (&self.servers[server].endpoint, self.settings.attempt_limit);
         let late = |_| Fault::Late { endpoint: endpoint.clone(), limit };
@@ -243,38 +261,47 @@ impl Client {
         let _ = self.at.compare_exchange(server, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    /// The next call gets a new token.
-    pub(super) fn forget_token(&self) {
-        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Token::Unknown;
+    /// The next call gets a new token, unless somebody has got one already: of many calls that one token fails, each would forget the one that
+    /// the call before got, and etcd takes its time to check a password.
+    pub(super) fn forget_token(&self, number: u64) {
+        let mut current = self.current();
+        if current.number == number {
+            current.token = Token::Unknown;
+        }
+    }
+
+    fn current(&self) -> MutexGuard<'_, Current> {
+        self.token.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn fault(&self, server: usize, status: &Status) -> Fault {
         Fault::of(status, &self.servers[server].endpoint, &self.settings.prefix)
     }
 
-    async fn sign<Q>(&self, request: &mut Request<Q>, server: usize) -> Result<(), Fault> {
-        if let Token::Known(token) = self.token(server).await? {
+    /// The number of the token that the request has now.
+    async fn sign<Q>(&self, request: &mut Request<Q>, server: usize) -> Result<u64, Fault> {
+        let Current { number, token } = self.token(server).await?;
+        if let Token::Known(token) = token {
             request.metadata_mut().insert("token", token);
         }
-        Ok(())
+        Ok(number)
     }
 
     /// The user's token: any member takes it, whichever gave it.
-    async fn token(&self, server: usize) -> Result<Token, Fault> {
-        let Some(user) = &self.settings.user else { return Ok(Token::Needless) };
-        let now = || self.token.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match now() {
-            Token::Unknown => {}
-            known => return Ok(known),
+    async fn token(&self, server: usize) -> Result<Current, Fault> {
+        let Some(user) = &self.settings.user else { return Ok(Current { number: 0, token: Token::Needless }) };
+        let known = || Some(self.current().clone()).filter(|current| !matches!(current.token, Token::Unknown));
+        if let Some(known) = known() {
+            return Ok(known);
         }
         let _turn = self.renewing.lock().await;
-        match now() {
-            Token::Unknown => {}
-            known => return Ok(known),
+        if let Some(known) = known() {
+            return Ok(known);
         }
         let token = self.authenticate(server, user).await?;
-        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = token.clone();
-        Ok(token)
+        let mut current = self.current();
+        *current = Current { number: current.number + 1, token };
+        Ok(current.clone())
     }
 
     async fn authenticate(&self, server: usize, user: &User) -> Result<Token, Fault> {
@@ -318,5 +345,23 @@ impl Server {
             // etcd hangs up on who asks with no call or watch under way.
             .keep_alive_while_idle(false);
         Ok(Self { endpoint: endpoint.to_owned(), channel: builder.connect_lazy() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Calls that one token has failed forget that one.
+    #[tokio::test]
+    async fn a_token_that_is_newer_than_the_one_that_failed_stays() {
+        let settings = Settings::new(vec!["http://127.0.0.1:1".to_owned()]).with_user("web", "right");
+        let client = Client::new(settings).await.unwrap();
+        let known = || Token::Known(AsciiMetadataValue::from_static("a"));
+        *client.current() = Current { number: 2, token: known() };
+        client.forget_token(1);
+        assert!(matches!(client.token(0).await, Ok(Current { number: 2, token: Token::Known(_) })));
+        client.forget_token(2);
+        assert!(matches!(client.current().token, Token::Unknown));
     }
 }

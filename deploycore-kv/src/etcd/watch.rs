@@ -109,7 +109,7 @@ impl Watcher {
                 return Err(match fault.remedy() {
                     // A certificate or a token that was good until now: the read that the next try begins with will tell.
                     Remedy::None | Remedy::ElsewhereOnly | Remedy::Token => {
-                        store.client.forget_token();
+                        store.client.forget_token(events.token);
                         store.client.ended(server, &chain(&fault)).into()
                     }
                     Remedy::Elsewhere => fault.into(),
@@ -117,7 +117,7 @@ impl Watcher {
             }
         };
         if response.canceled {
-            return Err(self.canceled(&response, server).into());
+            return Err(self.canceled(&response, &events).into());
         }
         if !response.created {
             self.failing = None;
@@ -128,15 +128,15 @@ impl Watcher {
     }
 
     /// The server has ended the watch. What to do comes out when it is opened again, which begins with a read.
-    fn canceled(&self, response: &WatchResponse, server: usize) -> Fault {
+    fn canceled(&self, response: &WatchResponse, events: &Events) -> Fault {
         let client = &self.store.client;
         if response.compact_revision > 0 {
             return Fault::Gone;
         }
         // A token that is no longer valid is told as a lack of permission.
-        client.forget_token();
-        client.turn_from(server);
-        client.ended(server, &response.cancel_reason)
+        client.forget_token(events.token);
+        client.turn_from(events.server);
+        client.ended(events.server, &response.cancel_reason)
     }
 
     fn take(&mut self, goals: Vec<Stored>) {

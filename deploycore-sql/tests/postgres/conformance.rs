@@ -9,26 +9,26 @@ use servers::postgres::Database;
 use crate::bed;
 
 /// Two handles on an empty database.
-fn handles<T: ?Sized + Send + Sync + 'static>(of: fn(&bed::Sql) -> Arc<T>) -> (Arc<Handles<T>>, Database<'static>) {
+async fn handles<T: ?Sized + Send + Sync + 'static>(
+    of: fn(&bed::Sql) -> Arc<T>,
+) -> (Arc<Handles<T>>, Database<'static>) {
     let database = bed::empty();
     let url = database.url();
     let open = move || {
         let url = url.clone();
         async move { of(&bed::open_at(&url).await) }
     };
-    (Arc::new(Handles::new(2, open)), database)
+    (Arc::new(Handles::new(2, open).await), database)
 }
 
-#[expect(clippy::unused_async, reason = "the kit awaits its backends")]
 async fn fresh_queue() -> (Arc<Handles<dyn JobQueue>>, Database<'static>) {
-    handles(|sql| sql.queue())
+    handles::<dyn JobQueue>(|sql| sql.queue()).await
 }
 
 deploycore::queue_conformance!(fresh_queue, flavor = "multi_thread", worker_threads = 2);
 
-#[expect(clippy::unused_async, reason = "the kit awaits its backends")]
 async fn fresh_ledger() -> (Arc<Handles<dyn ReplicationLedger>>, Database<'static>) {
-    handles(|sql| sql.ledger())
+    handles::<dyn ReplicationLedger>(|sql| sql.ledger()).await
 }
 
 deploycore::ledger_conformance!(fresh_ledger, flavor = "multi_thread", worker_threads = 2);

@@ -49,6 +49,11 @@ fn message(panic: &(dyn Any + Send)) -> String {
     text.unwrap_or("a panic without a message").to_owned()
 }
 
+/// No call of a backend wants more polls: where calls are dropped after one poll, after two and so on, all come to their end before.
+pub(crate) const MOST_POLLS: usize = 1_000;
+/// For so many moments a server may hold what a caller that has gone left locked.
+pub(crate) const PATIENCE: usize = 500;
+
 /// Polls a call so many times at most, then drops it. `None` when it was dropped.
 pub(crate) async fn cut<T>(polls: usize, call: impl Future<Output = T>) -> Option<T> {
     let (mut call, mut left) = (pin!(call), polls);

@@ -1,8 +1,8 @@
 //! One backend through several handles, as several processes have it.
 //!
-//! [`Handles`] implements the traits of queue, ledger and goals over handles on the same data. Its calls go to one handle after the other, and each
-//! handle is dropped and opened anew after some of them, so that every case of a kit also asks whether another process sees what was answered, whether it decides
-//! as the first would, and whether the answer outlives the handle that gave it.
+//! [`Handles`] implements the traits of queue, ledger and goals over handles on the same data. Its calls go to one handle after the other, so that every case
+//! of a kit also asks whether another process sees what was answered and decides as the first would. Each handle is dropped and opened anew now and then, so
+//! that the longer cases ask whether an answer outlives the handle that gave it.
 //!
 //! ```no_run
 //! # use std::sync::Arc;
@@ -22,7 +22,7 @@
 //!         let url = url.clone();
 //!         async move { connect(&url).await }
 //!     };
-//!     (Arc::new(Handles::new(3, open)), database)
+//!     (Arc::new(Handles::new(3, open).await), database)
 //! }
 //!
 //! deploycore::queue_conformance!(three_processes);
@@ -41,16 +41,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use tokio::sync::{OwnedRwLockReadGuard, RwLock};
+use tokio::sync::Mutex;
 
-/// A handle serves so many calls before it is opened anew.
+/// A handle is opened anew for its fourth call, and again after so many.
 const CALLS: usize = 32;
+const FIRST: usize = 3;
 
 type Open<T> = Arc<dyn Fn() -> BoxFuture<'static, Arc<T>> + Send + Sync>;
-/// `None` until the next call opens it anew.
-type Place<T> = Arc<RwLock<Option<Arc<T>>>>;
-/// A handle that is not dropped while a call uses it.
-type Held<T> = OwnedRwLockReadGuard<Option<Arc<T>>, T>;
+/// `None` until the next call opens it.
+type Place<T> = Arc<Mutex<Option<Arc<T>>>>;
 
 /// Handles on the same data, one after the other. See the [module](self).
 pub struct Handles<T: ?Sized> {
@@ -60,28 +59,34 @@ pub struct Handles<T: ?Sized> {
 }
 
 impl<T: ?Sized + Send + Sync + 'static> Handles<T> {
-    /// So many handles at once, each made by `open` when its first call comes. Take one where a second cannot be opened beside the first: that one is dropped before it is opened
-    /// anew.
-    pub fn new<F, Opening>(handles: usize, open: F) -> Self
+    /// So many handles at once, each made by `open`: the first here, the others when their first call comes. Take one where a second cannot be opened
+    /// beside the first: that one is dropped before it is opened anew.
+    ///
+    /// `open` may be dropped half-way and called again, as any call of a case. Where a call whose caller has gone may still hold the data, it waits for the
+    /// end of that. It panics when the backend cannot be opened.
+    pub async fn new<F, Opening>(handles: usize, open: F) -> Self
     where
         F: Fn() -> Opening + Send + Sync + 'static,
         Opening: Future<Output = Arc<T>> + Send + 'static,
     {
         assert!(handles > 0, "no call could be made");
-        let places = (0..handles).map(|_| Arc::default()).collect();
-        Self { open: Arc::new(move || open().boxed()), places, calls: AtomicUsize::new(0) }
+        let (open, places): (Open<T>, Vec<Place<T>>) =
+            (Arc::new(move || open().boxed()), (0..handles).map(|_| Arc::default()).collect());
+        opened(&places[0], &open).await;
+        Self { open, places, calls: AtomicUsize::new(0) }
     }
 
     /// The handle of the next call.
-    async fn next(&self) -> Held<T> {
+    async fn next(&self) -> Arc<T> {
         let (turn, place) = self.turn();
-        // Not while other calls use it: they would lose it half-way.
-        if turn % CALLS == CALLS - 1
-            && let Ok(mut place) = place.try_write()
-        {
-            *place = None;
+        if turn % CALLS == FIRST {
+            let mut handle = place.lock().await;
+            // Not while other calls use it: they would lose it half-way. Whoever begins to waits for the lock.
+            if handle.as_ref().is_some_and(|handle| Arc::strong_count(handle) == 1) {
+                *handle = None;
+            }
         }
-        hold(place.clone(), self.open.clone()).await
+        opened(place, &self.open).await
     }
 
     /// Whose turn it is, and how many it had before.
@@ -90,24 +95,18 @@ impl<T: ?Sized + Send + Sync + 'static> Handles<T> {
         (call / self.places.len(), &self.places[call % self.places.len()])
     }
 
-    /// What is the same of each handle; true while none is open.
+    /// What is the same of each handle; true at a moment when none is at hand.
     fn each_is(&self, asked: impl Fn(&T) -> bool) -> bool {
-        let at_hand = self.places.iter().find_map(|place| place.try_read().ok()?.clone());
-        at_hand.is_none_or(|handle| asked(&handle))
+        self.places.iter().find_map(|place| Some(asked(place.try_lock().ok()?.as_deref()?))).unwrap_or(true)
     }
 }
 
 /// Whoever opens a handle may be dropped meanwhile: then the next opens it.
-async fn hold<T: ?Sized>(place: Place<T>, open: Open<T>) -> Held<T> {
-    loop {
-        let held = place.clone().read_owned().await;
-        if let Ok(held) = OwnedRwLockReadGuard::try_map(held, Option::as_deref) {
-            return held;
-        }
-        let mut place = place.write().await;
-        if place.is_none() {
-            *place = Some(open().await);
-        }
+async fn opened<T: ?Sized>(place: &Place<T>, open: &Open<T>) -> Arc<T> {
+    let mut handle = place.lock().await;
+    match &*handle {
+        Some(handle) => Arc::clone(handle),
+        None => Arc::clone(handle.insert(open().await)),
     }
 }
 

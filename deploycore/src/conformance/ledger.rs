@@ -128,7 +128,7 @@ macro_rules! __ledger_cases {
             }
             dropped {
                 a_registration_is_whole_or_not_there
-                a_claim_takes_all_or_none
+                a_claim_leaves_no_lease_that_nobody_knows
                 an_end_counts_once
             }
             model {

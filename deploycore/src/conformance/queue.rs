@@ -207,7 +207,7 @@ macro_rules! __queue_cases {
             }
             dropped {
                 an_enqueue_adds_all_or_none
-                a_claim_takes_all_or_none
+                a_claim_leaves_no_lease_that_nobody_knows
                 an_end_counts_once
                 the_ends_of_a_batch_count_once
                 a_rescue_takes_each_job_back_once

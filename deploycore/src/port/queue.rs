@@ -303,7 +303,7 @@ pub trait JobQueue: Send + Sync + Debug + 'static {
     ///
     /// Each end has an answer of its own: one that is refused leaves the others alone. Two ends of one lease count as if one came after the
     /// other. Once it returned, all that it answered for is durable. A call that fails as a whole may have ended any of the attempts:
-    /// repeating it gives the same answers.
+    /// repeated, it is answered as repeated calls of `complete` are.
     ///
     /// Errors of an end: `LeaseLost`, `NotFound`, `Invalid`, as of `complete`. Errors of the call: `Invalid` past the [`bounds`], `Backend`.
     async fn complete_batch(&self, ends: &[AttemptEnd]) -> Result<Vec<Result<JobStatus, Error>>, Error> {

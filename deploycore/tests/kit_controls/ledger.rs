@@ -108,7 +108,13 @@ const CONTROLS: &[(Fault, &[&str])] = &[
     (Fault::DeletesAtOnce, &["tombstones::what_is_in_use_is_not_collected"]),
     (Fault::LiftsWhatIsBeingDeleted, &["tombstones::a_collected_artifact_is_not_deployed_any_more"]),
     (Fault::ReopensUnderATombstone, &["tombstones::nothing_is_copied_under_a_tombstone"]),
-    (Fault::RegistersWhileDeleting, &["tombstones::bytes_that_are_built_anew_are_kept"]),
+    (
+        Fault::RegistersWhileDeleting,
+        &[
+            "tombstones::bytes_that_are_built_anew_are_kept",
+            "tombstones::a_registration_and_a_deletion_do_not_both_begin",
+        ],
+    ),
     (Fault::NeedsWhatWasCollected, &["tombstones::bytes_that_no_artifact_has_are_told"]),
 ];
 

@@ -53,6 +53,7 @@ enum Fault {
     BatchAnswersInOrderOfJobs,
     BatchRepeatIsRefused,
     CancelEndsRunningJobs,
+    EndsInTwoSteps,
     NewerCancelsRunningJobs,
     RepeatCancelsWhatCameAfter,
     CursorIsAnInstant,
@@ -71,7 +72,7 @@ const CONTROLS: &[(Fault, &[&str])] = &[
     (Fault::EnqueueIsNoTransaction, &["enqueue::a_conflict_refuses_the_whole_batch"]),
     (Fault::EnqueueRaces, &["enqueue::concurrent_jobs_with_one_dedup_key_add_one"]),
     (Fault::EnqueueStopsHalfway, &["dropped::an_enqueue_adds_all_or_none"]),
-    (Fault::ClaimIsRecordedLater, &["dropped::a_claim_takes_all_or_none"]),
+    (Fault::ClaimIsRecordedLater, &["dropped::a_claim_leaves_no_lease_that_nobody_knows"]),
     (Fault::DedupSeesOnlyQueuedJobs, &["enqueue::a_dedup_key_is_unique_among_unfinished_jobs"]),
     (
         Fault::ClaimTrustsWhatItRead,
@@ -152,6 +153,14 @@ const CONTROLS: &[(Fault, &[&str])] = &[
     (
         Fault::BatchRepeatIsRefused,
         &["complete_batch::repeating_changes_nothing", "complete_batch::a_lease_twice_in_a_batch_ends_once"],
+    ),
+    (
+        Fault::EndsInTwoSteps,
+        &[
+            "dropped::an_end_counts_once",
+            "dropped::the_ends_of_a_batch_count_once",
+            "dropped::a_rescue_takes_each_job_back_once",
+        ],
     ),
     (Fault::CancelEndsRunningJobs, &["cancel::a_running_job_is_only_marked"]),
     (Fault::NewerCancelsRunningJobs, &["supersede::what_runs_is_left_alone_until_it_is_queued_again"]),

@@ -78,7 +78,11 @@ const CONTROLS: &[(Fault, &[&str])] = &[
     (Fault::LogsAreUnbounded, &["logs::the_largest_log_fits_and_a_larger_one_is_refused"]),
     (
         Fault::PartsAreInOrderOfArrival,
-        &["multipart::parts_in_any_order_make_the_artifact", "multipart::a_part_may_be_sent_again"],
+        &[
+            "multipart::parts_in_any_order_make_the_artifact",
+            "multipart::a_part_may_be_sent_again",
+            "multipart::parts_sent_at_once_make_the_artifact",
+        ],
     ),
     (Fault::PartsAreOfOneProcess, &["multipart::another_process_goes_on"]),
     (Fault::PartsOfOneSize, &["multipart::parts_of_any_artifact_are_whole_pieces"]),

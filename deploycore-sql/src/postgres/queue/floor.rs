@@ -89,7 +89,10 @@ impl Floors {
         if state.function_until.is_some_and(|until| now < until) {
             return Way::Function;
         }
-        state.floor = state.floor.filter(|kept| now < kept.until);
+        if state.floor.is_some_and(|kept| kept.until <= now) {
+            // One that was worth it until now most likely is still: it is asked about soon.
+            (state.floor, state.claimed) = (None, JOBS_WITHOUT_FLOOR - JOBS_OF_FLOOR);
+        }
         Way::Plain(state.floor)
     }
 

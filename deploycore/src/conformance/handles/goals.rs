@@ -1,11 +1,14 @@
+//! Goals through several handles.
+
 use async_trait::async_trait;
 use futures::stream::{self, BoxStream, StreamExt};
 
-use super::Handles;
+use super::{Handles, opened};
 use crate::model::{Goal, Revision, ServiceName};
 use crate::port::GoalStateStore;
 use crate::port::goals::{Changes, Error, Expect, Snapshot, Stored};
 
+/// It has no wish of when to be polled: each handle has its own.
 #[async_trait]
 impl GoalStateStore for Handles<dyn GoalStateStore> {
     async fn get(&self, service: &ServiceName) -> Result<Option<Stored>, Error> {
@@ -34,10 +37,9 @@ impl GoalStateStore for Handles<dyn GoalStateStore> {
 
     /// The handle stays open while anybody watches.
     fn watch(&self, since: Revision) -> BoxStream<'static, Result<Changes, Error>> {
-        let (_, place) = self.turn();
-        let held = super::hold(place.clone(), self.open.clone());
+        let (place, open) = (self.turn().1.clone(), self.open.clone());
         let watch = async move {
-            let store = held.await;
+            let store = opened(&place, &open).await;
             store.watch(since).map(move |event| (event, &store).0)
         };
         stream::once(watch).flatten().boxed()

@@ -1,3 +1,5 @@
+//! The ledger through several handles.
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 

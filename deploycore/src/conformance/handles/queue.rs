@@ -1,3 +1,5 @@
+//! The queue through several handles.
+
 use std::num::NonZeroU32;
 use std::time::Duration;
 

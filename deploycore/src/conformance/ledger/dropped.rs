@@ -4,19 +4,17 @@
 
 use std::time::Duration;
 
-use super::super::case::cut;
+use super::super::case::{MOST_POLLS, PATIENCE, cut};
 use super::steps::*;
-use crate::model::{ClaimId, CopyState, RegionName};
+use crate::model::{ClaimId, CopyState, CopyTask, RegionName};
 use crate::port::ReplicationLedgerExt;
 use crate::port::ledger::{CopyRetry, Registered};
 
-/// For so many moments a server may hold what a caller that has gone left locked.
-const ROUNDS: usize = 500;
 const REGIONS: [&str; 3] = ["ap", "eu", "us"];
 
 /// With all its copies, or with none and not at all.
 pub async fn a_registration_is_whole_or_not_there(ledger: Subject) {
-    for polls in 1.. {
+    for polls in 1..=MOST_POLLS {
         let artifact = artifact(&format!("web-{polls}"), &REGIONS);
         let ended = cut(polls, ledger.register(&artifact)).await.is_some();
         if let Some(status) = ledger.status(&artifact.artifact.name).await.expect("a read") {
@@ -31,11 +29,26 @@ pub async fn a_registration_is_whole_or_not_there(ledger: Subject) {
             return;
         }
     }
+    panic!("it has no end");
 }
 
-/// What a claim took nobody heard of: the same claim again gets it, whole. If it took none, all are left to others.
-pub async fn a_claim_takes_all_or_none(ledger: Subject) {
-    for polls in 1.. {
+/// Claims so many copies. A server may not know yet that a caller has gone: what that was about to take or change is locked until it does.
+async fn claim_in_time(ledger: &Subject, copies: usize) -> Vec<CopyTask> {
+    let mut claimed = Vec::new();
+    for _ in 0..PATIENCE {
+        claimed.extend(claim(ledger, "eu", HOUR).await);
+        if claimed.len() >= copies {
+            break;
+        }
+        pass(MOMENT).await;
+    }
+    assert_eq!(claimed.len(), copies, "a lease that nobody knows: {claimed:?}");
+    claimed
+}
+
+/// What a claim took nobody heard of: the same claim again gets it. If it took nothing, all is left to others.
+pub async fn a_claim_leaves_no_lease_that_nobody_knows(ledger: Subject) {
+    for polls in 1..=MOST_POLLS {
         for number in 0..3 {
             register(&ledger, &format!("web-{polls}-{number}"), &["eu"]).await;
         }
@@ -43,15 +56,7 @@ pub async fn a_claim_takes_all_or_none(ledger: Subject) {
         let ended = cut(polls, ledger.claim(&request(id, "eu", HOUR, 2))).await.is_some();
         let mut claimed = ledger.claim(&request(id, "eu", HOUR, 2)).await.expect("the claim is within all bounds");
         assert!(claimed.len() == 2 || !ended, "after {polls} polls");
-        // A server may not know yet that the caller has gone: what was about to be taken is locked until it does.
-        for _ in 0..ROUNDS {
-            claimed.extend(claim(&ledger, "eu", HOUR).await);
-            if claimed.len() >= 3 {
-                break;
-            }
-            pass(MOMENT).await;
-        }
-        assert_eq!(claimed.len(), 3, "after {polls} polls: a lease that nobody knows");
+        claimed.extend(claim_in_time(&ledger, 3 - claimed.len()).await);
         for task in &claimed {
             assert_eq!(task.lease.epoch.get(), 1, "after {polls} polls");
             ledger.complete(&task.lease).await.expect("the lease is current");
@@ -60,17 +65,18 @@ pub async fn a_claim_takes_all_or_none(ledger: Subject) {
             return;
         }
     }
+    panic!("it has no end");
 }
 
 /// A failure to try again, and the end of a copy.
 pub async fn an_end_counts_once(ledger: Subject) {
-    for polls in 1.. {
+    for polls in 1..=MOST_POLLS {
         let text = format!("web-{polls}");
         register(&ledger, &text, &["eu"]).await;
-        let (task, retry) = (claim_one(&ledger, "eu", HOUR).await, CopyRetry::After(Duration::ZERO));
+        let (task, retry) = (claim_in_time(&ledger, 1).await.remove(0), CopyRetry::After(Duration::ZERO));
         let mut ended = cut(polls, ledger.fail(&task.lease, "no", retry)).await.is_some();
         ledger.fail(&task.lease, "no", retry).await.expect("the same word again");
-        let task = claim_one(&ledger, "eu", HOUR).await;
+        let task = claim_in_time(&ledger, 1).await.remove(0);
         ended &= cut(polls, ledger.complete(&task.lease)).await.is_some();
         ledger.complete(&task.lease).await.expect("the same word again");
         let copy = copy(&ledger, &text, "eu").await;
@@ -79,4 +85,5 @@ pub async fn an_end_counts_once(ledger: Subject) {
             return;
         }
     }
+    panic!("it has no end");
 }

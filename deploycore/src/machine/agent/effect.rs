@@ -152,7 +152,7 @@ async fn fetch_blob(
     let fetch = match deps.swarm.fetch(request).await {
         Err(error @ swarm::Error::Conflict { .. }) => {
             // The swarm offers the blob, which is not there any more. Once it has let go, the next try begins anew.
-            let_go_for_now(deps, &digest).await;
+            is_let_go(deps, &digest).await;
             return Err(chain(&error));
         }
         other => other.map_err(|error| chain(&error))?,
@@ -161,12 +161,11 @@ async fn fetch_blob(
     if let Err(error) = deps.disk.stage(&manifest).await {
         match error {
             // Whatever wrote this, going on from it would fail for ever.
-            disk::Error::Corrupt { .. } => {
-                let_go_for_now(deps, &digest).await;
+            disk::Error::Corrupt { .. } if is_let_go(deps, &digest).await => {
                 let _ = deps.disk.remove(&digest).await;
             }
             // The swarm believes that it has what somebody took away.
-            disk::Error::Missing { .. } => let_go_for_now(deps, &digest).await,
+            disk::Error::Missing { .. } => drop(is_let_go(deps, &digest).await),
             _ => {}
         }
         return Err(chain(&error));
@@ -242,11 +241,13 @@ async fn let_go(deps: &AgentDeps, digest: &Digest) -> Result<(), String> {
     }
 }
 
-/// Before a fetch that fails anyway: whether the swarm has let go shows at the next try.
-async fn let_go_for_now(deps: &AgentDeps, digest: &Digest) {
-    if let Err(reason) = let_go(deps, digest).await {
+/// After a fetch that failed: if the swarm does not let go, the next try will ask it again.
+async fn is_let_go(deps: &AgentDeps, digest: &Digest) -> bool {
+    let left = let_go(deps, digest).await;
+    if let Err(reason) = &left {
         tracing::warn!(%digest, reason, "an artifact that is to be fetched anew stays with the swarm for now");
     }
+    left.is_ok()
 }
 
 /// Offers the blobs of an earlier agent to the swarm, one after the other; those that fail come again after the others.
@@ -266,8 +267,9 @@ pub(super) async fn seed(deps: AgentDeps, blobs: BTreeSet<Digest>, backoff: Back
 }
 
 async fn seed_blob(deps: &AgentDeps, digest: Digest, events: &mpsc::Sender<Event>) -> Result<(), String> {
+    // Removed since, and the swarm may have been offered it before that was seen.
     if !deps.disk.holds(&digest).await.map_err(|error| chain(&error))? {
-        return Ok(());
+        return let_go(deps, &digest).await;
     }
     let manifest = match deps.disk.manifest(&digest).await.map_err(|error| chain(&error))? {
         Some(manifest) => Arc::new(manifest),

@@ -66,7 +66,8 @@ pub trait Multipart: Send + Sync + Debug {
     /// Begins an upload. A call whose reply is lost leaves one without parts, which nobody can name.
     async fn begin(&self) -> Result<UploadId, Error>;
 
-    /// Stores part `index`, counted from 0, given in spans. Repeating it replaces the part by the same bytes; the newest tag counts.
+    /// Stores part `index`, counted from 0, given in spans. Repeating it, also while an earlier call for the part is under way, replaces the part by
+    /// the same bytes; the newest tag counts.
     ///
     /// Errors: `NoUpload` where the store can tell.
     async fn put_part(&self, upload: &UploadId, index: u32, part: Vec<Bytes>) -> Result<PartTag, Error>;

@@ -117,6 +117,25 @@ impl Broken {
         answer
     }
 
+    /// A step of which the history is written when the jobs are.
+    async fn two_steps<T>(&self, call: impl AsyncFnOnce(&Queue) -> Result<T, Error>) -> Result<T, Error> {
+        let histories = |state: &QueueSnapshot| -> BTreeMap<JobId, Vec<Attempt>> {
+            state.jobs.iter().map(|(id, (_, attempts))| (*id, attempts.clone())).collect()
+        };
+        let before = histories(&self.locked());
+        let answer = self.step(|_| (), call)?;
+        let after = histories(&self.locked());
+        for histories in [before, after] {
+            for (id, (_, attempts)) in &mut self.locked().jobs {
+                if let Some(history) = histories.get(id) {
+                    attempts.clone_from(history);
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+        Ok(answer)
+    }
+
     fn knows(&self, claim: ClaimId) -> bool {
         self.locked().jobs.values().flat_map(|(_, attempts)| attempts).any(|attempt| attempt.lease.claim == claim)
     }
@@ -274,6 +293,9 @@ impl JobQueue for Broken {
 
     async fn complete(&self, lease: &Lease, completion: &Completion) -> Result<JobStatus, Error> {
         let lease = self.guarded(lease)?;
+        if self.is(Fault::EndsInTwoSteps) {
+            return self.two_steps(async |queue| queue.complete(&lease, completion).await).await;
+        }
         let bend = |known: &mut Jobs| match known.get_mut(&lease.job) {
             Some((job, _)) if self.is(Fault::AttemptsAreUnbounded) => job.attempts = job.attempts.min(1),
             _ => {}
@@ -336,6 +358,9 @@ impl JobQueue for Broken {
     async fn rescue(&self, request: &RescueRequest) -> Result<Vec<Rescued>, Error> {
         if self.is(Fault::RescueTrustsWhatItRead) {
             return self.racy_step(async |queue| queue.rescue(request).await).await;
+        }
+        if self.is(Fault::EndsInTwoSteps) {
+            return self.two_steps(async |queue| queue.rescue(request).await).await;
         }
         let mut request = request.clone();
         if self.is(Fault::RescueNeverBacksOff) {
