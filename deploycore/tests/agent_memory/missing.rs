@@ -2,17 +2,21 @@
 
 use super::*;
 
+/// Another build takes the place of the first, whose blob somebody removes. The swarm goes on believing that it has it.
+async fn replace_and_take_away(world: &World, first: &ArtifactRef) {
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    world.deploy(2, b"2").await;
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    world.disk.remove(&first.digest).await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_blob_that_somebody_took_away_is_fetched_again() {
     let world = World::new(1 << 30);
     let first = world.deploy(1, b"1").await;
     let agent = world.agent();
     let drive = async {
-        tokio::time::sleep(Duration::from_secs(20)).await;
-        world.deploy(2, b"2").await;
-        tokio::time::sleep(Duration::from_secs(20)).await;
-        // The swarm goes on believing that it has it.
-        world.disk.remove(&first.digest).await.unwrap();
+        replace_and_take_away(&world, &first).await;
         world.deploy(3, b"1").await;
         tokio::time::sleep(Duration::from_mins(1)).await;
         assert_eq!((world.running(), phase(&agent)), (Some(first.digest.to_string()), ServicePhase::Good));
@@ -64,10 +68,7 @@ async fn a_swarm_that_does_not_answer_is_asked_again_to_let_go_of_what_somebody_
     let first = world.deploy(1, b"1").await;
     let agent = world.agent();
     let drive = async {
-        tokio::time::sleep(Duration::from_secs(20)).await;
-        world.deploy(2, b"2").await;
-        tokio::time::sleep(Duration::from_secs(20)).await;
-        world.disk.remove(&first.digest).await.unwrap();
+        replace_and_take_away(&world, &first).await;
         world.clings.store(true, Ordering::SeqCst);
         world.deploy(3, b"1").await;
         tokio::time::sleep(Duration::from_mins(1)).await;

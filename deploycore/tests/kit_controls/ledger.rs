@@ -18,7 +18,7 @@ use deploycore::port::ledger::{
 };
 use deploycore::port::store::{PartTag, UploadId};
 
-use crate::failures;
+use crate::{assert_all_pass, assert_caught, assert_pass_elsewhere};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
@@ -120,19 +120,14 @@ const CONTROLS: &[(Fault, &[&str])] = &[
 
 #[tokio::test(start_paused = true)]
 async fn without_a_fault_every_case_passes() {
-    let failed = failures(&cases(), |_| true, || Broken::make(Fault::None)).await;
-    assert!(failed.is_empty(), "{failed:?}");
+    assert_all_pass(&cases(), || Broken::make(Fault::None)).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn each_fault_fails_the_cases_that_are_about_it() {
-    for (fault, wanted) in CONTROLS {
-        let failed = failures(&cases(), |name| wanted.contains(&name), || Broken::make(*fault)).await;
-        assert_eq!(failed.len(), wanted.len(), "{fault:?}: of {wanted:?} only {failed:?} fail");
-    }
+    assert_caught(&cases(), CONTROLS, Broken::make).await;
 }
 
-/// A fault is one fault: most of the contract still holds.
 #[tokio::test(start_paused = true)]
 async fn each_fault_passes_what_is_about_something_else() {
     let elsewhere = [
@@ -140,10 +135,7 @@ async fn each_fault_passes_what_is_about_something_else() {
         "copy::copies_come_oldest_first",
         "pin::pins_are_kept_by_holder",
     ];
-    for (fault, _) in CONTROLS {
-        let failed = failures(&cases(), |name| elsewhere.contains(&name), || Broken::make(*fault)).await;
-        assert!(failed.is_empty(), "{fault:?}: {failed:?}");
-    }
+    assert_pass_elsewhere(&cases(), CONTROLS, &elsewhere, Broken::make).await;
 }
 
 #[derive(Debug)]
